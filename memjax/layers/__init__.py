@@ -1,0 +1,11 @@
+"""Building blocks that know nothing of memory."""
+
+from memjax.layers.attention import Attention
+from memjax.layers.backbone import Backbone, Block
+from memjax.layers.head import Head, cross_entropy
+from memjax.layers.linear import Linear
+from memjax.layers.mixer import TokenMixer, mix_tokens
+from memjax.layers.mlp import MLP
+from memjax.layers.rotary import rotate
+
+__all__ = ["MLP", "Attention", "Backbone", "Block", "Head", "Linear", "TokenMixer", "cross_entropy", "mix_tokens", "rotate"]

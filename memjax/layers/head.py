@@ -1,0 +1,105 @@
+"""From hidden states to the vocabulary: logits for those who want them, losses without them for training.
+
+Shapes: B batch, T position, D width, V vocabulary; t positions of one block.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+BLOCK_TOKENS = 1024
+"""Positions whose logits are held at a time."""
+
+
+def block_length(batch: int, length: int, tokens: int = BLOCK_TOKENS) -> int:
+    """Largest divisor t of `length` for which a block [batch, t] stays within `tokens` (at least 1)."""
+    return max((t for t in range(1, length + 1) if length % t == 0 and batch * t <= tokens), default=1)
+
+
+def _logits(hidden_BtD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    return jnp.einsum("btd,dv->btv", hidden_BtD, kernel_DV.astype(hidden_BtD.dtype), preferred_element_type=jnp.float32)
+
+
+def _blocks(x: jax.Array, block: int) -> jax.Array:
+    """[B, T, ...] to [T / t, B, t, ...]: the batch axis stays whole, so that a sharded batch stays where it is."""
+    batch, length = x.shape[:2]
+    return jnp.moveaxis(x.reshape(batch, length // block, block, *x.shape[2:]), 1, 0)
+
+
+def _unblocks(x: jax.Array) -> jax.Array:
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def cross_entropy(
+    hidden: Float[Array, "B T D"], kernel: Float[Array, "D V"], labels: Int[Array, "B T"], block: int
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """-log softmax(hidden @ kernel)[label] in nats, and whether the label is the most likely token.
+
+    Goes over blocks of positions and recomputes each block's logits in the backward pass: `[B, T, V]` never exists.
+    """
+    nats, correct, _ = _scan_forward(hidden, kernel, labels, block)
+    return nats, correct
+
+
+def _scan_forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array, jax.Array]]:
+        hidden_BtD, labels_Bt = xs
+        logits = _logits(hidden_BtD, kernel)
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        at_label = jnp.take_along_axis(logits, labels_Bt[..., None], axis=-1)[..., 0]
+        return None, (lse - at_label, jnp.argmax(logits, axis=-1) == labels_Bt, lse)
+
+    _, out = jax.lax.scan(body, None, (_blocks(hidden, block), _blocks(labels, block)))
+    nats, correct, lse = (_unblocks(y) for y in out)
+    return nats, correct, lse
+
+
+def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int):  # noqa: ANN202
+    nats, correct, lse = _scan_forward(hidden, kernel, labels, block)
+    return (nats, correct), (hidden, kernel, labels, lse)
+
+
+def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]):  # noqa: ANN202
+    hidden, kernel, labels, lse = saved
+    d_nats = cotangents[0]
+
+    def body(d_kernel: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        hidden_BtD, labels_Bt, lse_Bt, d_nats_Bt = xs
+        p_BtV = jnp.exp(_logits(hidden_BtD, kernel) - lse_Bt[..., None])
+        is_label = jnp.arange(p_BtV.shape[-1]) == labels_Bt[..., None]
+        d_logits = ((p_BtV - is_label) * d_nats_Bt[..., None]).astype(hidden.dtype)
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel.astype(hidden.dtype))
+        d_kernel += jnp.einsum("btd,btv->dv", hidden_BtD, d_logits, preferred_element_type=jnp.float32)
+        return d_kernel, d_hidden
+
+    blocks = tuple(_blocks(x, block) for x in (hidden, labels, lse, d_nats))
+    d_kernel, d_hidden = jax.lax.scan(body, jnp.zeros(kernel.shape, jnp.float32), blocks)
+    return _unblocks(d_hidden), d_kernel.astype(kernel.dtype), None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+class Head(nn.Module):
+    """Linear map from width to vocabulary, no bias, not tied to an embedding; logits and losses in float32."""
+
+    width: int
+    vocabulary: int
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, self.vocabulary))
+
+    def __call__(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
+        return jnp.matmul(hidden, self.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def score(
+        self, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+        """Cross entropy of `labels` in nats and whether each is the most likely token, without full logits."""
+        batch, length = labels.shape
+        return cross_entropy(hidden, self.kernel, labels, block_length(batch, length))

@@ -1,0 +1,71 @@
+"""Masked token mixing: a learned lower-triangular matrix over positions in place of attention (Badger 2025, masked mixers).
+
+Shapes: B batch, T position, D width, H head, E head width, P kernel tap.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from memjax.config import Backbone
+from memjax.layers.linear import Linear
+
+
+def mix_tokens(
+    x: Float[Array, "B T H E"], weight: Float[Array, "H P T T"], bias: Float[Array, "H T"], causal: bool = True
+) -> Float[Array, "B T H E"]:
+    """y[t, e] = bias[t] + sum over taps p and positions s <= t of weight[p, t, s] * x[s, e + p - (P-1)//2].
+
+    The kernel runs over channels, zero-padded, not over time, so causality needs only the triangle. The dead triangle is cut
+    in the forward pass: its gradient is exactly zero.
+    """
+    taps, length = weight.shape[1], weight.shape[-1]
+    if causal:
+        weight = jnp.where(jnp.tril(jnp.ones((length, length), bool)), weight, 0)
+    weight = weight.astype(x.dtype)
+    if taps == 1:
+        mixed = jnp.einsum("hts,bshe->bthe", weight[:, 0], x)
+    else:
+        width = x.shape[-1]
+        left = (taps - 1) // 2
+        padded = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (left, taps - 1 - left)))
+        shifted_PBTHE = jnp.stack([padded[..., p : p + width] for p in range(taps)])
+        mixed = jnp.einsum("hpts,pbshe->bthe", weight, shifted_PBTHE)
+    return mixed + bias.T[:, :, None].astype(x.dtype)
+
+
+class TokenMixer(nn.Module):
+    """Flat mixing (`heads` 0) or heads between an input and an output projection; its length is fixed by its weights.
+
+    Empty positions are zeroed on the way in, after the norm, so that they add nothing.
+    """
+
+    config: Backbone
+    length: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+        width, heads, taps = self.config.width, self.config.heads, self.config.kernel
+        batch, length = x.shape[:2]
+        if length != self.length:
+            raise ValueError(f"a mixer built for {self.length} positions was given {length}; its weights belong to positions")
+        bound = 1 / math.sqrt(self.length * taps)
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        weight = self.param("mixing", uniform, (max(heads, 1), taps, self.length, self.length))
+        bias = self.param("mixing_bias", uniform, (max(heads, 1), self.length))
+        h = jnp.where(valid[..., None], x, 0)
+        if heads:
+            h = Linear(width, use_bias=True, dtype=self.dtype, name="in")(h)
+            # The projection has a bias: zero again, so that an empty position adds nothing.
+            h = jnp.where(valid[..., None], h, 0)
+        h = mix_tokens(h.reshape(batch, length, max(heads, 1), -1), weight, bias).reshape(batch, length, width)
+        if self.config.output_gate:
+            h = h * Linear(width, dtype=self.dtype, name="gate")(x)
+        return Linear(width, use_bias=True, dtype=self.dtype, name="out")(h) if heads else h

@@ -1,0 +1,29 @@
+"""Channel mixing: the two-layer network applied at every position.
+
+Shapes: B batch, T position, D width, F hidden width.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from memjax.config import Backbone
+from memjax.layers.linear import Linear
+
+
+class MLP(nn.Module):
+    """SwiGLU (three matrices, no bias) or GELU (two matrices with bias, exact erf), D to F to D."""
+
+    config: Backbone
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        width = self.config.width
+        hidden = int(width * self.config.mlp_ratio)
+        if self.config.mlp == "gelu":
+            h = nn.gelu(Linear(hidden, use_bias=True, dtype=self.dtype, name="up")(x), approximate=False)
+            return Linear(width, use_bias=True, dtype=self.dtype, name="down")(h)
+        gate = Linear(hidden, dtype=self.dtype, name="gate")(x)
+        up = Linear(hidden, dtype=self.dtype, name="up")(x)
+        return Linear(width, dtype=self.dtype, name="down")(nn.silu(gate) * up)
