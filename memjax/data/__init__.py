@@ -1,0 +1,26 @@
+"""Text to rows of tokens: corpora, the vocabulary, packing, and batches that are a function of (seed, step)."""
+
+from memjax.data.corpora import CorpusError, Document, is_validation, python_docs, read_corpus
+from memjax.data.pipeline import TrainBatches, evaluation_batches
+from memjax.data.prepare import Prepared, prepare
+from memjax.data.rows import Rows, RowsError, open_rows, pack, write_rows
+from memjax.data.tokenizer import Tokenizer, TokenizerError
+
+__all__ = [
+    "CorpusError",
+    "Document",
+    "Prepared",
+    "Rows",
+    "RowsError",
+    "Tokenizer",
+    "TokenizerError",
+    "TrainBatches",
+    "evaluation_batches",
+    "is_validation",
+    "open_rows",
+    "pack",
+    "prepare",
+    "python_docs",
+    "read_corpus",
+    "write_rows",
+]

@@ -1,0 +1,229 @@
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memjax.config import Data
+from memjax.data import CorpusError, RowsError, Tokenizer, TokenizerError, corpora, is_validation, prepare, read_corpus, rows
+
+
+@pytest.fixture
+def data(tmp_path, stories) -> Data:
+    """Settings over 60 stories in a .jsonl file, some of them held out."""
+    file = tmp_path / "stories.jsonl"
+    file.write_text("".join(json.dumps({"text": text, "title": text[:30]}) + "\n" for text in stories))
+    return Data(corpus=str(file), vocabulary=320, row_tokens=32, validation_share=0.25)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run" / "data"
+
+
+def contents(folder) -> dict[str, tuple[bytes, int]]:
+    """Every file with its time, to tell a file kept from one written anew."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+def text_of(split: rows.Rows, tokenizer: Tokenizer) -> str:
+    return tokenizer.decode(np.concatenate([split[i] for i in range(len(split))]))
+
+
+def test_splits_are_disjoint_and_the_vocabulary_saw_only_training_text(data, folder, stories):
+    prepared = prepare(data, folder)
+    held_out = [text for text in stories if is_validation(text, 0.25)]
+    kept = [text for text in stories if not is_validation(text, 0.25)]
+    assert 5 < len(held_out) < 30
+    assert "".join(kept).startswith(text_of(prepared.train, prepared.tokenizer))
+    assert "".join(held_out).startswith(text_of(prepared.validation, prepared.tokenizer))
+    assert prepared.tokenizer.fingerprint == Tokenizer.train(kept, 320).fingerprint
+
+
+def test_info_describes_the_data(data, folder, stories):
+    prepared = prepare(data, folder)
+    info = prepared.info
+    assert (info["documents"], info["characters"]) == (60, sum(map(len, stories)))
+    assert info["train"]["documents"] + info["validation"]["documents"] == 60
+    assert (info["tokenizer"], info["row_tokens"]) == (prepared.tokenizer.fingerprint, 32)
+    # Both splits together lose less than two rows, so what is in rows says what the whole corpus would.
+    tokens = sum(map(len, prepared.tokenizer.encode_batch(stories))) + 58
+    assert info["bytes_per_token"] == pytest.approx(info["characters"] / tokens, rel=0.02)
+
+
+def test_a_second_call_changes_nothing(data, folder, monkeypatch):
+    first = prepare(data, folder)
+    before = contents(folder)
+    lines: list[str] = []
+    again = prepare(data, folder, lines.append)
+    assert contents(folder) == before
+    assert again.info == first.info
+    assert len(lines) == 1, "nothing but what there is was reported"
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora, "_lines", None)  # While the file stands untouched it is not even read.
+        prepare(data, folder)
+    # Touched, or elsewhere: the text is what counts.
+    os.utime(data.corpus, (1, 1))
+    prepare(data, folder)
+    prepare(dataclasses.replace(data, corpus=shutil.copy(data.corpus, data.corpus.replace("stories", "copied"))), folder)
+    assert contents(folder) == before
+
+
+def test_two_builds_are_equal(data, folder, tmp_path):
+    prepare(data, folder)
+    prepare(data, tmp_path / "other")
+    assert {name: raw for name, (raw, _) in contents(folder).items()} == {
+        n: raw for n, (raw, _) in contents(tmp_path / "other").items()
+    }
+
+
+def test_another_row_length_keeps_vocabulary_and_rows(data, folder):
+    first = prepare(data, folder)
+    before = contents(folder)
+    longer = prepare(dataclasses.replace(data, row_tokens=48), folder)
+    assert longer.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert longer.train.row_tokens == 48
+    assert {name: file for name, file in contents(folder).items() if not name.startswith("rows-48")} == before
+
+
+def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(data, folder, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "_sha256", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data, folder)
+    assert list(folder.parent.iterdir()) == []
+    # A kill that runs no clean-up leaves the temporary folder behind; it is not in the way.
+    (folder.parent / ".data.leftover" / "rows-32").mkdir(parents=True)
+    assert len(prepare(data, folder).train) >= 8
+
+
+def test_two_processes_at_once_end_with_one_folder(data, folder, monkeypatch):
+    train = Tokenizer.train
+
+    def overtaken(texts, vocabulary):
+        monkeypatch.setattr(Tokenizer, "train", train)
+        prepare(data, folder)
+        return train(texts, vocabulary)
+
+    monkeypatch.setattr(Tokenizer, "train", overtaken)
+    assert len(prepare(data, folder).train) >= 8
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+CHANGES = {
+    "vocabulary": ({"vocabulary": 330}, r"config\.data\.vocabulary=320, not 330.*another --workdir"),
+    "validation_share": ({"validation_share": 0.3}, r"config\.data\.validation_share=0\.25, not 0\.3.*another --workdir"),
+    "text_field": ({"text_field": "title"}, r"config\.data\.text_field='text', not 'title'.*another --workdir"),
+    "corpus": ({"corpus": "python-docs"}, r"config\.data\.corpus='.*stories\.jsonl', not 'python-docs'.*another --workdir"),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_folder_of_other_settings_is_refused(data, folder, key):
+    changes, message = CHANGES[key]
+    prepare(data, folder)
+    before = contents(folder)
+    with pytest.raises(RowsError, match=message):
+        prepare(dataclasses.replace(data, **changes), folder)
+    assert contents(folder) == before
+
+
+def test_a_corpus_that_has_changed_is_refused(data, folder):
+    prepare(data, folder)
+    with open(data.corpus, "a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(RowsError, match=r"another text of config\.data\.corpus=.*60 documents.*61 and.*another --workdir"):
+        prepare(data, folder)
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(data, folder, monkeypatch):
+    train = Tokenizer.train
+
+    def grow(texts, vocabulary):
+        tokenizer = train(texts, vocabulary)
+        with open(data.corpus, "a") as file:
+            file.write('{"text": "one more"}\n')
+        return tokenizer
+
+    monkeypatch.setattr(Tokenizer, "train", grow)
+    with pytest.raises(CorpusError, match=r"changed while it was read"):
+        prepare(data, folder)
+    assert not folder.exists()
+
+
+NO_VALIDATION = r"gives 0 validation rows of 32 tokens, from 0 of 60 documents; at least 2.*config\.data\.validation_share"
+
+
+@pytest.mark.parametrize(
+    ("lines", "share", "message"),
+    [
+        (60, 1e-9, NO_VALIDATION),
+        (60, 1 - 1e-9, r"config\.data\.validation_share holds out all"),
+        (0, 0.25, r"config\.data\.corpus is empty"),
+        (2, 0.25, r"from \d of 2 documents"),
+    ],
+)
+def test_too_little_text(data, folder, lines, share, message):
+    file = Path(data.corpus)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines]))
+    with pytest.raises((CorpusError, TokenizerError), match=message):
+        prepare(dataclasses.replace(data, validation_share=share), folder)
+    assert not folder.exists()
+
+
+def test_rows_too_long_for_the_corpus(data, folder):
+    with pytest.raises(CorpusError, match=r"gives \d train rows of 4096 tokens.*at least 8.*config\.data\.row_tokens"):
+        prepare(dataclasses.replace(data, row_tokens=4096), folder)
+
+
+def test_a_folder_that_is_not_ours(data, folder):
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(RowsError, match=r"no prepared\.json.*another --workdir"):
+        prepare(data, folder)
+    assert (folder / "thesis.tex").read_text() == "precious"
+
+
+def replaced_tokenizer(folder):
+    Tokenizer.train(["other words " * 99, "entirely different text, told twice " * 50], 270).save(folder / "tokenizer.model")
+
+
+DAMAGE = {
+    "other tokenizer": (
+        replaced_tokenizer,
+        RowsError,
+        r"tokenizer\.model: is tokenizer \w+, while .*prepared\.json was written with",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), TokenizerError, r"tokenizer\.model: cannot be read"),
+    "cut description": (lambda f: (f / "prepared.json").write_text("{"), RowsError, r"prepared\.json: is damaged"),
+    "future format": (
+        lambda f: (f / "prepared.json").write_text('{"format": 9}'),
+        RowsError,
+        r"prepared\.json: data of format 9",
+    ),
+    "no rows": (lambda f: (f / "rows-32" / "train.json").unlink(), RowsError, r"train\.json: no such file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named(data, folder, damage):
+    harm, error, message = DAMAGE[damage]
+    prepare(data, folder)
+    harm(folder)
+    with pytest.raises(error, match=message):
+        prepare(data, folder)
+
+
+def test_python_docs_by_default(folder):
+    prepared = prepare(Data(), folder)
+    assert len(prepared.train) > 4000
+    assert len(prepared.validation) > 200
+    assert 2.0 < prepared.info["bytes_per_token"] < 3.5
+    assert prepared.info["documents"] == sum(1 for _ in read_corpus("python-docs"))
