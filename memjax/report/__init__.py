@@ -1,0 +1,5 @@
+"""The page that shows what a run found: `write_report(workdir)` turns its numbers into plots and one self-contained HTML file."""
+
+from memjax.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,174 @@
+"""From a run's numbers to `report.html`: everything the template shows is decided here."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from memjax.report import claim, numbers, passages, plots, words
+from memjax.report.run import CAUSAL_CONTROL, NO_MEMORY, Run, read_run
+
+COLUMNS: tuple[tuple[str, str, str, int], ...] = (
+    ("next_token_nats", "next token", "nats", -1),
+    ("next_token_bits_per_byte", "next token", "bits/byte", -1),
+    ("copy_accuracy", "copy", "% right", 1),
+    ("blank_copy_accuracy", "blank copy", "% right", 1),
+    ("free_running_exact_chunks", "exact recall", "% of chunks", 1),
+    ("autoencoder_accuracy", "autoencoder", "% right", 1),
+)
+"""Key in a model's results, heading, unit, and whether more (1) or less (-1) is better."""
+
+
+def write_report(workdir: Path) -> Path:
+    """Writes `workdir/plots/*.png` and `workdir/report.html`, a page that needs no other file; returns the page's path.
+
+    Raises:
+      FileNotFoundError: `workdir/results.json` does not exist.
+      ValueError: it is not JSON.
+      TypeError: it is JSON, but not an object.
+    """
+    workdir = Path(workdir)
+    run = read_run(workdir)
+    holds, losses = plots.draw_all(run, workdir / "plots")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("memjax.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": numbers.percent,
+        "decimal": numbers.decimal,
+        "count": numbers.count,
+        "short": numbers.short_count,
+        "duration": numbers.duration,
+        "embed": _embed,
+    }
+    page = environment.get_template("page.html.jinja").render(_context(run, holds, losses))
+    path = workdir / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _embed(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dict[str, Any]:
+    name = str(run.results.get("name") or "run")
+    data = run.section("data")
+    return {
+        "run": run,
+        "name": name,
+        "facts": run.results.get,
+        "created": _date(run.results.get("created")),
+        "claim": claim.judge(run),
+        "headline": _headline(run),
+        "columns": [(heading, unit) for _, heading, unit, _ in COLUMNS],
+        "models": _models(run),
+        "passages": passages.read_passages(run.results.get("passages")),
+        "holds": holds,
+        "losses": losses,
+        "stages": [_stage(run, stage) for stage in (*run.curriculum, *run.controls)],
+        "tokens_ours": _total(run, run.curriculum),
+        "tokens_control": _total(run, (CAUSAL_CONTROL,)),
+        "control_copied": not {"copy", "blank_copy"}.isdisjoint(run.section("stages", CAUSAL_CONTROL, "objectives")),
+        "data": data,
+        "chunk": _whole(data.get("chunk_length"), "L"),
+        "chunks": _whole(data.get("chunks"), "C"),
+        "chance": run.section("chance"),
+        "versions": {str(package): str(version) for package, version in run.section("versions").items()},
+        "dash": numbers.DASH,
+    }
+
+
+def _headline(run: Run) -> dict[str, Any]:
+    bars = [
+        ("memory model", "ours", run.headline("copy_accuracy")),
+        ("trained on next tokens alone", "causal", run.headline("copy_accuracy", CAUSAL_CONTROL)),
+        ("no memory", "none", run.headline("copy_accuracy", NO_MEMORY)),
+    ]
+    exact, chunks = run.headline("free_running_exact_chunks"), run.of_model(run.final, "free_running_chunks")
+    nats, causal = run.headline("next_token_nats"), run.headline("next_token_nats", CAUSAL_CONTROL)
+    return {
+        "bars": bars,
+        "exact": exact,
+        "exact_of": None if exact is None or chunks is None else (round(exact * chunks), round(chunks)),
+        "price": numbers.signed_percent(numbers.relative(nats, causal)),
+        "nats": (nats, causal, run.headline("next_token_nats", NO_MEMORY)),
+        "seconds": numbers.number(run.results.get("seconds_total")),
+        "tokens_per_second": numbers.number(run.results.get("tokens_per_second")),
+    }
+
+
+def _models(run: Run) -> list[dict[str, Any]]:
+    """Rows of the table of models: the memory model, the controls, then the earlier stages that were measured, latest first."""
+    order = dict.fromkeys((run.final, *run.controls, *reversed(run.curriculum)))
+    best = {}
+    for key, _, _, sign in COLUMNS:
+        values = [value for model in (run.final, *run.controls) if (value := run.of_model(model, key)) is not None]
+        best[key] = max(values, key=lambda value: sign * value) if len(values) > 1 else None
+    rows = []
+    for model in order:
+        kind = "ours" if model == run.final else "control" if model in run.controls else "earlier"
+        cells = []
+        for key, _, unit, _ in COLUMNS:
+            value = run.of_model(model, key)
+            text = numbers.percent(value) if unit.startswith("%") else numbers.decimal(value)
+            cells.append({"text": text, "best": kind != "earlier" and value is not None and value == best[key]})
+        if kind == "earlier" and all(run.of_model(model, key) is None for key, *_ in COLUMNS):
+            continue
+        trained = words.objectives(run, model)
+        rows.append(
+            {
+                "name": words.model_name(run, model),
+                "kind": kind,
+                "trained": trained,
+                "cells": cells,
+                "status": run.status(model),
+            }
+        )
+    return rows
+
+
+def _stage(run: Run, stage: str) -> dict[str, Any]:
+    facts = run.section("stages", stage)
+    total, moving = numbers.number(facts.get("parameters")), numbers.number(facts.get("trainable_parameters"))
+    source = facts.get("init_from")
+    return {
+        "name": words.stage_name(stage),
+        "control": stage in run.controls,
+        "status": run.status(stage),
+        "logged": run.last_step(stage),
+        "objectives": words.objectives(run, stage) or numbers.DASH,
+        "source": words.stage_name(str(source)) if source else "scratch" if source == "" else numbers.DASH,
+        "parameters": total,
+        "trainable": moving / total if total and moving is not None else None,
+        "steps": facts.get("steps"),
+        "tokens": facts.get("tokens"),
+        "seconds": facts.get("seconds"),
+        "tokens_per_second": facts.get("tokens_per_second"),
+    }
+
+
+def _total(run: Run, stages: tuple[str, ...]) -> float | None:
+    tokens = [value for stage in stages if (value := numbers.number(run.section("stages", stage).get("tokens"))) is not None]
+    return sum(tokens) if tokens else None
+
+
+def _whole(value: Any, symbol: str) -> str:
+    return symbol if numbers.number(value) is None else numbers.count(value)
+
+
+def _date(value: Any) -> str:
+    """An ISO time as a date for people; anything else as it is."""
+    try:
+        moment = datetime.datetime.fromisoformat(str(value))
+    except ValueError:
+        return str(value or "")
+    return f"{moment.day} {moment:%B %Y}, {moment:%H:%M}"
