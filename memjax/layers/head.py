@@ -46,7 +46,9 @@ def cross_entropy(
     return nats, correct
 
 
-def _scan_forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _scan_forward(
+    hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array, jax.Array]]:
         hidden_BtD, labels_Bt = xs
         logits = _logits(hidden_BtD, kernel)
@@ -59,12 +61,12 @@ def _scan_forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block
     return nats, correct, lse
 
 
-def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int):  # noqa: ANN202
+def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int):
     nats, correct, lse = _scan_forward(hidden, kernel, labels, block)
     return (nats, correct), (hidden, kernel, labels, lse)
 
 
-def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]):  # noqa: ANN202
+def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]):
     hidden, kernel, labels, lse = saved
     d_nats = cotangents[0]
 
@@ -97,9 +99,7 @@ class Head(nn.Module):
     def __call__(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
         return jnp.matmul(hidden, self.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def score(
-        self, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    def score(self, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"]) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
         """Cross entropy of `labels` in nats and whether each is the most likely token, without full logits."""
         batch, length = labels.shape
         return cross_entropy(hidden, self.kernel, labels, block_length(batch, length))

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 class Linear(nn.Module):
     """y = x @ kernel (+ bias), float32 parameters, product in `dtype`.
 
-    Leading axes are folded into one first. The weight's gradient is then a plain product of two matrices; contracting two axes at once
-    makes XLA write transposed copies of the activations (about half the time of an MLP's backward pass on CPUs).
+    Leading axes are folded into one first. The weight's gradient is then a plain product of two matrices; contracting two
+    axes at once makes XLA write transposed copies of the activations (about half the time of an MLP's backward pass on CPUs).
     """
 
     features: int

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from memjax.config import Model
 from memjax.layers import Backbone, Linear
 
-EMBEDDING_INIT = nn.initializers.normal(1.0)
+EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
 class Encoder(nn.Module):

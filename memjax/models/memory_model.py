@@ -64,9 +64,7 @@ class MemoryModel(nn.Module):
         self.backbone = Backbone(config.decoder, self.slots * config.vectors + config.chunk_length, dtype, config.remat)
         self.head = Head(width, self.vocabulary)
 
-    def encode(
-        self, tokens: Int[Array, "B M L"], valid: Bool[Array, "B M L"] | None = None
-    ) -> Float[Array, "B M K E"]:
+    def encode(self, tokens: Int[Array, "B M L"], valid: Bool[Array, "B M L"] | None = None) -> Float[Array, "B M K E"]:
         """Memories of all given chunks, in one call."""
         if not self.memory:
             raise ValueError("this model was built with memory=False: it has no encoder")

@@ -40,7 +40,7 @@ def score(
         nats, correct = module.apply(variables, flat, flat != ids.pad, method="score")
         shape = chunks_BCL.shape
         weight = (chunks_BCL != ids.pad).astype(jnp.float32)
-        return {"reconstruction": Scores(nats.reshape(shape), correct.reshape(shape), weight)}
+        return {"reconstruction": Scores(nats.reshape(shape), correct.reshape(shape), weight, chunks_BCL)}
     if not isinstance(module, MemoryModel):
         raise ValueError(f"no objective is defined for {type(module).__name__}")
     chunks_BCL = _chunks(tokens, module.config.chunk_length)
@@ -67,14 +67,12 @@ def score(
     scores, start = {}, 0
     for name, part in requests.items():
         end = start + part.inputs.shape[1]
-        scores[name] = Scores(nats[:, start:end], correct[:, start:end], part.weight)
+        scores[name] = Scores(nats[:, start:end], correct[:, start:end], part.weight, part.labels)
         start = end
     return scores
 
 
-def counts(
-    module: nn.Module, tokens: Int[Array, "B N"], names: Sequence[str], ids: SpecialIds
-) -> dict[str, jax.Array]:
+def counts(module: nn.Module, tokens: Int[Array, "B N"], names: Sequence[str], ids: SpecialIds) -> dict[str, jax.Array]:
     """How many tokens each objective scores in `tokens`, without running the model."""
     if isinstance(module, Autoencoder):
         return {name: jnp.sum(tokens != ids.pad).astype(jnp.float32) for name in names}

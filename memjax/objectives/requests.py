@@ -1,8 +1,8 @@
 """What each objective asks of a memory model: the chunks to decode, what they are shown and what they should say.
 
-Every objective is one pure function of a row's chunks. A chunk is shown a start token and then its tokens but the last, so that each of its L
-tokens is a target, the first one from memories alone. The start token is bos when reading on and the delimiter
-when copying: it is inserted, no token is lost to it.
+Every objective is one pure function of a row's chunks. A chunk is shown a start token and then its tokens but the last, so
+that each of its L tokens is a target, the first one from memories alone. The start token is bos when reading on and the
+delimiter when copying: it is inserted, no token is lost to it.
 
 Shapes: B row, C chunk of the row, X chunk to decode, S slot, L token, H = C // 2 chunks that are copied.
 """
@@ -64,7 +64,8 @@ def next_token(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
 def copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     """Say the first half of the row again in place of the second, shown the tokens copied so far.
 
-    A copied chunk that is complete is read like any other: its memory is that of the chunk it repeats, which is not encoded twice.
+    A copied chunk that is complete is read like any other: its memory is that of the chunk it repeats, which is not encoded
+    twice.
     """
     half = tokens.shape[1] // 2
     labels = tokens[:, :half]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 @flax.struct.dataclass
@@ -21,6 +21,7 @@ class Scores:
     """Whether the label was the most likely token."""
     weight: Float[Array, "B X L"]
     """1 where the label counts, 0 where it is padding."""
+    labels: Int[Array, "B X L"]
 
 
 @flax.struct.dataclass
@@ -53,4 +54,6 @@ def weighted_loss(terms: Terms, weights: Mapping[str, float], counts: Mapping[st
     `counts` replaces the terms' own counts: those of the whole batch, when the terms are of one microbatch.
     """
     counts = counts or {name: term.count for name, term in terms.items()}
-    return sum((weight * terms[name].nats / jnp.maximum(counts[name], 1.0) for name, weight in weights.items()), jnp.float32(0.0))
+    return sum(
+        (weight * terms[name].nats / jnp.maximum(counts[name], 1.0) for name, weight in weights.items()), jnp.float32(0.0)
+    )

@@ -27,9 +27,9 @@ def write_report(workdir: Path) -> Path:
     """Writes `workdir/plots/*.png` and `workdir/report.html`, a page that needs no other file; returns the page's path.
 
     Raises:
-      FileNotFoundError: `workdir/results.json` does not exist.
-      ValueError: it is not JSON.
-      TypeError: it is JSON, but not an object.
+      ReportError: `workdir/results.json` does not exist.
+      ReportError: it is not JSON.
+      ReportError: it is JSON, but not an object.
     """
     workdir = Path(workdir)
     run = read_run(workdir)

@@ -15,6 +15,10 @@ DEFAULT_CURRICULUM = ("autoencoder", "blank_copy", "copy", "combined")
 DEFAULT_CONTROLS = (CAUSAL_CONTROL, NO_MEMORY)
 TERMS = ("next_token", "copy", "blank_copy", "reconstruction")
 
+class ReportError(ValueError):
+    """A workdir has no results to show; the message names the file."""
+
+
 Curve = tuple[list[float], list[float]]
 """Steps, ascending, and the values there."""
 
@@ -81,21 +85,21 @@ def read_run(workdir: Path) -> Run:
     """Reads `workdir/results.json` and `workdir/stages/*/metrics.jsonl`.
 
     Raises:
-      FileNotFoundError: there is no results.json.
-      ValueError: results.json is not JSON.
-      TypeError: it is JSON, but not an object.
+      ReportError: there is no results.json.
+      ReportError: results.json is not JSON.
+      ReportError: it is JSON, but not an object.
     """
     path = workdir / "results.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise ReportError(
             f"{path} does not exist; `memjax train --workdir={workdir}` writes it when its stages are evaluated"
         )
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); delete it and run `memjax train --workdir={workdir}` again") from error
+        raise ReportError(f"{path} is not JSON ({error}); delete it and run `memjax train --workdir={workdir}` again") from error
     if not isinstance(results, dict):
-        raise TypeError(f"{path} holds a {type(results).__name__}; a report needs the JSON object that `memjax train` writes")
+        raise ReportError(f"{path} holds a {type(results).__name__}; a report needs the JSON object that `memjax train` writes")
     curves = {file.parent.name: read_curves(file) for file in sorted((workdir / "stages").glob("*/metrics.jsonl"))}
     return Run(results, curves)
 

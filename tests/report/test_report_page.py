@@ -252,13 +252,13 @@ def test_any_number_may_be_absent(make_run, value):
 
 
 def test_errors_name_the_file_and_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"results\.json does not exist; `memjax train"):
+    with pytest.raises(ReportError, match=r"results\.json does not exist; `memjax train"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json is not JSON"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(TypeError, match="holds a list"):
+    with pytest.raises(ReportError, match="holds a list"):
         write_report(tmp_path)
 
 

@@ -1,0 +1,86 @@
+"""A memory model from text to proof, on a laptop.
+
+    memjax train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Trains on the English prose inside Python itself (or on any text: --config.data.corpus=PATH): an autoencoder; with its encoder
+frozen, a decoder that learns to read memories (blank copy), to copy, and to predict as well (combined); then two controls of
+the same size, one trained on next tokens alone and one without memories.
+
+`configs/quickstart.py:small` is the same run in miniature: about a minute, to see that everything works rather than that
+memories do.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from memjax import config as c
+
+MATRICES = r"blocks/.*(kernel|mixing)$|unroll_projection/kernel|bridge/kernel"
+FROZEN_ENCODER = (("^encoder/", False), (".*", True))
+
+MIXER = c.Backbone(kind="mixer", width=128, layers=4, heads=16, mlp="gelu")
+DECODER = c.Backbone(kind="transformer", width=128, layers=4, heads=4, output_gate=True)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config; `small` for the miniature."""
+    decoder_stage = c.Stage(rows=32, learning_rate=3e-3, warmup_steps=20, final_rate=0.1, trainable=FROZEN_ENCODER)
+    both = {"next_token": 1.0, "copy": 1.0}
+    stages = {
+        "autoencoder": c.Stage(
+            family="autoencoder", objectives={"reconstruction": 1.0}, steps=700, rows=16, learning_rate=3e-3, warmup_steps=30
+        ),
+        "blank_copy": dataclasses.replace(
+            decoder_stage,
+            objectives={"next_token": 1.0, "blank_copy": 1.0},
+            steps=150,
+            init_from="autoencoder",
+            init_part="encoder",
+        ),
+        "copy": dataclasses.replace(decoder_stage, objectives=both, steps=50, init_from="blank_copy"),
+        "combined": dataclasses.replace(decoder_stage, objectives=both, steps=250, init_from="copy", final_rate=0.0),
+    }
+    decoder_steps = sum(stages[name].steps for name in ("blank_copy", "copy", "combined"))
+    control = c.Stage(rows=32, learning_rate=3e-3, warmup_steps=20, steps=decoder_steps, objectives={"next_token": 1.0})
+    stages |= {"causal_control": control, "no_memory": dataclasses.replace(control, memory=False)}
+    config = c.Config(
+        name="quickstart",
+        data=c.Data(vocabulary=1024, row_tokens=128),
+        model=c.Model(chunk_length=32, encoder=MIXER, decoder=DECODER, reconstructor=MIXER),
+        optimizer=c.Optimizer(
+            rules=((MATRICES, "muon"), (".*", "adamw")),
+            rate_rules=((MATRICES, 10.0), (".*", 1.0)),
+            decay_rules=((".*", 0.0),),
+        ),
+        stages=stages,
+        curriculum=("autoencoder", "blank_copy", "copy", "combined"),
+        controls=("causal_control", "no_memory"),
+    )
+    if variant == "small":
+        config = _small(config)
+    elif variant:
+        raise ValueError(f"quickstart.py has no variant {variant!r}; it has 'small'")
+    return c.to_config_dict(config)
+
+
+def _small(config: c.Config) -> c.Config:
+    """Narrow, shallow and short."""
+    narrow = {"width": 32, "layers": 2, "heads": 4}
+    parts = {
+        part: dataclasses.replace(getattr(config.model, part), **narrow) for part in ("encoder", "decoder", "reconstructor")
+    }
+    stages = {name: dataclasses.replace(stage, steps=12, rows=8, warmup_steps=4) for name, stage in config.stages.items()}
+    return dataclasses.replace(
+        config,
+        name="quickstart-small",
+        data=dataclasses.replace(config.data, vocabulary=400, row_tokens=64),
+        model=dataclasses.replace(config.model, chunk_length=16, **parts),
+        stages=stages,
+        checkpoint_every=6,
+        evaluate_every=6,
+        log_every=2,
+        evaluation_rows=32,
+        recall_rows=16,
+        passages=2,
+    )

@@ -1,0 +1,66 @@
+"""The command `memjax COMMAND --flags`: finds the command, reads its flags, and turns every expected error into one clear
+line."""
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from rich.console import Console
+from rich.markup import escape
+
+COMMANDS = {
+    "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
+    "report": "write the page of a workdir again from its numbers",
+}
+
+_USAGE = "usage: memjax COMMAND [--flags]\n\n" + "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status: 0 done, 2 wrong input, 1 a run that failed, 128 + signal when asked to
+    stop."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_USAGE)
+        return 0 if args else 2
+    if args[0] not in COMMANDS:
+        return _complain(f"{args[0]!r} is not a command; the commands are {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"memjax.cli.{args[0]}")
+    try:
+        return command.run(args)
+    except flags.Error as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return _complain("interrupted", 128 + signal.SIGINT)
+    except Exception as error:
+        status = _expected(error)
+        if status is None:
+            raise
+        return _complain(str(error), status)
+
+
+def _expected(error: Exception) -> int | None:
+    """Exit status of an error that its message explains in full; None for one that needs its traceback."""
+    from memjax.checkpoints import CheckpointError
+    from memjax.config import ConfigError
+    from memjax.data import CorpusError, RowsError, TokenizerError
+    from memjax.report import ReportError
+    from memjax.training import Interrupted, NonFiniteError, WorkdirError
+
+    if isinstance(error, Interrupted):
+        return 128 + signal.SIGTERM
+    if isinstance(error, NonFiniteError):
+        return 1
+    wrong_input = (CheckpointError, ConfigError, CorpusError, ReportError, RowsError, TokenizerError, WorkdirError)
+    return 2 if isinstance(error, wrong_input) else None
+
+
+def _complain(message: str, status: int = 2) -> int:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]memjax:[/] {escape(message)}", highlight=False)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Every check on a setting. Errors name the key as the command line spells it, what is wrong and what would be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memjax.config.settings import (
+    BACKBONES,
+    DECAYS,
+    DTYPES,
+    EXPANSIONS,
+    FAMILIES,
+    LAYOUTS,
+    MLPS,
+    NORMS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    READOUTS,
+    REMAT_POLICIES,
+    Backbone,
+    Config,
+    ConfigError,
+    Data,
+    Model,
+    Optimizer,
+    Stage,
+)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _one_of(value: str, allowed: tuple[str, ...], key: str) -> None:
+    _require(value in allowed, f"config.{key}={value!r} is not known; it can be {', '.join(allowed)}")
+
+
+def _positive(owner: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        _require(getattr(owner, name) > 0, f"config.{prefix}{name}={getattr(owner, name)} must be greater than 0")
+
+
+def _divisors_near(total: int, wanted: int) -> str:
+    divisors = [d for d in range(2, total + 1) if total % d == 0 and d <= total // 2]
+    return ", ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:3])) or "no length"
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for the first impossible setting."""
+    data, model = config.data, config.model
+    _positive(
+        config, "", "log_every", "checkpoint_every", "checkpoints_kept", "evaluate_every", "evaluation_rows", "recall_rows"
+    )
+    _positive(data, "data.", "row_tokens")
+    _require(
+        data.vocabulary >= 300,
+        f"config.data.vocabulary={data.vocabulary} leaves no room for words beside 256 bytes and 6 reserved ids; use 300 or more",
+    )
+    _require(
+        data.vocabulary <= 65536, f"config.data.vocabulary={data.vocabulary} does not fit the rows' 16 bits; use at most 65536"
+    )
+    _require(
+        0 < data.validation_share < 1, f"config.data.validation_share={data.validation_share} must lie strictly between 0 and 1"
+    )
+    _check_model(model, data)
+    _check_optimizer(config.optimizer)
+    _check_stages(config)
+
+
+def _check_model(model: Model, data: Data) -> None:
+    _positive(model, "model.", "chunk_length", "vectors")
+    _require(
+        data.row_tokens % model.chunk_length == 0 and data.row_tokens >= 2 * model.chunk_length,
+        f"config.model.chunk_length={model.chunk_length} does not divide config.data.row_tokens={data.row_tokens} into two chunks"
+        f" or more; for rows of {data.row_tokens} use {_divisors_near(data.row_tokens, model.chunk_length)}",
+    )
+    _one_of(model.readout, READOUTS, "model.readout")
+    _one_of(model.expansion, EXPANSIONS, "model.expansion")
+    _one_of(model.layout, LAYOUTS, "model.layout")
+    _one_of(model.dtype, DTYPES, "model.dtype")
+    _one_of(model.remat, REMAT_POLICIES, "model.remat")
+    _require(
+        model.vectors == 1 or model.readout == "memory_tokens",
+        f"config.model.vectors={model.vectors} needs config.model.readout='memory_tokens': one position gives one vector",
+    )
+    _require(
+        0 <= model.bottleneck <= model.encoder.width,
+        f"config.model.bottleneck={model.bottleneck} must lie between 0 (none) and the encoder's width {model.encoder.width}",
+    )
+    _require(
+        model.layout == "fixed" or model.decoder.kind == "transformer",
+        "config.model.layout='variable' needs a transformer decoder: a mixer's weights belong to positions; use 'fixed'",
+    )
+    for part in ("encoder", "decoder", "reconstructor"):
+        _check_backbone(getattr(model, part), f"model.{part}.")
+    _require(
+        model.expansion != "unroll" or model.reconstructor.width % 2 == 0,
+        f"config.model.reconstructor.width={model.reconstructor.width} must be even for config.model.expansion='unroll'",
+    )
+
+
+def _check_backbone(backbone: Backbone, prefix: str) -> None:
+    _one_of(backbone.kind, BACKBONES, f"{prefix}kind")
+    _one_of(backbone.mlp, MLPS, f"{prefix}mlp")
+    _one_of(backbone.norm, NORMS, f"{prefix}norm")
+    _positive(backbone, prefix, "width", "layers", "mlp_ratio", "kernel")
+    width, heads, kv_heads = backbone.width, backbone.heads, backbone.kv_heads
+    if backbone.kind == "mixer":
+        _require(kv_heads == 0, f"config.{prefix}kv_heads={kv_heads} has no meaning in a mixer; leave it 0")
+        _require(heads >= 0, f"config.{prefix}heads={heads} must be 0 (flat) or more")
+        if heads == 0:
+            _require(not backbone.output_gate, f"config.{prefix}output_gate needs heads: flat mixing has no output projection")
+            return
+    else:
+        _require(backbone.kernel == 1, f"config.{prefix}kernel={backbone.kernel} has no meaning in a transformer; leave it 1")
+        _require(heads > 0, f"config.{prefix}heads={heads} must be greater than 0 in a transformer")
+        _require(
+            kv_heads >= 0 and (kv_heads == 0 or heads % kv_heads == 0),
+            f"config.{prefix}kv_heads={kv_heads} must divide config.{prefix}heads={heads}",
+        )
+    _require(
+        width % heads == 0,
+        f"config.{prefix}heads={heads} does not divide config.{prefix}width={width}; use {_divisors_near(width, heads)}",
+    )
+    if backbone.kind == "transformer":
+        _require(
+            (width // heads) % 2 == 0,
+            f"config.{prefix}heads={heads} gives heads of odd width {width // heads}; rotary positions need an even one",
+        )
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    for _, name in optimizer.rules:
+        _one_of(name, OPTIMIZERS, "optimizer.rules")
+    for key in ("rate_rules", "decay_rules"):
+        for pattern, value in getattr(optimizer, key):
+            _require(
+                isinstance(value, (int, float)) and not isinstance(value, bool),
+                f"config.optimizer.{key}[{pattern!r}]={value!r} must be a number",
+            )
+    _require(optimizer.clip_norm >= 0, f"config.optimizer.clip_norm={optimizer.clip_norm} must be 0 (none) or more")
+
+
+def _check_stages(config: Config) -> None:
+    order = config.curriculum + config.controls
+    _require(bool(config.curriculum), "config.curriculum is empty; name at least one of config.stages")
+    for key in ("curriculum", "controls"):
+        for name in getattr(config, key):
+            _require(
+                name in config.stages,
+                f"config.{key} names {name!r}, which is not one of config.stages: {', '.join(config.stages)}",
+            )
+    _require(len(set(order)) == len(order), "config.curriculum and config.controls must not name a stage twice")
+    unused = sorted(set(config.stages) - set(order))
+    _require(not unused, f"config.stages.{unused[0] if unused else ''} is in neither config.curriculum nor config.controls")
+    for position, name in enumerate(order):
+        _check_stage(config.stages[name], f"stages.{name}.", order[:position])
+
+
+def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
+    _one_of(stage.family, FAMILIES, f"{prefix}family")
+    _one_of(stage.decay, DECAYS, f"{prefix}decay")
+    _positive(stage, prefix, "steps", "rows", "microbatches", "learning_rate")
+    _require(0 <= stage.final_rate <= 1, f"config.{prefix}final_rate={stage.final_rate} must lie between 0 and 1")
+    _require(
+        0 <= stage.warmup_steps <= stage.steps,
+        f"config.{prefix}warmup_steps={stage.warmup_steps} must lie between 0 and config.{prefix}steps={stage.steps}",
+    )
+    _require(
+        stage.rows % stage.microbatches == 0,
+        f"config.{prefix}microbatches={stage.microbatches} does not divide config.{prefix}rows={stage.rows}",
+    )
+    _require(bool(stage.objectives), f"config.{prefix}objectives is empty; give at least one of {OBJECTIVES[stage.family]}")
+    for objective, weight in stage.objectives.items():
+        _one_of(objective, OBJECTIVES[stage.family], f"{prefix}objectives")
+        _require(
+            weight > 0,
+            f"config.{prefix}objectives.{objective}={weight} must be greater than 0; leave the objective out instead",
+        )
+    for pattern, value in stage.trainable:
+        _require(isinstance(value, bool), f"config.{prefix}trainable[{pattern!r}]={value!r} must be True or False")
+    _require(not stage.init_part or bool(stage.init_from), f"config.{prefix}init_part needs config.{prefix}init_from")
+    _require(
+        not stage.init_from or stage.init_from in earlier or "/" in stage.init_from,
+        f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage ({', '.join(earlier) or 'none'}) nor a folder path",
+    )

@@ -1,0 +1,95 @@
+"""What a model knows of held-out rows: nats, bits per byte and accuracy, token-weighted, whole and by position in the chunk.
+
+Shapes: B row, N token of a row, X chunk decoded, L token of a chunk, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memjax import objectives
+from memjax.objectives import SpecialIds
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """One objective over a set of rows."""
+
+    nats: float
+    """Mean -log probability of a token, in nats."""
+    accuracy: float
+    """Share of the tokens that were the most likely one, teacher-forced."""
+    bits_per_byte: float
+    """Bits for all scored tokens over the bytes of text they stand for."""
+    by_position: list[float]
+    """Accuracy at each of the L positions of a chunk."""
+    tokens: int
+    """Tokens scored."""
+
+
+def measure(
+    module: nn.Module,
+    params: Any,
+    batches: Iterable[np.ndarray],
+    names: Sequence[str],
+    ids: SpecialIds,
+    byte_lengths: np.ndarray,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[str, Accuracy]:
+    """Scores rows under every named objective; sums are kept in float64 on the host, so that no token weighs more than another.
+
+    Args:
+      module: an Autoencoder or a MemoryModel.
+      params: its parameters.
+      batches: int [B, N]; rows of nothing but padding count nothing.
+      names: objectives.
+      ids: reserved ids.
+      byte_lengths: [V], UTF-8 bytes each id stands for.
+      after_batch: called when a batch is done.
+
+    Raises:
+      ValueError: there are no batches, or the module has no such objective.
+    """
+    lengths_V = jnp.asarray(byte_lengths)
+    sums_fn = jax.jit(functools.partial(_batch_sums, module=module, names=tuple(names), ids=ids))
+    totals: dict[str, Any] | None = None
+    for batch in batches:
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(sums_fn(params, batch, lengths_V)))
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        after_batch()
+    if totals is None:
+        raise ValueError("no rows to measure")
+    return {name: _means(*totals[name]) for name in names}
+
+
+def _batch_sums(
+    params: Any, tokens_BN: jax.Array, lengths_V: jax.Array, *, module: nn.Module, names: tuple[str, ...], ids: SpecialIds
+) -> dict[str, tuple[jax.Array, ...]]:
+    scores = objectives.score(module, {"params": params}, tokens_BN, names, ids)
+    return {
+        name: (
+            jnp.sum(s.nats * s.weight),
+            jnp.sum(s.correct * s.weight, axis=(0, 1)),
+            jnp.sum(s.weight, axis=(0, 1)),
+            jnp.sum(lengths_V[s.labels] * s.weight),
+        )
+        for name, s in scores.items()
+    }
+
+
+def _means(nats: np.ndarray, correct_L: np.ndarray, count_L: np.ndarray, text_bytes: np.ndarray) -> Accuracy:
+    count = float(count_L.sum())
+    return Accuracy(
+        nats=float(nats) / count,
+        accuracy=float(correct_L.sum()) / count,
+        bits_per_byte=float(nats) / math.log(2) / float(text_bytes),
+        by_position=(correct_L / np.maximum(count_L, 1)).tolist(),
+        tokens=int(count),
+    )

@@ -1,0 +1,332 @@
+"""Training of one stage: resume, step, watch, save.
+
+On start the weights come from, in this order: the stage's own last whole checkpoint; what `init_from` names; a fresh
+initialisation.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from memjax.checkpoints import CheckpointError, Checkpoints, load_params, transplant
+from memjax.config import Config, Stage, differences, from_json, to_json
+from memjax.data import Prepared, TrainBatches, evaluation_batches
+from memjax.models import Autoencoder, build
+from memjax.objectives import SpecialIds, Term
+from memjax.sharding import abstract, check_rows, make_mesh, put_batch, replicated
+from memjax.training.optimizer import Tree, make_optimizer, split
+from memjax.training.progress import Reporter
+from memjax.training.step import Metrics, TrainState, evaluation_step, train_step
+from memjax.training.writers import Writer, make_writers
+
+WATCHED_ROWS = 64
+"""Held-out rows looked at while training."""
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss became NaN or infinite; the message names step, term and last good checkpoint."""
+
+
+class Interrupted(Exception):
+    """The process was asked to stop and has saved what it had."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    config: Config
+    workdir: Path
+    data: Prepared
+    reporter: Reporter
+    mesh: jax.sharding.Mesh = dataclasses.field(default_factory=make_mesh)
+
+    @property
+    def ids(self) -> SpecialIds:
+        """Reserved ids of the run's tokenizer."""
+        tokenizer = self.data.tokenizer
+        return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.blank_id, tokenizer.delimiter_id)
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints and metrics."""
+        return self.workdir / "stages" / stage
+
+
+def abstract_params(module: nn.Module, config: Config) -> Tree:
+    """Paths, shapes and dtypes of a module's parameters; nothing is computed."""
+    return jax.eval_shape(functools.partial(module.init, jax.random.key(0)), example(module, config))["params"]
+
+
+def example(module: nn.Module, config: Config) -> jax.Array:
+    """The smallest input a module can be initialised with."""
+    length = config.model.chunk_length
+    return jnp.zeros((1, length) if isinstance(module, Autoencoder) else (1, config.chunks, length), jnp.int32)
+
+
+def first_row(config: Config, stage: Stage) -> int:
+    """Rows that the stages this one carries on from have read: it goes on after them."""
+    if not stage.init_from or stage.init_part or stage.init_from not in config.stages:
+        return 0
+    before = config.stages[stage.init_from]
+    return first_row(config, before) + before.steps * before.rows
+
+
+def train_stage(run: Run, name: str) -> dict[str, Any]:
+    """Trains the stage to its last step, from where it stands, and returns what its last checkpoint says of it.
+
+    Raises:
+      NonFiniteError: a loss was NaN or infinite.
+      Interrupted: SIGTERM or SIGINT came; the step it came in is saved.
+      CheckpointError: the weights to start from do not fit, or are of another config or tokenizer.
+      ConfigError: the batch does not divide over the devices.
+    """
+    config, stage = run.config, run.config.stages[name]
+    check_rows(stage.rows, stage.microbatches, run.mesh, f"config.stages.{name}.rows")
+    module = build(config, stage)
+    shapes = abstract_params(module, config)
+    trainable_shapes, _ = split(shapes, stage.trainable, f"config.stages.{name}.trainable")
+    optimizer = make_optimizer(config.optimizer, stage, trainable_shapes)
+    saved_shapes = {"opt_state": jax.eval_shape(optimizer.init, trainable_shapes), "step": jax.ShapeDtypeStruct((), jnp.int32)}
+    whole = replicated(run.mesh)
+    with Checkpoints(run.folder(name) / "checkpoints", config.checkpoints_kept, run.reporter.say) as checkpoints:
+        found = checkpoints.restore_latest(abstract(shapes, whole), abstract(saved_shapes, whole))
+        if found:
+            step, params, saved, meta = found
+            _check_origin(run, meta, f"{checkpoints.folder}/{step}")
+            if step == stage.steps:
+                run.reporter.say(f"{name}: all {step} steps are done")
+                return meta
+            run.reporter.say(f"{name}: going on from step {step}")
+            trainable, frozen = split(params, stage.trainable, "trainable")
+            state = TrainState(saved["step"], trainable, frozen, saved["opt_state"])
+            seconds = float(meta["seconds"])
+        else:
+            state, seconds = _fresh_state(run, name, module, optimizer), 0.0
+        stage_run = _StageRun(run, name, stage, module, optimizer, checkpoints, seconds)
+        return stage_run.train(state)
+
+
+def _fresh_state(run: Run, name: str, module: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    config, stage = run.config, run.config.stages[name]
+    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+    init = jax.jit(lambda key: module.init(key, example(module, config))["params"], out_shardings=replicated(run.mesh))
+    params = init(key)
+    if stage.init_from:
+        folder = run.folder(stage.init_from) if stage.init_from in config.stages else Path(stage.init_from)
+        source, meta = load_params(folder / "checkpoints")
+        _check_source(run, meta, stage, folder)
+        given = transplant(params, source, stage.init_part, str(folder))
+        # A copy on this mesh: the state is donated to the first step, the source must not be.
+        params = jax.tree.map(lambda x: jax.device_put(x, replicated(run.mesh), may_alias=False), given)
+    trainable, frozen = split(params, stage.trainable, "trainable")
+    opt_state = jax.jit(optimizer.init, out_shardings=replicated(run.mesh))(trainable)
+    return TrainState(jax.device_put(jnp.int32(0), replicated(run.mesh)), trainable, frozen, opt_state)
+
+
+def _check_origin(run: Run, meta: dict[str, Any], path: str) -> None:
+    """Refuses a checkpoint of this stage that another config or tokenizer wrote."""
+    changed = differences(run.config, from_json(meta["config"]))
+    if changed:
+        raise CheckpointError(f"{path} is of another config ({'; '.join(changed[:3])}); use another --workdir")
+    fingerprint = run.data.tokenizer.fingerprint
+    if meta["tokenizer"] != fingerprint:
+        raise CheckpointError(f"{path} is of tokenizer {meta['tokenizer']}, this run has {fingerprint}; use another --workdir")
+
+
+def _check_source(run: Run, meta: dict[str, Any], stage: Stage, folder: Path) -> None:
+    """Refuses weights that would fit in shape and yet mean something else (heads, kernel, norm, another vocabulary)."""
+    if meta["tokenizer"] != run.data.tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained with tokenizer {meta['tokenizer']}, this run has {run.data.tokenizer.fingerprint}; its embeddings mean"
+            " other tokens"
+        )
+    ours, theirs = run.config.model, from_json(meta["config"]).model
+    parts = ("encoder", "chunk_length", "vectors", "readout", "bottleneck")
+    if stage.init_part != "encoder":
+        parts += ("decoder", "reconstructor", "expansion", "layout")
+    for part in parts:
+        if getattr(ours, part) != getattr(theirs, part):
+            raise CheckpointError(
+                f"{folder} was trained with config.model.{part}={getattr(theirs, part)}, this run has {getattr(ours, part)}"
+            )
+
+
+@dataclasses.dataclass
+class _StageRun:
+    """The loop of one stage and what it carries from step to step."""
+
+    run: Run
+    name: str
+    stage: Stage
+    module: nn.Module
+    optimizer: optax.GradientTransformation
+    checkpoints: Checkpoints
+    seconds: float
+    """Seconds trained before this process took over."""
+
+    def train(self, state: TrainState) -> dict[str, Any]:
+        run, stage, config = self.run, self.stage, self.run.config
+        began, first = time.monotonic(), int(state.step)
+        self._elapsed: Callable[[], float] = lambda: self.seconds + time.monotonic() - began
+        step_fn = jax.jit(
+            functools.partial(train_step, module=self.module, stage=stage, optimizer=self.optimizer, ids=run.ids),
+            donate_argnames="state",
+        )
+        batches = TrainBatches(run.data.train, stage.rows, config.seed, first_row(config, stage)).from_step(first)
+        watch = self._watcher()
+        writers = make_writers(config, self.name, run.folder(self.name), first)
+        pending: list[tuple[int, Metrics]] = []
+        self._window = (time.monotonic(), first)
+        try:
+            with run.reporter.bar(self.name, stage.steps, first) as bar, _stop_requests() as stop:
+                for step in range(first + 1, stage.steps + 1):
+                    state, metrics = step_fn(state, put_batch(next(batches), run.mesh))
+                    text = None
+                    last = step == stage.steps
+                    if step % config.log_every == 0:
+                        # The newest step is still being computed: read those before it and do not wait.
+                        text = self._log(pending, writers)
+                        pending = []
+                    pending.append((step, metrics))
+                    if step % config.evaluate_every == 0 or last:
+                        text = self._log(pending, writers) or text
+                        pending = []
+                        watch(state, step, writers)
+                    if step % config.checkpoint_every == 0 or last or stop.is_set():
+                        self._log(pending, writers)
+                        pending = []
+                        self._save(state, step)
+                    bar.advance(1, text)
+                    if stop.is_set() and not last:
+                        self.checkpoints.wait()
+                        raise Interrupted(
+                            f"{self.name}: asked to stop; step {step} is saved, the same command goes on from there"
+                        )
+            self.checkpoints.wait()
+        finally:
+            for writer in writers:
+                writer.close()
+        return self._meta(stage.steps)
+
+    def _log(self, pending: list[tuple[int, Metrics]], writers: list[Writer]) -> str | None:
+        """Writes the mean over the pending steps, at the last of them; stops the run if one is not finite."""
+        if not pending:
+            return None
+        fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
+        for step, metrics in fetched:
+            self._check_finite(step, metrics)
+        step, latest = fetched[-1]
+        now, (since, since_step) = time.monotonic(), self._window
+        self._window = (now, step)
+        tokens = (step - since_step) * self.stage.rows * self.run.config.data.row_tokens
+        values = {"loss": float(sum(m.loss for _, m in fetched) / len(fetched))}
+        for name in latest.terms:
+            values |= term_values(name, sum_terms([m.terms[name] for _, m in fetched]))
+        rest = {
+            "gradient_norm": float(sum(m.gradient_norm for _, m in fetched) / len(fetched)),
+            "tokens_per_second": tokens / max(now - since, 1e-9),
+            "seconds": self._elapsed(),
+        }
+        for writer in writers:
+            writer.write(step, "train", values | rest)
+        return "  ".join(f"{name} {values[f'{name}/nats']:.3f} nats" for name in latest.terms)
+
+    def _check_finite(self, step: int, metrics: Metrics) -> None:
+        bad = [name for name, term in metrics.terms.items() if not math.isfinite(float(term.nats))]
+        if not bad and math.isfinite(float(metrics.loss)) and math.isfinite(float(metrics.gradient_norm)):
+            return
+        self.checkpoints.wait()
+        good = self.checkpoints.latest()
+        where = (
+            f"the last good checkpoint is step {good} in {self.checkpoints.folder}"
+            if good is not None
+            else "there is no checkpoint yet"
+        )
+        what = f"the {', '.join(bad)} loss" if bad else "the gradient"
+        raise NonFiniteError(
+            f"stage {self.name}, step {step}: {what} is not finite; {where}. Lower config.stages.{self.name}.learning_rate or"
+            " config.optimizer.clip_norm, or lengthen the warm-up"
+        )
+
+    def _watcher(self) -> Callable[[TrainState, int, list[Writer]], None]:
+        """A look at a few held-out rows, written as split `validation`."""
+        run = self.run
+        names = tuple(sorted(self.stage.objectives))
+        step_fn = jax.jit(functools.partial(evaluation_step, module=self.module, names=names, ids=run.ids))
+        limit = min(WATCHED_ROWS, len(run.data.validation))
+        shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+        batch_rows = -(-limit // shards) * shards
+        batches = list(evaluation_batches(run.data.validation, batch_rows, limit, run.ids.pad))
+
+        def watch(state: TrainState, step: int, writers: list[Writer]) -> None:
+            terms = [jax.device_get(step_fn(state.params, put_batch(batch, run.mesh))) for batch in batches]
+            values: dict[str, float] = {}
+            for name in names:
+                values |= term_values(name, sum_terms([t[name] for t in terms]))
+            for writer in writers:
+                writer.write(step, "validation", values)
+
+        return watch
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        run = self.run
+        return {
+            "stage": self.name,
+            "step": step,
+            "config": to_json(run.config),
+            "tokenizer": run.data.tokenizer.fingerprint,
+            "next_row": first_row(run.config, self.stage) + step * self.stage.rows,
+            "seconds": self._elapsed(),
+        }
+
+    def _save(self, state: TrainState, step: int) -> None:
+        self.checkpoints.save(step, state.params, {"opt_state": state.opt_state, "step": state.step}, self._meta(step))
+
+
+def sum_terms(terms: list[Term]) -> Term:
+    """Adds terms up."""
+    return functools.reduce(Term.__add__, terms)
+
+
+def term_values(name: str, term: Term) -> dict[str, float]:
+    """A term as means: nats a token and accuracy."""
+    count = max(float(term.count), 1.0)
+    return {f"{name}/nats": float(term.nats) / count, f"{name}/accuracy": float(term.correct) / count}
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set while the block runs; a second signal ends the process at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        event.set()
+
+    try:
+        for number in signals:
+            signal.signal(number, handle)
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
