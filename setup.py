@@ -1,0 +1,61 @@
+"""Installs memjax: the ranges of versions that are allowed. Those that were tested are in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "memjax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+if VERSION is None:
+    raise RuntimeError('memjax/__init__.py has no line __version__ = "..."')
+
+setup(
+    name="memjax",
+    version=VERSION[1],
+    description="Memory models for language in JAX and Flax",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["memjax", "memjax.*"]),
+    package_data={"memjax": ["py.typed"], "memjax.report": ["*.jinja"]},
+    entry_points={"console_scripts": ["memjax = memjax.cli.main:main"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "flax>=0.12",
+        "grain>=0.2.16",
+        "jax>=0.10",
+        "jaxtyping>=0.3",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "rich>=13.9",
+        "sentencepiece>=0.2.1",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.9",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+        "aot": ["libtpu"],
+        "hf": ["datasets>=3.0", "pyarrow>=17.0", "safetensors>=0.4", "tokenizers>=0.20"],
+        "wandb": ["wandb>=0.18"],
+        "eval": ["lm-eval>=0.4.8"],
+        "dev": ["hypothesis>=6.100", "packaging>=24.0", "pyrefly>=1.0", "pytest>=8.3", "ruff>=0.9", "setuptools>=77.0"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
