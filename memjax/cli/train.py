@@ -3,7 +3,9 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -33,7 +35,11 @@ def read_flags(args: Sequence[str]) -> tuple[Config, Path]:
     flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and the page go.", flag_values=values)
     try:
         rest = values(args)
-        tree = values["config"].value
+        tree: Any = values["config"].value
+        workdir: Any = values["workdir"].value
+        if not isinstance(tree, ml_collections.ConfigDict):
+            # A file that is not there comes as an object that raises when it is read.
+            tree = tree.to_dict()
     except flags.Error:
         raise
     except (AttributeError, KeyError) as error:
@@ -44,7 +50,7 @@ def read_flags(args: Sequence[str]) -> tuple[Config, Path]:
         raise ConfigError(f"{_config_argument(args)} cannot be loaded ({type(error).__name__}: {reason})") from error
     if len(rest) > 1:
         raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; flags look like --config.seed=1. For example: {EXAMPLE}")
-    return from_config_dict(tree), Path(values["workdir"].value)
+    return from_config_dict(tree), Path(workdir)
 
 
 def _config_argument(args: Sequence[str]) -> str:
@@ -53,7 +59,8 @@ def _config_argument(args: Sequence[str]) -> str:
 
 def _unknown_key(args: Sequence[str], error: Exception) -> str:
     """Says which override names no setting. ml_collections' error holds only the last part of its key."""
-    name = re.split("['\"]", str(error).strip("'\""))[0]
+    first = re.search(r"\w+", str(error))
+    name = first[0] if first else ""
     close = re.search(r'Did you mean "([^"]+)"', str(error))
     for arg in args:
         key = arg.removeprefix("--").split("=")[0]

@@ -245,7 +245,9 @@ def _topics(library: Path) -> dict[str, str]:
     return {}
 
 
-def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+def _docstrings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str
+) -> Iterator[tuple[str, str]]:
     """Qualified name and docstring of a module, class or function and of all inside it, in source order."""
     text = ast.get_docstring(node, clean=False)
     if text:

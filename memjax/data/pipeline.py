@@ -6,6 +6,7 @@ B: rows in a batch; N: tokens in a row.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -29,7 +30,7 @@ class TrainBatches:
     def __init__(self, rows: Rows, batch_rows: int, seed: int, first_row: int = 0):
         if not len(rows):
             raise RowsError("there are no rows to train on; give more text or shorter rows (config.data.row_tokens)")
-        order = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+        order: Any = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
         self._batches = order[first_row:].batch(batch_rows)
 
     def batch(self, step: int) -> np.ndarray:

@@ -41,10 +41,10 @@ def _regenerate(params: Any, chunks_BCL: jax.Array, *, module: MemoryModel, ids:
 
     def next_tokens(position: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         inputs, said = carry
-        hidden = module.apply(
+        hidden: Any = module.apply(
             variables, inputs, memories, request.slots, request.chunk, request.task, memory_valid, method="hidden"
         )
-        logits = module.apply(variables, hidden[:, :, position], method=lambda m, h: m.head(h))
+        logits: Any = module.apply(variables, hidden[:, :, position], method=lambda m, h: m.head(h))
         token = jnp.argmax(logits, axis=-1)
         # Past the last position there is no input to fill: an update there falls away.
         inputs = inputs.at[:, :, position + 1].set(token, mode="drop")

@@ -37,7 +37,8 @@ def score(
         _known(names, ("reconstruction",), "an autoencoder")
         chunks_BCL = _chunks(tokens, module.config.chunk_length)
         flat = chunks_BCL.reshape(-1, chunks_BCL.shape[-1])
-        nats, correct = module.apply(variables, flat, flat != ids.pad, method="score")
+        scored: Any = module.apply(variables, flat, flat != ids.pad, method="score")
+        nats, correct = scored
         shape = chunks_BCL.shape
         weight = (chunks_BCL != ids.pad).astype(jnp.float32)
         return {"reconstruction": Scores(nats.reshape(shape), correct.reshape(shape), weight, chunks_BCL)}
@@ -52,7 +53,7 @@ def score(
         valid = chunks_BCL[:, :needed] != ids.pad
         memories = module.apply(variables, chunks_BCL[:, :needed], valid, method="encode")
         memory_valid = valid.any(axis=-1)
-    nats, correct = module.apply(
+    scored: Any = module.apply(
         variables,
         request.inputs,
         request.labels,
@@ -64,6 +65,7 @@ def score(
         request.inputs != ids.pad,
         method="score",
     )
+    nats, correct = scored
     scores, start = {}, 0
     for name, part in requests.items():
         end = start + part.inputs.shape[1]

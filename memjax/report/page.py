@@ -109,7 +109,7 @@ def _headline(run: Run) -> dict[str, Any]:
 def _models(run: Run) -> list[dict[str, Any]]:
     """Rows of the table of models: the memory model, the controls, then the earlier stages that were measured, latest first."""
     order = dict.fromkeys((run.final, *run.controls, *reversed(run.curriculum)))
-    best = {}
+    best: dict[str, float | None] = {}
     for key, _, _, sign in COLUMNS:
         values = [value for model in (run.final, *run.controls) if (value := run.of_model(model, key)) is not None]
         best[key] = max(values, key=lambda value: sign * value) if len(values) > 1 else None

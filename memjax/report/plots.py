@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ SIZE = (5.4, 3.35)
 """Inches; at the page's width an inch is about 90 pixels, on a telephone about 65."""
 DPI = 160
 INK, SOFT, BAND = "#2b2f36", "#5c636d", "#f3f5f7"
-DOTS = {"marker": "o", "markersize": 3, "clip_on": False}
+DOTS: dict[str, Any] = {"marker": "o", "markersize": 3, "clip_on": False}
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -87,7 +88,7 @@ def by_position(run: Run, folder: Path) -> Plot | None:
         for model, shares in reversed(measured):
             colour = words.model_colour(run, model)
             final = model == run.final
-            style = {"linewidth": 2.6, "zorder": 4} if final else {"linewidth": 1.6}
+            style: dict[str, Any] = {"linewidth": 2.6, "zorder": 4} if final else {"linewidth": 1.6}
             dashes = (0, (3, 2)) if model in run.curriculum[:-1] else "-"
             axes.plot(range(1, len(shares) + 1), shares, color=colour, linestyle=dashes, **style)
             labels.append(Label(_last(shares), words.model_name(run, model), colour))
@@ -157,10 +158,8 @@ def loss(run: Run, term: str, folder: Path) -> Plot | None:
         lines = [(s, x, c, words.model_name(run, run.final)) if term == "next_token" else (s, x, c, n) for s, x, c, n in lines]
         lines += [(stage, overlay_start, words.model_colour(run, stage), words.model_name(run, stage)) for stage in others]
         for stage, start, shade, name in reversed(lines):
-            for split, style in (
-                ("train", {"linewidth": 0.9, "alpha": 0.45}),
-                ("validation", DOTS),
-            ):
+            styles: dict[str, dict[str, Any]] = {"train": {"linewidth": 0.9, "alpha": 0.45}, "validation": DOTS}
+            for split, style in styles.items():
                 steps, values = run.curve(stage, split, key)
                 axes.plot([start + step for step in steps], values, color=shade, **style)
                 lowest, highest = min([lowest, *values]), max([highest, *values])

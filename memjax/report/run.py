@@ -15,6 +15,7 @@ DEFAULT_CURRICULUM = ("autoencoder", "blank_copy", "copy", "combined")
 DEFAULT_CONTROLS = (CAUSAL_CONTROL, NO_MEMORY)
 TERMS = ("next_token", "copy", "blank_copy", "reconstruction")
 
+
 class ReportError(ValueError):
     """A workdir has no results to show; the message names the file."""
 
@@ -91,13 +92,13 @@ def read_run(workdir: Path) -> Run:
     """
     path = workdir / "results.json"
     if not path.is_file():
-        raise ReportError(
-            f"{path} does not exist; `memjax train --workdir={workdir}` writes it when its stages are evaluated"
-        )
+        raise ReportError(f"{path} does not exist; `memjax train --workdir={workdir}` writes it when its stages are evaluated")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ReportError(f"{path} is not JSON ({error}); delete it and run `memjax train --workdir={workdir}` again") from error
+        raise ReportError(
+            f"{path} is not JSON ({error}); delete it and run `memjax train --workdir={workdir}` again"
+        ) from error
     if not isinstance(results, dict):
         raise ReportError(f"{path} holds a {type(results).__name__}; a report needs the JSON object that `memjax train` writes")
     curves = {file.parent.name: read_curves(file) for file in sorted((workdir / "stages").glob("*/metrics.jsonl"))}

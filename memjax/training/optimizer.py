@@ -1,6 +1,6 @@
 """From gradients to updates: optimizer, learning-rate factor and weight decay by ordered rules on parameter paths."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -74,7 +74,9 @@ def make_optimizer(config: Optimizer, stage: Stage, params: Tree) -> optax.Gradi
                 f"config.optimizer.rules give {path!r} of shape {flat[path].shape} to muon, which updates matrices only"
             )
     labels = unflatten_dict({path: "/".join(map(str, label)) for path, label in choice.items()}, sep="/")
-    transforms = {"/".join(map(str, label)): _transform(config, schedule, *label) for label in set(choice.values())}
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        "/".join(map(str, label)): _transform(config, schedule, *label) for label in set(choice.values())
+    }
     by_label = optax.partition(transforms, labels)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), by_label) if config.clip_norm else by_label
 

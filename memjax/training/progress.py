@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +27,8 @@ class Bar:
         """Moves on by `steps`; `text` is shown beside the bar until the next one."""
         self._done += steps
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=self._done, **({} if text is None else {"text": escape(text)}))
+            fields: dict[str, Any] = {} if text is None else {"text": escape(text)}
+            self._progress.update(self._task, completed=self._done, **fields)
             return
         now = time.monotonic()
         if now - self._said >= LOG_SECONDS or (self._done >= self._total and now - self._began >= LOG_SECONDS):

@@ -1,0 +1,198 @@
+"""Every wrong input is one clear line that names the key or the file, never a bare traceback, and nothing written is lost."""
+
+import dataclasses
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memjax.cli.main import main
+from memjax.config import to_json
+from memjax.data import prepare
+from memjax.testing import tiny_config, write_corpus
+from memjax.training import Reporter, run_experiment
+from rich.console import Console
+
+CONFIG_FILE = """
+from memjax.config import from_json, to_config_dict
+def get_config():
+    return to_config_dict(from_json({text!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, a config file, and a workdir of that config whose data is prepared."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    corpus = write_corpus(folder / "corpus.jsonl")
+    config = tiny_config(corpus, steps=4)
+    (folder / "tiny.py").write_text(CONFIG_FILE.format(text=to_json(config)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Path:
+    """A finished workdir."""
+    run_experiment(tiny_config(place / "corpus.jsonl", steps=4), place / "trained", Reporter(Console(quiet=True)))
+    return place / "trained"
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    status = main(args)
+    said = capsys.readouterr().err
+    assert status == 2
+    assert "Traceback" not in said
+    assert said.count("memjax:") == 1
+    return " ".join(said.split())
+
+
+KEYS = {
+    "an unknown key": ("--config.data.corpse=x", "config.data.corpse is not a setting; did you mean config.data.corpus?"),
+    "an unknown stage": ("--config.stages.copie.steps=3", "config.stages.copie.steps is not a setting"),
+    "an unknown section": ("--config.optimiser.beta1=0.5", "config.optimiser.beta1 is not a setting"),
+    "a chunk that does not divide the row": ("--config.model.chunk_length=10", "config.model.chunk_length=10 does not divide"),
+    "heads that do not divide the width": ("--config.model.decoder.heads=5", "config.model.decoder.heads=5 does not divide"),
+    "a word for a number": ("--config.seed=many", "config.seed=many"),
+    "an unknown flag": ("--confg.seed=1", "confg.seed"),
+    "a stray word": ("fast", "'fast' is no flag"),
+    "an objective of another family": (
+        "--config.stages.autoencoder.objectives={'copy': 1.0}",
+        "config.stages.autoencoder.objectives='copy' is not known; it can be reconstruction",
+    ),
+}
+
+
+@pytest.mark.parametrize(("flag", "message"), KEYS.values(), ids=KEYS.keys())
+def test_a_wrong_key_is_named(place: Path, capsys: pytest.CaptureFixture[str], flag: str, message: str) -> None:
+    workdir = place / "never"
+    said = fails(["train", f"--config={place / 'tiny.py'}", f"--workdir={workdir}", flag], capsys)
+    assert message in said
+    assert not workdir.exists()
+
+
+COMMANDS = {
+    "no command of that name": (["trian"], "'trian' is not a command; the commands are train, report"),
+    "no config": (["train", "--workdir=w"], "--config is missing"),
+    "no workdir": (["train", "--config=c.py"], "--workdir is missing"),
+    "a config that is not there": (["train", "--config=absent.py", "--workdir=w"], "--config=absent.py cannot be loaded"),
+    "a report of nothing": (["report", "--workdir=absent"], "absent/results.json does not exist"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), COMMANDS.values(), ids=COMMANDS.keys())
+def test_a_wrong_command_line_is_explained(capsys: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
+    assert message in fails(args, capsys)
+
+
+def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("raise RuntimeError('out of ideas')\n")
+    said = fails(["train", f"--config={file}", "--workdir=w"], capsys)
+    assert "broken.py cannot be loaded (RuntimeError: out of ideas)" in said
+
+
+def truncated_gzip(path: Path) -> None:
+    raw = gzip.compress(b"some words of text. " * 5000)
+    path.write_bytes(raw[: len(raw) // 2])
+
+
+CORPORA: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "empty": ("empty.txt", lambda path: path.write_text(""), "config.data.corpus is empty"),
+    "too small": ("small.txt", lambda path: path.write_text("just a few words\n"), "config.data"),
+    "not UTF-8": ("latin.txt", lambda path: path.write_bytes("caf\xe9 ".encode("latin-1") * 99), "latin.txt"),
+    "a gzip file cut short": ("cut.txt.gz", truncated_gzip, "cut.txt.gz"),
+    "lines that are no JSON": ("lines.jsonl", lambda path: path.write_text("{'text': 1}\n"), "lines.jsonl"),
+    "another field": ("field.jsonl", lambda path: path.write_text('{"body": "words"}\n'), "text"),
+    "an ending nobody reads": ("book.pdf", lambda path: path.write_text("words"), ".txt"),
+    "nothing there": ("absent.txt", lambda path: None, "absent.txt"),
+}
+
+
+@pytest.mark.parametrize(("name", "write", "message"), CORPORA.values(), ids=CORPORA.keys())
+def test_a_corpus_that_cannot_be_used_is_explained(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, write: Callable[[Path], object], message: str
+) -> None:
+    write(tmp_path / name)
+    args = ["train", f"--config={place / 'tiny.py'}", f"--workdir={tmp_path / 'w'}", f"--config.data.corpus={tmp_path / name}"]
+    assert message in fails(args, capsys)
+    assert not (tmp_path / "w" / "data").exists(), "a corrected corpus must work in the same workdir"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "seconds"}
+
+
+def train_again(place: Path, workdir: Path, *flags: str) -> list[str]:
+    return ["train", f"--config={place / 'tiny.py'}", f"--workdir={workdir}", *flags]
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(
+    place: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(trained)
+    said = fails(train_again(place, trained, "--config.stages.combined.learning_rate=0.5"), capsys)
+    assert "is the workdir of another config: config.stages.combined.learning_rate: 0.5 now, 0.003 there" in said
+    assert contents(trained) == before
+
+
+def test_a_workdir_of_another_tokenizer_is_refused_and_left_alone(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "other"
+    shutil.copytree(trained, workdir)
+    other = write_corpus(tmp_path / "other.jsonl", words=90, seed=5)
+    shutil.rmtree(workdir / "data")
+    config = tiny_config(place / "corpus.jsonl", steps=4)
+    prepare(dataclasses.replace(config.data, corpus=str(other)), workdir / "data")
+    info = json.loads((workdir / "data" / "prepared.json").read_text())
+    ours = json.loads((trained / "data" / "prepared.json").read_text())
+    # The text is declared the same: only the tokenizer tells.
+    kept = {key: ours[key] for key in ("corpus", "corpus_stamp", "corpus_fingerprint", "text_field")}
+    (workdir / "data" / "prepared.json").write_text(json.dumps(info | kept))
+    before = contents(workdir / "stages")
+    said = fails(train_again(place, workdir), capsys)
+    assert "tokenizer" in said and "use another --workdir" in said
+    assert contents(workdir / "stages") == before
+
+
+def test_a_truncated_row_file_is_named(place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = tmp_path / "cut"
+    shutil.copytree(trained, workdir)
+    shard = next((workdir / "data").rglob("train-*.arrayrecord"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    before = contents(workdir / "stages")
+    said = fails(train_again(place, workdir), capsys)
+    assert shard.name in said and "delete the folder" in said
+    assert contents(workdir / "stages") == before
+
+
+def test_a_checkpoint_cut_short_falls_back_to_the_last_whole_one_and_says_so(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "fallback"
+    shutil.copytree(trained, workdir)
+    steps = workdir / "stages" / "no_memory" / "checkpoints"
+    assert sorted(p.name for p in steps.iterdir() if p.name.isdigit()) == ["2", "4"]
+    (steps / "4" / "params" / "manifest.ocdbt").write_bytes(b"")
+    shutil.rmtree(steps / "4" / "optimizer")
+    assert main(train_again(place, workdir)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "kept as damaged-4" in said
+    assert "no_memory: going on from step 2" in said
+    assert (steps / "damaged-4").is_dir() and (steps / "4" / "params").is_dir()
+
+
+def test_a_stage_may_not_start_from_an_encoder_that_means_something_else(
+    place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kernel shapes do not tell every setting: the config stored beside the weights does."""
+    config = tiny_config(place / "corpus.jsonl", steps=4)
+    seeded = dataclasses.replace(config.stages["combined"], init_from=f"{trained}/stages/autoencoder")
+    model = dataclasses.replace(config.model, encoder=dataclasses.replace(config.model.encoder, final_norm=False))
+    other = dataclasses.replace(config, model=model, stages={"combined": seeded}, curriculum=("combined",), controls=())
+    (tmp_path / "other.py").write_text(CONFIG_FILE.format(text=to_json(other)))
+    said = fails(["train", f"--config={tmp_path / 'other.py'}", f"--workdir={tmp_path / 'w'}"], capsys)
+    assert "was trained with config.model.encoder=" in said and "final_norm=True" in said

@@ -1,0 +1,126 @@
+"""One update: what moves, what does not, and that neither microbatches nor devices change it."""
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memjax.config import Config, Optimizer, Stage
+from memjax.models import build
+from memjax.objectives import SpecialIds
+from memjax.testing import FROZEN_ENCODER, tiny_config
+from memjax.training.loop import example
+from memjax.training.optimizer import make_optimizer, split
+from memjax.training.step import Metrics, TrainState, train_step
+
+IDS = SpecialIds()
+CONFIG = tiny_config("unused", optimizer=Optimizer())
+COMBINED = CONFIG.stages["combined"]
+
+
+def start(config: Config, stage: Stage) -> tuple[TrainState, functools.partial]:
+    module = build(config, stage)
+    params = module.init(jax.random.key(0), example(module, config))["params"]
+    trainable, frozen = split(params, stage.trainable, "trainable")
+    optimizer = make_optimizer(config.optimizer, stage, trainable)
+    state = TrainState(jnp.int32(0), trainable, frozen, optimizer.init(trainable))
+    return state, functools.partial(train_step, module=module, stage=stage, optimizer=optimizer, ids=IDS)
+
+
+def rows(count: int = 8, padded: bool = True) -> np.ndarray:
+    tokens = np.random.default_rng(0).integers(6, 320, (count, 32))
+    if padded:
+        # Rows of unequal true length, so that a mean of means is not the mean.
+        for row, real in enumerate(np.linspace(4, 32, count).astype(int)):
+            tokens[row, real:] = IDS.pad
+    return tokens.astype(np.int32)
+
+
+def close(a: object, b: object, tolerance: float = 2e-6) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=tolerance), a, b)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
+def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches: int) -> None:
+    # Plain gradient descent in effect: with so large an epsilon Adam's update is proportional to the gradient.
+    config = dataclasses.replace(CONFIG, optimizer=Optimizer(epsilon=1e3))
+    results: list[tuple[TrainState, Metrics]] = []
+    for count in (1, microbatches):
+        stage = dataclasses.replace(COMBINED, microbatches=count, learning_rate=100.0, warmup_steps=0)
+        state, step = start(config, stage)
+        results.append(jax.jit(step)(state, rows()))
+    close(results[0][1], results[1][1])
+    close(results[0][0].trainable, results[1][0].trainable)
+
+
+def test_loss_is_the_weighted_sum_of_token_means() -> None:
+    state, step = start(CONFIG, dataclasses.replace(COMBINED, objectives={"next_token": 0.5, "copy": 2.0}))
+    _, metrics = jax.jit(step)(state, rows())
+    terms = metrics.terms
+    expected = 0.5 * terms["next_token"].nats / terms["next_token"].count + 2.0 * terms["copy"].nats / terms["copy"].count
+    np.testing.assert_allclose(metrics.loss, expected, rtol=1e-6)
+    assert terms["next_token"].count == (rows() != IDS.pad).sum()
+    assert terms["copy"].count == (rows()[:, :16] != IDS.pad).sum()
+
+
+def test_frozen_parameters_keep_their_bytes_and_have_no_optimizer_state() -> None:
+    state, step = start(CONFIG, COMBINED)
+    assert set(state.frozen) == {"encoder"} and "encoder" not in state.trainable
+    frozen_before = jax.tree.map(np.asarray, state.frozen)
+    sizes = {leaf.size for leaf in jax.tree.leaves(state.opt_state)}
+    table = state.frozen["encoder"]["embed"]["embedding"]
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.trainable)), sizes
+    jitted = jax.jit(step)
+    before = jax.tree.map(np.asarray, state.trainable)
+    for _ in range(20):
+        state, _ = jitted(state, rows())
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, frozen_before)
+    assert table.shape == (320, 16)
+    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), state.trainable, before)
+    assert all(jax.tree.leaves(moved)), moved
+
+
+def test_a_frozen_encoder_is_left_out_of_the_backward_pass() -> None:
+    def matrix_products(stage: Stage) -> int:
+        state, step = start(CONFIG, stage)
+        return str(jax.make_jaxpr(step)(state, rows())).count("dot_general")
+
+    frozen = matrix_products(dataclasses.replace(COMBINED, trainable=FROZEN_ENCODER))
+    trained = matrix_products(dataclasses.replace(COMBINED, trainable=((".*", True),)))
+    # The encoder's block has 6 products (mixing, in and out, up and down, read-out none): each costs two more when trained.
+    assert trained - frozen >= 8
+
+
+DEVICES = """
+import jax, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import test_step as t
+from memjax.sharding import make_mesh, put_batch, replicated
+assert jax.device_count() == 8
+mesh = make_mesh()
+for microbatches in (1, 2):
+    stage = t.dataclasses.replace(t.COMBINED, microbatches=microbatches, rows=16)
+    state, step = t.start(t.CONFIG, stage)
+    single_state, single = jax.jit(step)(state, t.rows(16))
+    spread = jax.device_put(state, replicated(mesh))
+    many_state, many = jax.jit(step)(spread, put_batch(t.rows(16), mesh))
+    t.close(single, many)
+    t.close(single_state.trainable, many_state.trainable, 2e-5)
+print("equal on 8 devices")
+"""
+
+
+def test_eight_devices_compute_what_one_does() -> None:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, os.path.dirname(__file__)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "equal on 8 devices" in done.stdout, done.stderr[-2000:]
