@@ -45,8 +45,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, step: int, params: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
-        """Starts saving; arrays are copied before it returns, so the caller may donate them. A step that is there is left as
-        it is."""
+        """Starts saving. Arrays are copied before it returns, so they may be donated; a step that is there is left alone."""
         if step in self.steps():
             return
         items = ocp.args.Composite(
@@ -74,7 +73,8 @@ class Checkpoints:
         """The last whole checkpoint as (step, params, optimizer, meta), or None.
 
         Args:
-          params: abstract tree (shapes, dtypes, shardings) to restore onto; so too `optimizer`.
+          params: abstract tree (shapes, dtypes, shardings) to restore onto.
+          optimizer: the same of the optimizer's state and the step.
 
         A checkpoint that cannot be read is renamed to `damaged-STEP`, reported, and the one before it is tried.
         """

@@ -1,5 +1,4 @@
-"""The command `memjax COMMAND --flags`: finds the command, reads its flags, and turns every expected error into one clear
-line."""
+"""The command `memjax COMMAND --flags`: every expected error becomes one clear line."""
 
 import importlib
 import signal
@@ -19,8 +18,7 @@ _USAGE = "usage: memjax COMMAND [--flags]\n\n" + "\n".join(f"  {name:<8} {what}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0 done, 2 wrong input, 1 a run that failed, 128 + signal when asked to
-    stop."""
+    """Runs one command. Exit status: 0 done, 1 a run that failed, 2 wrong input, 128 + signal when asked to stop."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(_USAGE)

@@ -1,4 +1,4 @@
-"""`memjax report --workdir=DIR`"""
+"""The command `memjax report --workdir=DIR`."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""`memjax train --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`"""
+"""The command `memjax train --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`."""
 
 import re
 from collections.abc import Sequence

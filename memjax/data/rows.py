@@ -54,9 +54,9 @@ def pack(token_arrays: Iterable[np.ndarray], row_tokens: int, eos_id: int) -> It
 def write_rows(
     folder: Path, split: str, token_arrays: Iterable[np.ndarray], row_tokens: int, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Packs documents [tokens] into the rows of one split and returns what `{split}.json` says of them:
+    """Packs documents [tokens] into the rows of one split and returns what `{split}.json` says of them.
 
-    `rows`, `row_tokens`, `documents`, `tokens` (in rows), `bytes` (of UTF-8 text in rows), `dropped_tokens` (the tail),
+    That is `rows`, `row_tokens`, `documents`, `tokens` (in rows), `bytes` (of UTF-8 text in rows), `dropped_tokens` (the tail),
     `fingerprint` (of the tokenizer), `files` (name to `bytes` and `sha256`) and `format`.
 
     Raises:

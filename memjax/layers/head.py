@@ -4,6 +4,7 @@ Shapes: B batch, T position, D width, V vocabulary; t positions of one block.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -61,12 +62,12 @@ def _scan_forward(
     return nats, correct, lse
 
 
-def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int):
+def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int) -> tuple[Any, tuple[jax.Array, ...]]:
     nats, correct, lse = _scan_forward(hidden, kernel, labels, block)
     return (nats, correct), (hidden, kernel, labels, lse)
 
 
-def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]):
+def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
     hidden, kernel, labels, lse = saved
     d_nats = cotangents[0]
 

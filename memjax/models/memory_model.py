@@ -54,7 +54,7 @@ class MemoryModel(nn.Module):
             if config.encoder.width != width:
                 self.bridge = Linear(width, use_bias=True, dtype=dtype)
         self.embed = nn.Embed(self.vocabulary, width, dtype=dtype, embedding_init=EMBEDDING_INIT)
-        table = nn.initializers.normal(0.5)
+        table = EMBEDDING_INIT
         if config.token_positions:
             self.token_position = self.param("token_position", table, (config.chunk_length, width))
         if config.chunk_positions:

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from memjax.cli.main import main
 from memjax.config import to_json
 from memjax.data import prepare
 from memjax.testing import tiny_config, write_corpus
 from memjax.training import Reporter, run_experiment
-from rich.console import Console
 
 CONFIG_FILE = """
 from memjax.config import from_json, to_config_dict
@@ -122,7 +122,9 @@ def test_a_corpus_that_cannot_be_used_is_explained(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "seconds"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "seconds"
+    }
 
 
 def train_again(place: Path, workdir: Path, *flags: str) -> list[str]:

@@ -27,7 +27,15 @@ STAGES = ("autoencoder", "combined")
 
 
 def command(folder: Path, workdir: str, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "memjax.cli.main", "train", f"--config={folder / 'tiny.py'}", f"--workdir={folder / workdir}", *flags]
+    return [
+        sys.executable,
+        "-m",
+        "memjax.cli.main",
+        "train",
+        f"--config={folder / 'tiny.py'}",
+        f"--workdir={folder / workdir}",
+        *flags,
+    ]
 
 
 def train(folder: Path, workdir: str) -> str:
