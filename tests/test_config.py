@@ -377,15 +377,11 @@ def test_fewer_than_eighty_settings():
 # Known bugs
 
 
-@pytest.mark.xfail(
-    strict=True, raises=(AttributeError, TypeError), reason="a group given as a plain value escapes as AttributeError"
-)
 @pytest.mark.parametrize("key", ["data", "model.encoder", "stages", "stages.main", "stages.main.objectives"])
 def test_a_group_that_is_no_mapping_names_its_key(key):
     assert f"config.{key}" in message_of({key: 3})
 
 
-@pytest.mark.xfail(strict=True, raises=c.ConfigError, reason="suggests heads of odd width, which rotary positions refuse")
 def test_suggested_attention_heads_are_accepted():
     message = message_of({"model.decoder.width": 12, "model.decoder.heads": 5})
     for suggestion in map(int, message.rpartition(" use ")[2].split(", ")):

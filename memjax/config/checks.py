@@ -41,14 +41,19 @@ def _positive(owner: Any, prefix: str, *names: str) -> None:
         _require(getattr(owner, name) > 0, f"config.{prefix}{name}={getattr(owner, name)} must be greater than 0")
 
 
+def _nearest(good: list[int], wanted: int, otherwise: str) -> str:
+    """The up to three of `good` that are nearest to `wanted`, as words."""
+    return ", ".join(map(str, sorted(sorted(good, key=lambda n: abs(n - wanted))[:3]))) or otherwise
+
+
 def _divisors_near(total: int, wanted: int) -> str:
-    divisors = [d for d in range(2, total + 1) if total % d == 0 and d <= total // 2]
-    return ", ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - wanted))[:3])) or "no length"
+    return _nearest([d for d in range(2, total // 2 + 1) if total % d == 0], wanted, "no length")
 
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first impossible setting."""
     data, model = config.data, config.model
+    _require(config.passages >= 0, f"config.passages={config.passages} must be 0 or more")
     _positive(
         config, "", "log_every", "checkpoint_every", "checkpoints_kept", "evaluate_every", "evaluation_rows", "recall_rows"
     )
@@ -92,6 +97,11 @@ def _check_model(model: Model, data: Data) -> None:
         model.layout == "fixed" or model.decoder.kind == "transformer",
         "config.model.layout='variable' needs a transformer decoder: a mixer's weights belong to positions; use 'fixed'",
     )
+    _require(
+        model.expansion != "repeat" or model.vectors <= model.chunk_length,
+        f"config.model.vectors={model.vectors} are more than the config.model.chunk_length={model.chunk_length} positions that"
+        " config.model.expansion='repeat' lays them over",
+    )
     for part in ("encoder", "decoder", "reconstructor"):
         _check_backbone(getattr(model, part), f"model.{part}.")
     _require(
@@ -105,6 +115,10 @@ def _check_backbone(backbone: Backbone, prefix: str) -> None:
     _one_of(backbone.mlp, MLPS, f"{prefix}mlp")
     _one_of(backbone.norm, NORMS, f"{prefix}norm")
     _positive(backbone, prefix, "width", "layers", "mlp_ratio", "kernel")
+    _require(
+        int(backbone.width * backbone.mlp_ratio) > 0,
+        f"config.{prefix}mlp_ratio={backbone.mlp_ratio} leaves no hidden unit at config.{prefix}width={backbone.width}",
+    )
     width, heads, kv_heads = backbone.width, backbone.heads, backbone.kv_heads
     if backbone.kind == "mixer":
         _require(kv_heads == 0, f"config.{prefix}kv_heads={kv_heads} has no meaning in a mixer; leave it 0")
@@ -119,15 +133,13 @@ def _check_backbone(backbone: Backbone, prefix: str) -> None:
             kv_heads >= 0 and (kv_heads == 0 or heads % kv_heads == 0),
             f"config.{prefix}kv_heads={kv_heads} must divide config.{prefix}heads={heads}",
         )
+    multiple = 2 if backbone.kind == "transformer" else 1
+    good = [n for n in range(1, width + 1) if width % (n * multiple) == 0]
+    even = " into heads of even width, which rotary positions need" if multiple == 2 else ""
     _require(
-        width % heads == 0,
-        f"config.{prefix}heads={heads} does not divide config.{prefix}width={width}; use {_divisors_near(width, heads)}",
+        heads in good,
+        f"config.{prefix}heads={heads} does not divide config.{prefix}width={width}{even}; use {_nearest(good, heads, 'another width')}",
     )
-    if backbone.kind == "transformer":
-        _require(
-            (width // heads) % 2 == 0,
-            f"config.{prefix}heads={heads} gives heads of odd width {width // heads}; rotary positions need an even one",
-        )
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
@@ -139,6 +151,11 @@ def _check_optimizer(optimizer: Optimizer) -> None:
                 isinstance(value, (int, float)) and not isinstance(value, bool),
                 f"config.optimizer.{key}[{pattern!r}]={value!r} must be a number",
             )
+            _require(value >= 0, f"config.optimizer.{key}[{pattern!r}]={value} must be 0 or more")
+    for name in ("beta1", "beta2", "muon_momentum"):
+        value = getattr(optimizer, name)
+        _require(0 <= value < 1, f"config.optimizer.{name}={value} must be at least 0 and less than 1")
+    _positive(optimizer, "optimizer.", "epsilon")
     _require(optimizer.clip_norm >= 0, f"config.optimizer.clip_norm={optimizer.clip_norm} must be 0 (none) or more")
 
 
@@ -180,6 +197,10 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
         )
     for pattern, value in stage.trainable:
         _require(isinstance(value, bool), f"config.{prefix}trainable[{pattern!r}]={value!r} must be True or False")
+    _require(
+        stage.memory or stage.family == "memory_model",
+        f"config.{prefix}memory=False has no meaning in a stage of family {stage.family}",
+    )
     _require(not stage.init_part or bool(stage.init_from), f"config.{prefix}init_part needs config.{prefix}init_from")
     _require(
         not stage.init_from or stage.init_from in earlier or "/" in stage.init_from,

@@ -81,6 +81,8 @@ _NESTED = {
 
 
 def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"config.{prefix.rstrip('.')}={tree!r} must be a group of settings: {', '.join(_names_of(kind))}")
     fields = {f.name: f for f in dataclasses.fields(kind)}
     built: dict[str, Any] = {}
     for name, value in tree.items():
@@ -91,6 +93,8 @@ def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
             raise ConfigError(f"config.{key} is not a setting; {hint}")
         if name in _NESTED:
             built[name] = _build(_NESTED[name], value, f"{key}.")
+        elif name in ("stages", "objectives") and not isinstance(value, Mapping):
+            raise ConfigError(f"config.{key}={value!r} must be a group of named values")
         elif name == "stages":
             built[name] = {stage: _build(Stage, sub, f"{key}.{stage}.") for stage, sub in value.items()}
         elif name == "objectives":
@@ -98,6 +102,10 @@ def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
         else:
             built[name] = _typed(value, fields[name].type, key)
     return kind(**built)
+
+
+def _names_of(kind: type) -> list[str]:
+    return sorted(field.name for field in dataclasses.fields(kind))
 
 
 def _number(value: Any, key: str) -> float:

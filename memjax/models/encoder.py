@@ -12,6 +12,8 @@ from memjax.config import Model
 from memjax.layers import Backbone, Linear
 
 EMBEDDING_INIT = nn.initializers.normal(0.02)
+"""Small, so that what mixing brings to the read-out is not drowned by the embedding of the token that stands there: at unit variance an
+autoencoder takes twice the steps."""
 
 
 class Encoder(nn.Module):
@@ -63,8 +65,10 @@ class Encoder(nn.Module):
         if self.config.readout == "memory_tokens":
             memory = h[:, length:]
         else:
-            last = length - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-            at = jnp.maximum(last - (self.config.readout == "second_to_last"), 0)
+            # The first position by which so many real tokens have passed is that of the last (but one) of them.
+            passed = jnp.cumsum(valid, axis=1)
+            wanted = jnp.maximum(passed[:, -1:] - (self.config.readout == "second_to_last"), 1)
+            at = jnp.argmax(passed >= wanted, axis=1)
             memory = jnp.take_along_axis(h, at[:, None, None], axis=1)
         return self.up(self.down(memory)) if self.config.bottleneck else memory
 

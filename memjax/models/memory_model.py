@@ -11,10 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
 from memjax.layers import Backbone, Head, Linear
-from memjax.models.encoder import EMBEDDING_INIT, Encoder, fold, unfold
+from memjax.models.encoder import Encoder, fold, unfold
 
 PREDICT, RETAIN = 0, 1
 """Tasks the decoder's mark tells apart."""
+
+EMBEDDING_INIT = nn.initializers.normal(1.0)
+"""Of tokens, positions and marks alike. As large as a normalised memory, so that in every block a position still says what to take
+from it: at 0.02 a decoder takes several times the steps to learn to read memories."""
 
 EMPTY = -1
 """Entry of a slot table that holds no memory."""
@@ -54,13 +58,12 @@ class MemoryModel(nn.Module):
             if config.encoder.width != width:
                 self.bridge = Linear(width, use_bias=True, dtype=dtype)
         self.embed = nn.Embed(self.vocabulary, width, dtype=dtype, embedding_init=EMBEDDING_INIT)
-        table = EMBEDDING_INIT
         if config.token_positions:
-            self.token_position = self.param("token_position", table, (config.chunk_length, width))
+            self.token_position = self.param("token_position", EMBEDDING_INIT, (config.chunk_length, width))
         if config.chunk_positions:
-            self.chunk_position = self.param("chunk_position", table, (self.chunks, width))
+            self.chunk_position = self.param("chunk_position", EMBEDDING_INIT, (self.chunks, width))
         if config.task_mark:
-            self.task_mark = self.param("task_mark", table, (2, width))
+            self.task_mark = self.param("task_mark", EMBEDDING_INIT, (2, width))
         self.backbone = Backbone(config.decoder, self.slots * config.vectors + config.chunk_length, dtype, config.remat)
         self.head = Head(width, self.vocabulary)
 
@@ -127,11 +130,12 @@ class MemoryModel(nn.Module):
         return x.reshape(batch, n, count, width), filled
 
     def _positions(self, filled: jax.Array, token_valid: jax.Array) -> Int[Array, "B X T"]:
-        """Rotary positions: slots as they stand, tokens after all slots (fixed) or after the filled ones (variable)."""
+        """Rotary positions: all slots and then the tokens (fixed), or the filled slots and then the tokens (variable)."""
+        if self.config.layout == "variable":
+            return jnp.maximum(jnp.cumsum(jnp.concatenate([filled, token_valid], axis=-1), axis=-1) - 1, 0)
         slot_positions = jnp.broadcast_to(jnp.arange(filled.shape[-1]), filled.shape)
         token_positions = jnp.maximum(jnp.cumsum(token_valid, axis=-1) - 1, 0)
-        start = filled.shape[-1] if self.config.layout == "fixed" else filled.sum(axis=-1, keepdims=True)
-        return jnp.concatenate([slot_positions, token_positions + start], axis=-1)
+        return jnp.concatenate([slot_positions, token_positions + filled.shape[-1]], axis=-1)
 
     def decode(
         self,
@@ -175,6 +179,9 @@ class MemoryModel(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"] | None = None) -> Float[Array, "B C L V"]:
         """Encodes all chunks but the last, decodes all: logits at position t are about token t+1 of the same chunk."""
-        memories = self.encode(tokens[:, :-1], None if valid is None else valid[:, :-1]) if self.memory else None
-        memory_valid = None if valid is None else valid[:, :-1].any(axis=-1)
+        if self.memory and tokens.shape[1] > 1:
+            memories = self.encode(tokens[:, :-1], None if valid is None else valid[:, :-1])
+            memory_valid = None if valid is None else valid[:, :-1].any(axis=-1)
+        else:
+            memories, memory_valid = None, None
         return self.decode(tokens, memories, memory_valid=memory_valid, token_valid=valid)

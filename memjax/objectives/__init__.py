@@ -77,6 +77,7 @@ def score(
 def counts(module: nn.Module, tokens: Int[Array, "B N"], names: Sequence[str], ids: SpecialIds) -> dict[str, jax.Array]:
     """How many tokens each objective scores in `tokens`, without running the model."""
     if isinstance(module, Autoencoder):
+        _known(names, ("reconstruction",), "an autoencoder")
         return {name: jnp.sum(tokens != ids.pad).astype(jnp.float32) for name in names}
     requests = _requests(_chunks(tokens, module.config.chunk_length), names, ids)
     return {name: jnp.sum(request.weight) for name, request in requests.items()}

@@ -6,12 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 @pytest.fixture(scope="session")
 def quick():
-    """`jax.jit` that compiles two to three times as fast and returns numpy arrays, on which nothing more is compiled."""
+    """`jax.jit` that compiles several times as fast and returns numpy arrays, on which nothing more is compiled."""
 
     def jit(function, **kwargs):
         compiled = jax.jit(function, compiler_options=OPTIONS, **kwargs)

@@ -116,9 +116,6 @@ def test_parameters_are_float32_whatever_is_computed_in():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="second_to_last of a chunk of one token after padding reads the padding"
-)
 def test_second_to_last_of_a_single_token_is_that_token(quick, draw):
     encoder = Encoder(MODELS["transformer-second"], VOCABULARY)
     variables = draw(encoder, TOKENS)

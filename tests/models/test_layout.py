@@ -92,9 +92,6 @@ def padded_row(settings, variables, quick):
     return both(chunks, padded)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="tokens start at the count of filled slots, not after the last one"
-)
 def test_a_padded_chunk_in_front_changes_nothing_in_the_variable_layout(quick, variables):
     alone, behind = padded_row(VARIABLE, variables, quick)
     np.testing.assert_allclose(behind, alone, atol=1e-5)

@@ -187,6 +187,18 @@ def test_place_and_task_matter_where_the_decoder_is_told(model, memories, name):
         assert same_chunks(before, asked) == [True, False, True, False]
 
 
+@pytest.mark.parametrize("name", ["default", "mixer"])
+def test_place_of_a_chunk_is_on_its_tokens_and_on_its_slot(name, quick, draw):
+    module = MemoryModel(MODELS[name], CHUNKS, VOCABULARY)
+    variables = draw(module, TOKENS)
+    table = variables["params"].pop("chunk_position")
+    call = quick(lambda table: module.apply({"params": variables["params"] | {"chunk_position": table}}, TOKENS))
+    before = call(table)
+    for place in range(CHUNKS):
+        after = call(table.at[place, 0].add(1.0))
+        assert same_chunks(before, after) == [chunk < place for chunk in range(CHUNKS)]
+
+
 def test_padded_tokens_reach_nothing(model, memories):
     valid = np.ones(TOKENS.shape, bool)
     valid[:, 1, 1] = valid[:, 2, 0] = False
