@@ -100,6 +100,7 @@ def prepare(data: Data, folder: str | os.PathLike, report: Callable[[str], None]
 
 def _build(data: Data, folder: Path, report: Callable[[str], None]) -> None:
     """Vocabulary, rows and prepared.json in an empty folder."""
+    report(f"data: reading {data.corpus} to train a vocabulary of {data.vocabulary}")
     stamp = _stamp(data.corpus)
     census = _Census(_texts(data))
     started = time.monotonic()

@@ -92,9 +92,12 @@ def _summarise(results: dict[str, Any], reporter: Reporter) -> None:
     def show(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    table = Table(title=f"{results['name']}: held-out text")
-    for column in ("model", "next token, nats", "bits a byte", "copy accuracy", "exact recall", "autoencoder"):
-        table.add_column(column, justify="left" if column == "model" else "right")
+    table = Table(
+        title=f"{results['name']}: held-out text",
+        caption="next token: nats a token; copy: accuracy, teacher-forced; recall: chunks exact from memories alone",
+    )
+    for column in ("model", "next token", "bits/byte", "copy", "recall", "autoencoder"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for name, model in results["models"].items():
         table.add_row(
             name,

@@ -171,6 +171,7 @@ def test_a_truncated_row_file_is_named(place: Path, trained: Path, tmp_path: Pat
     assert contents(workdir / "stages") == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_cut_short_falls_back_to_the_last_whole_one_and_says_so(
     place: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

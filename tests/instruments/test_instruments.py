@@ -32,8 +32,8 @@ def test_uniform_logits_give_ln_v_nats_and_their_bits_per_byte(params: dict) -> 
     found = measure(MODULE, uniform(params), [ROWS], ("next_token", "copy"), IDS, BYTES)
     for name, tokens in (("next_token", ROWS.size), ("copy", ROWS.size // 2)):
         assert found[name].tokens == tokens
-        assert found[name].nats == pytest.approx(math.log(VOCABULARY), rel=1e-6)
-        assert found[name].bits_per_byte == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-6)
+        assert found[name].nats == pytest.approx(math.log(VOCABULARY), rel=1e-5)
+        assert found[name].bits_per_byte == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-5)
         assert found[name].accuracy == 0.0, "the first id wins every tie, and it is padding"
 
 

@@ -98,6 +98,18 @@ def test_a_frozen_encoder_is_left_out_of_the_backward_pass() -> None:
     assert trained - frozen >= 8
 
 
+def test_bfloat16_compute_keeps_float32_parameters_and_nearly_the_loss() -> None:
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype=dtype, remat="dots_saveable"))
+        state, step = start(config, COMBINED)
+        state, metrics = jax.jit(step)(state, rows())
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+        losses[dtype] = float(metrics.loss)
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
+
+
 DEVICES = """
 import jax, sys
 sys.path.insert(0, sys.argv[1])
@@ -119,7 +131,7 @@ print("equal on 8 devices")
 
 
 def test_eight_devices_compute_what_one_does() -> None:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
     done = subprocess.run(
         [sys.executable, "-c", DEVICES, os.path.dirname(__file__)], env=environment, capture_output=True, text=True, timeout=300
     )

@@ -1,10 +1,16 @@
-"""Compilation without optimisation and weights without compilation: what makes tests of many small models quick."""
+"""What makes tests of many small models quick: compilation without optimisation, and weights without compilation."""
 
 import functools
+import os
 
-import jax
-import numpy as np
-import pytest
+# Before JAX starts; processes that tests start inherit it. Compiling costs more than everything a test computes.
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 OPTIONS = {
     "xla_backend_optimization_level": 0,
