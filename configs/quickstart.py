@@ -21,26 +21,26 @@ TOKENS = r"embed/embedding$"
 FROZEN_ENCODER = (("^encoder/", False), (".*", True))
 
 MIXER = c.Backbone(kind="mixer", width=128, layers=4, heads=16, mlp="gelu", mlp_ratio=2.0)
-DECODER = c.Backbone(kind="transformer", width=128, layers=4, heads=4, output_gate=True)
+DECODER = c.Backbone(kind="transformer", width=128, layers=4, heads=4, mlp_ratio=2.5, output_gate=True)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config; `small` for the miniature."""
     stage = c.Stage(rows=32, learning_rate=3e-3, warmup_steps=20)
-    reading = dataclasses.replace(stage, trainable=FROZEN_ENCODER, final_rate=0.3)
-    both = {"copy": 1.0, "next_token": 2.0}
+    reading = dataclasses.replace(stage, trainable=FROZEN_ENCODER, final_rate=0.5)
+    both = {"copy": 1.0, "next_token": 1.2}
     # Next tokens from the first decoder stage on, so that the comparison with the control is at equal targets.
     stages = {
-        "autoencoder": dataclasses.replace(stage, family="autoencoder", objectives={"reconstruction": 1.0}, steps=350),
+        "autoencoder": dataclasses.replace(stage, family="autoencoder", objectives={"reconstruction": 1.0}, steps=300),
         "blank_copy": dataclasses.replace(
             reading,
-            objectives={"blank_copy": 1.0, "next_token": 0.5},
-            steps=350,
+            objectives={"blank_copy": 1.0, "next_token": 0.3},
+            steps=300,
             init_from="autoencoder",
             init_part="encoder",
         ),
-        "copy": dataclasses.replace(reading, objectives=both, steps=50, init_from="blank_copy"),
-        "combined": dataclasses.replace(reading, objectives=both, steps=350, init_from="copy", final_rate=0.0),
+        "copy": dataclasses.replace(reading, objectives=both, steps=100, init_from="blank_copy"),
+        "combined": dataclasses.replace(reading, objectives=both, steps=400, init_from="copy", final_rate=0.0),
     }
     decoder_steps = sum(stages[name].steps for name in ("blank_copy", "copy", "combined"))
     control = dataclasses.replace(stage, steps=decoder_steps, objectives={"next_token": 1.0})
@@ -57,6 +57,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         stages=stages,
         curriculum=("autoencoder", "blank_copy", "copy", "combined"),
         controls=("causal_control", "no_memory"),
+        evaluate_every=50,
     )
     if variant == "small":
         config = _small(config)

@@ -151,12 +151,11 @@ def loss(run: Run, term: str, folder: Path) -> Plot | None:
         return None
     path, colour = folder / f"loss_{term}.png", words.TERM_COLOURS[term]
     spans = _spans(run, has)
-    overlay_start = spans[-1][1] if spans else 0.0
     ends, labels, lowest, highest = [], [], math.inf, 0.0
     with _figure(path, f"{words.TERM_NAMES[term]} loss", "nats a token · thin: training batches, dots: held-out text") as axes:
         lines = [(stage, start, colour, words.TERM_NAMES[term].lower()) for stage, start, _ in spans]
         lines = [(s, x, c, words.model_name(run, run.final)) if term == "next_token" else (s, x, c, n) for s, x, c, n in lines]
-        lines += [(stage, overlay_start, words.model_colour(run, stage), words.model_name(run, stage)) for stage in others]
+        lines += [(stage, 0.0, words.model_colour(run, stage), words.model_name(run, stage)) for stage in others]
         for stage, start, shade, name in reversed(lines):
             styles: dict[str, dict[str, Any]] = {"train": {"linewidth": 0.9, "alpha": 0.45}, "validation": DOTS}
             for split, style in styles.items():
@@ -180,13 +179,12 @@ def loss(run: Run, term: str, folder: Path) -> Plot | None:
         else:
             room = 0.08 * (highest - 0.9 * lowest)
             axes.set_ylim(max(0.0, 0.9 * lowest - room), highest + room)
-        stop = max([stop for _, _, stop in spans] + [overlay_start + run.steps(stage) for stage in others])
+        stop = max([stop for _, _, stop in spans] + [run.steps(stage) for stage in others])
         _stages(axes, spans, stop)
         _name_lines(axes, labels)
     caption = words.TERM_CAPTIONS[term]
     if others and has:
-        scratch = all(run.section("stages", stage).get("init_from") == "" for stage in others)
-        caption += f" Controls{' start from scratch and' if scratch else ''} are drawn from the start of the last stage."
+        caption += " Controls are drawn from the first step that trains it."
     return Plot(path, f"Line plot of {words.TERM_NAMES[term].lower()} loss in nats a token: {', '.join(ends)}.", caption)
 
 

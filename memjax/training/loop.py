@@ -27,7 +27,7 @@ from memjax.data import Prepared, TrainBatches, evaluation_batches
 from memjax.models import Autoencoder, build
 from memjax.objectives import SpecialIds, Term
 from memjax.sharding import abstract, check_rows, make_mesh, put_batch, replicated
-from memjax.training.optimizer import Tree, make_optimizer, split
+from memjax.training.optimizer import Tree, learning_rate, make_optimizer, split
 from memjax.training.progress import Reporter
 from memjax.training.step import Metrics, TrainState, evaluation_step, train_step
 from memjax.training.writers import Writer, make_writers
@@ -176,11 +176,17 @@ class _StageRun:
     checkpoints: Checkpoints
     seconds: float
     """Seconds trained before this process took over."""
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    logged: tuple[float, int] = (0.0, 0)
+    """When numbers were last written, and at which step."""
+
+    def elapsed(self) -> float:
+        """Seconds trained so far, over all processes."""
+        return self.seconds + time.monotonic() - self.began
 
     def train(self, state: TrainState) -> dict[str, Any]:
         run, stage, config = self.run, self.stage, self.run.config
-        began, first = time.monotonic(), int(state.step)
-        self._elapsed: Callable[[], float] = lambda: self.seconds + time.monotonic() - began
+        first = int(state.step)
         step_fn = jax.jit(
             functools.partial(train_step, module=self.module, stage=stage, optimizer=self.optimizer, ids=run.ids),
             donate_argnames="state",
@@ -189,7 +195,7 @@ class _StageRun:
         watch = self._watcher()
         writers = make_writers(config, self.name, run.folder(self.name), first)
         pending: list[tuple[int, Metrics]] = []
-        self._window = (time.monotonic(), first)
+        self.logged = (time.monotonic(), first)
         try:
             with run.reporter.bar(self.name, stage.steps, first) as bar, _stop_requests() as stop:
                 for step in range(first + 1, stage.steps + 1):
@@ -210,7 +216,7 @@ class _StageRun:
                         pending = []
                         self._save(state, step)
                     bar.advance(1, text)
-                    if stop.is_set() and not last:
+                    if stop.is_set():
                         self.checkpoints.wait()
                         raise Interrupted(
                             f"{self.name}: asked to stop; step {step} is saved, the same command goes on from there"
@@ -229,16 +235,17 @@ class _StageRun:
         for step, metrics in fetched:
             self._check_finite(step, metrics)
         step, latest = fetched[-1]
-        now, (since, since_step) = time.monotonic(), self._window
-        self._window = (now, step)
+        now, (since, since_step) = time.monotonic(), self.logged
+        self.logged = (now, step)
         tokens = (step - since_step) * self.stage.rows * self.run.config.data.row_tokens
         values = {"loss": float(sum(m.loss for _, m in fetched) / len(fetched))}
         for name in latest.terms:
             values |= term_values(name, sum_terms([m.terms[name] for _, m in fetched]))
         rest = {
+            "learning_rate": float(learning_rate(self.stage)(step - 1)),
             "gradient_norm": float(sum(m.gradient_norm for _, m in fetched) / len(fetched)),
             "tokens_per_second": tokens / max(now - since, 1e-9),
-            "seconds": self._elapsed(),
+            "seconds": self.elapsed(),
         }
         for writer in writers:
             writer.write(step, "train", values | rest)
@@ -289,7 +296,7 @@ class _StageRun:
             "config": to_json(run.config),
             "tokenizer": run.data.tokenizer.fingerprint,
             "next_row": first_row(run.config, self.stage) + step * self.stage.rows,
-            "seconds": self._elapsed(),
+            "seconds": self.elapsed(),
         }
 
     def _save(self, state: TrainState, step: int) -> None:
