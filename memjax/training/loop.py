@@ -242,7 +242,7 @@ class _StageRun:
         for name in latest.terms:
             values |= term_values(name, sum_terms([m.terms[name] for _, m in fetched]))
         rest = {
-            "learning_rate": float(learning_rate(self.stage)(step - 1)),
+            "learning_rate": float(jnp.asarray(learning_rate(self.stage)(step - 1))),
             "gradient_norm": float(sum(m.gradient_norm for _, m in fetched) / len(fetched)),
             "tokens_per_second": tokens / max(now - since, 1e-9),
             "seconds": self.elapsed(),
