@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config; `small` for the miniature."""
     stage = c.Stage(rows=32, learning_rate=3e-3, warmup_steps=20)
     reading = dataclasses.replace(stage, trainable=FROZEN_ENCODER, final_rate=0.5)
-    both = {"copy": 1.0, "next_token": 1.2}
+    both = {"copy": 1.0, "next_token": 1.5}
     # Next tokens from the first decoder stage on, so that the comparison with the control is at equal targets.
     stages = {
         "autoencoder": dataclasses.replace(stage, family="autoencoder", objectives={"reconstruction": 1.0}, steps=300),

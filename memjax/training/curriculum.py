@@ -35,15 +35,15 @@ def run_experiment(config: Config, workdir: Path, reporter: Reporter | None = No
     claim_workdir(config, workdir)
     data = prepare(config.data, workdir / "data", reporter.say)
     run = Run(config, workdir, data, reporter)
-    spent = _seconds_before(workdir)
+    began -= _seconds_before(workdir)
     stages = {}
     try:
         for name in config.curriculum + config.controls:
             stages[name] = train_stage(run, name)
+            _note_seconds(workdir, began)
         results = evaluate_run(run, stages)
     finally:
-        seconds = spent + time.monotonic() - began
-        (workdir / "seconds").write_text(f"{seconds:.1f}\n")
+        seconds = _note_seconds(workdir, began)
     results = {"seconds_total": seconds} | results
     write_results(results, workdir / "results.json")
     page = write_report(workdir)
@@ -86,6 +86,13 @@ def _seconds_before(workdir: Path) -> float:
         return float(path.read_text())
     except (OSError, ValueError):
         return 0.0
+
+
+def _note_seconds(workdir: Path, began: float) -> float:
+    """Writes down, for a later call, the seconds since `began`, and returns them."""
+    seconds = time.monotonic() - began
+    (workdir / "seconds").write_text(f"{seconds:.1f}\n")
+    return seconds
 
 
 def _summarise(results: dict[str, Any], reporter: Reporter) -> None:
