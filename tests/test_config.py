@@ -173,7 +173,6 @@ BAD = [
     ({"controls": ("control", "nothing")}, "controls"),
     ({"curriculum": ("auto", "main", "auto")}, "curriculum"),
     ({"controls": ("control", "main")}, "controls"),
-    ({"controls": ()}, "stages.control"),
 ]
 
 
@@ -253,7 +252,7 @@ CONFIGS = st.builds(
             }
         )
     ),
-    seed=st.integers(-(2**60), 2**60),
+    seed=st.integers(0, 2**60),
     ratio=st.floats(0.1, 16),
     rate=st.floats(1e-9, 1e3),
     rules=RULES,
@@ -315,6 +314,7 @@ def test_a_run_may_go_on_with_another_value_of_what_touches_no_weight(key, value
     other = c.from_config_dict(tree_with({key: value}))
     free = {
         "log_every",
+        "checkpoint_every",
         "checkpoints_kept",
         "evaluate_every",
         "evaluation_rows",

@@ -5,6 +5,7 @@ A checkpoint is three items: `params` (all parameters, frozen ones too), `optimi
 reading `params` and `meta` alone.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -78,6 +79,7 @@ class Checkpoints:
 
         A checkpoint that cannot be read is renamed to `damaged-STEP`, reported, and the one before it is tried.
         """
+        damaged: list[tuple[int, Exception]] = []
         for step in reversed(self.steps()):
             try:
                 read = ocp.args.Composite(
@@ -90,23 +92,26 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:
-                self._set_aside(step, error)
+                damaged.append((step, error))
                 continue
+            for bad, error in damaged:
+                self._set_aside(bad, error, f"going on from step {step}")
             return step, found.params, found.optimizer, meta
+        if len(damaged) > 1:
+            # Several at once are no accident of one save: a full disk, a changed program. Nothing is moved.
+            step, error = damaged[0]
+            raise CheckpointError(
+                f"{self.folder}: none of the checkpoints can be read; that of step {step}: {_first_line(error)}"
+            )
+        for bad, error in damaged:
+            self._set_aside(bad, error, "it is the only one: starting this stage again")
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        damaged = self.folder / f"damaged-{step}"
-        shutil.rmtree(damaged, ignore_errors=True)
-        (self.folder / str(step)).rename(damaged)
+    def _set_aside(self, step: int, error: Exception, going_on: str) -> None:
+        kept = _move_aside(self.folder / str(step))
         self._manager.reload()
-        earlier = self.latest()
-        going_on = (
-            f"going on from step {earlier}" if earlier is not None else "no earlier one is whole: starting this stage again"
-        )
-        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         self._report(
-            f"{self.folder / str(step)}: this checkpoint is damaged ({first_line}); kept as {damaged.name}, {going_on}"
+            f"{self.folder / str(step)}: this checkpoint is damaged ({_first_line(error)}); kept as {kept.name}, {going_on}"
         )
 
     def _set_aside_unfinished(self) -> None:
@@ -120,11 +125,21 @@ class Checkpoints:
         for path in sorted(p for p in self.folder.glob("*") if p.name.isdigit()):
             missing = [item for item in ("params", "optimizer", "meta") if not (path / item).is_dir()]
             if missing or not (path / "_CHECKPOINT_METADATA").exists():
-                damaged = self.folder / f"damaged-{path.name}"
-                shutil.rmtree(damaged, ignore_errors=True)
-                path.rename(damaged)
+                damaged = _move_aside(path)
                 what = f"lacks {', '.join(missing)}" if missing else "lacks its closing mark"
                 self._report(f"{path}: this checkpoint {what}; kept as {damaged.name}, the one before it counts")
+
+
+def _move_aside(path: Path) -> Path:
+    """Renames a checkpoint so that it counts no more; what was moved before stays."""
+    names = itertools.chain([f"damaged-{path.name}"], (f"damaged-{path.name}-{n}" for n in itertools.count(2)))
+    name = next(name for name in names if not (path.parent / name).exists())
+    return path.rename(path.parent / name)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -48,11 +48,12 @@ def _expected(error: Exception) -> int | None:
     from memjax.training import Interrupted, NonFiniteError, WorkdirError
 
     if isinstance(error, Interrupted):
-        return 128 + signal.SIGTERM
+        return 128 + error.signal
     if isinstance(error, NonFiniteError):
         return 1
     wrong_input = (CheckpointError, ConfigError, CorpusError, ReportError, RowsError, TokenizerError, WorkdirError)
-    return 2 if isinstance(error, wrong_input) else None
+    # What the system refuses (a full disk, no permission) names its file and needs no traceback either.
+    return 2 if isinstance(error, (*wrong_input, OSError)) else None
 
 
 def _complain(message: str, status: int = 2) -> int:

@@ -67,6 +67,10 @@ def _unknown_key(args: Sequence[str], error: Exception) -> str:
         parts = key.split(".")
         if parts[0] == "config" and name in parts:
             parent = ".".join(parts[: parts.index(name)])
+            if parts[-2:-1] == ["objectives"]:
+                return (
+                    f"{key} is not there yet; give all objectives at once: --{parent}=\"{{'next_token': 1.0, {name!r}: 1.0}}\""
+                )
             return f"{key} is not a setting; " + (
                 f"did you mean {parent}.{close[1]}?" if close else f"{parent} has no {name!r}"
             )

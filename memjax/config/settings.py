@@ -17,7 +17,7 @@ LAYOUTS = ("fixed", "variable")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
 FAMILIES = ("autoencoder", "memory_model")
-OBJECTIVES = {"autoencoder": ("reconstruction",), "memory_model": ("next_token", "copy", "blank_copy")}
+OBJECTIVES = {"autoencoder": ("reconstruction",), "memory_model": ("next_token", "copy", "plain_copy", "blank_copy")}
 DECAYS = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 
@@ -38,7 +38,7 @@ class Data:
     text_field: str = "text"
     """The field of a JSON line that holds the document."""
     vocabulary: int = 1024
-    """Entries of the sentencepiece vocabulary, the 5 reserved ids and the 256 bytes included."""
+    """Entries of the sentencepiece vocabulary, the 6 reserved ids and the 256 bytes included."""
     row_tokens: int = 128
     """N: tokens in a row, a whole number of chunks."""
     validation_share: float = 0.1

@@ -15,7 +15,17 @@ from memjax.config.checks import check
 from memjax.config.settings import Backbone, Config, ConfigError, Data, Model, Optimizer, Rules, Stage
 
 UNCHECKED_ON_RESUME = frozenset(
-    {"log_every", "checkpoints_kept", "evaluate_every", "evaluation_rows", "recall_rows", "passages", "wandb_project", "name"}
+    {
+        "log_every",
+        "checkpoint_every",
+        "checkpoints_kept",
+        "evaluate_every",
+        "evaluation_rows",
+        "recall_rows",
+        "passages",
+        "wandb_project",
+        "name",
+    }
 )
 """Top-level keys a run may change when it goes on: they touch no weight and no batch."""
 
@@ -23,7 +33,6 @@ UNCHECKED_ON_RESUME = frozenset(
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
     """The config as an ml_collections.ConfigDict, for flags to override."""
     tree = dataclasses.asdict(config)
-    # Objectives are added and removed freely; every other key is fixed by the dataclasses.
     return ml_collections.ConfigDict(tree, convert_dict=True)
 
 

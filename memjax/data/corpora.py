@@ -22,6 +22,8 @@ from pathlib import Path
 PYTHON_DOCS = "python-docs"
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 SEPARATOR = "<|endoftext|>"
+SECTION_CHARACTERS = 4_000
+"""A text file longer than this becomes several documents."""
 """A line of this alone ends a document in a .txt file."""
 
 _SHORTEST = 200
@@ -123,14 +125,17 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _text_documents(file: Path) -> Iterator[Document]:
+    """What stands between separators; a long text is cut at the next blank line, so that one book can be split as well."""
     lines: list[str] = []
-    number = 0
+    number = characters = 0
     for line in _lines(file):
-        if line.strip() == SEPARATOR:
+        separator = line.strip() == SEPARATOR
+        if separator or (characters >= SECTION_CHARACTERS and not line.strip()):
             yield Document(f"{file}#{number}", "".join(lines))
-            lines, number = [], number + 1
-        else:
+            lines, number, characters = [], number + 1, 0
+        if not separator:
             lines.append(line)
+            characters += len(line)
     yield Document(f"{file}#{number}", "".join(lines))
 
 

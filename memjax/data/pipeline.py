@@ -43,11 +43,17 @@ class TrainBatches:
         return iter(self._batches[step:].to_iter_dataset(options))
 
 
+def spread(count: int, limit: int) -> list[int]:
+    """Up to `limit` of the numbers below `count`, evenly spread, ascending."""
+    used = min(limit, count)
+    return [place * count // used for place in range(used)]
+
+
 def evaluation_batches(rows: Rows, batch_rows: int, limit: int, pad_id: int) -> Iterator[np.ndarray]:
-    """The first `limit` rows in order as int32 [B, N]; the last batch is filled up with rows of nothing but `pad_id`."""
-    rows_used = min(limit, len(rows))
-    for start in range(0, rows_used, batch_rows):
+    """Up to `limit` rows, spread evenly over all, as int32 [B, N]; the last batch is filled up with rows of `pad_id` alone."""
+    indices = spread(len(rows), limit)
+    for start in range(0, len(indices), batch_rows):
         batch = np.full((batch_rows, rows.row_tokens), pad_id, np.int32)
-        for place, index in enumerate(range(start, min(start + batch_rows, rows_used))):
+        for place, index in enumerate(indices[start : start + batch_rows]):
             batch[place] = rows[index]
         yield batch

@@ -117,7 +117,11 @@ class Rows:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        return np.frombuffer(self._source[int(index) % len(self)], _STORED).astype(np.int32)
+        try:
+            record = self._source[int(index) % len(self)]
+        except (RuntimeError, ValueError) as error:
+            raise RowsError(f"{self.folder}: row {index} cannot be read ({error}); {_REMEDY}") from error
+        return np.frombuffer(record, _STORED).astype(np.int32)
 
     def verify(self) -> None:
         """Reads every byte and compares checksums, which `open_rows` does not take the time for.

@@ -12,24 +12,27 @@ from jaxtyping import Array, Int
 
 from memjax.models import MemoryModel
 from memjax.objectives import SpecialIds
-from memjax.objectives.requests import copy, memories_needed
+from memjax.objectives.requests import REQUESTS, memories_needed
 
 
 def regenerate(
-    module: MemoryModel, params: Any, tokens: Int[Array, "B N"], ids: SpecialIds
+    module: MemoryModel, params: Any, tokens: Int[Array, "B N"], ids: SpecialIds, ask: str = "copy"
 ) -> tuple[Int[Array, "B X L"], Int[Array, "B X L"]]:
     """(what the model says, what the chunks hold) for the first half of each row, as the copy objective asks for it.
 
-    No token of the text is shown: the decoder starts from the delimiter and reads memories and its own greedy choices.
+    No token of the text is shown: the decoder starts from the objective's start token and reads memories and its own greedy
+    choices. `ask` is the objective: `copy`, or `plain_copy` for a model that knows no delimiter.
     """
     length = module.config.chunk_length
     chunks_BCL = tokens.reshape(tokens.shape[0], -1, length)
-    return _regenerate(params, chunks_BCL, module=module, ids=ids)
+    return _regenerate(params, chunks_BCL, module=module, ids=ids, ask=ask)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "ids"))
-def _regenerate(params: Any, chunks_BCL: jax.Array, *, module: MemoryModel, ids: SpecialIds) -> tuple[jax.Array, jax.Array]:
-    request = copy(chunks_BCL, ids)
+@functools.partial(jax.jit, static_argnames=("module", "ids", "ask"))
+def _regenerate(
+    params: Any, chunks_BCL: jax.Array, *, module: MemoryModel, ids: SpecialIds, ask: str
+) -> tuple[jax.Array, jax.Array]:
+    request = REQUESTS[ask](chunks_BCL, ids)
     variables = {"params": params}
     memories, memory_valid = None, None
     if module.memory:
@@ -37,7 +40,7 @@ def _regenerate(params: Any, chunks_BCL: jax.Array, *, module: MemoryModel, ids:
         valid = shown != ids.pad
         memories = module.apply(variables, shown, valid, method="encode")
         memory_valid = valid.any(axis=-1)
-    start = jnp.full_like(request.labels, ids.blank).at[..., 0].set(ids.delimiter)
+    start = request.inputs.at[..., 1:].set(ids.blank)
 
     def next_tokens(position: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         inputs, said = carry

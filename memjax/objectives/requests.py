@@ -7,6 +7,7 @@ delimiter when copying: it is inserted, no token is lost to it.
 Shapes: B row, C chunk of the row, X chunk to decode, S slot, L token, H = C // 2 chunks that are copied.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import flax.struct
@@ -74,6 +75,16 @@ def copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     return Request(shift_right(labels, ids.delimiter), labels, _weight(labels, ids), slots, chunk[:, 0], np.full(half, RETAIN))
 
 
+def plain_copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
+    """Copy without delimiter or mark: asked like reading on, so that nothing but the text says that it comes again.
+
+    How a model that never trained to copy is asked fairly, and the reference's own form of the objective.
+    """
+    request = copy(tokens, ids)
+    inputs, task = shift_right(request.labels, ids.bos), np.full_like(request.task, PREDICT)
+    return dataclasses.replace(request, inputs=inputs, task=task)
+
+
 def blank_copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     """Copy with blanks in place of the tokens copied so far: everything must come from memories.
 
@@ -91,6 +102,7 @@ def blank_copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
 REQUESTS: Mapping[str, Callable[[Int[Array, "B C L"], SpecialIds], Request]] = {
     "next_token": next_token,
     "copy": copy,
+    "plain_copy": plain_copy,
     "blank_copy": blank_copy,
 }
 

@@ -1,6 +1,9 @@
 """A whole run: data, the stages of the curriculum, the controls, the evaluation and the page."""
 
+import contextlib
+import fcntl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ from rich.table import Table
 from memjax.config import Config, differences, from_json, to_json
 from memjax.data import prepare
 from memjax.report import write_report
+from memjax.sharding import make_mesh
 from memjax.training.evaluate import evaluate_run, write_results
 from memjax.training.loop import Run, train_stage
+from memjax.training.preflight import check_stages
 from memjax.training.progress import Reporter
 
 
@@ -25,26 +30,37 @@ def run_experiment(config: Config, workdir: Path, reporter: Reporter | None = No
     `workdir`. Called again, it goes on where it stopped, with the same batches and bitwise the same weights.
 
     Raises:
-      WorkdirError: the workdir was made with another config.
+      WorkdirError: the workdir was made with another config, or another process uses it.
+      ConfigError: a stage cannot be built, or its batch does not divide over the devices.
       CorpusError, TokenizerError, RowsError: the data cannot be made or is damaged.
       CheckpointError, NonFiniteError, Interrupted: as `train_stage`.
     """
     began = time.monotonic()
     reporter = reporter or Reporter()
     workdir = Path(workdir).absolute()
-    claim_workdir(config, workdir)
-    data = prepare(config.data, workdir / "data", reporter.say)
-    run = Run(config, workdir, data, reporter)
-    began -= _seconds_before(workdir)
+    check_workdir(config, workdir)
+    check_stages(config, make_mesh())
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _only_one(workdir):
+        data = prepare(config.data, workdir / "data", reporter.say)
+        claim_workdir(config, workdir)
+        return _run(Run(config, workdir, data, reporter), began)
+
+
+def _run(run: Run, began: float) -> dict[str, Any]:
+    """Stages, evaluation and page of a run whose data is there."""
+    config, workdir, reporter = run.config, run.workdir, run.reporter
+    done = (workdir / "results.json").exists()
+    before = _seconds_before(workdir)
+    began -= before
     stages = {}
-    try:
-        for name in config.curriculum + config.controls:
-            stages[name] = train_stage(run, name)
+    for name in config.curriculum + config.controls:
+        stages[name] = train_stage(run, name)
+        if not done:
             _note_seconds(workdir, began)
-        results = evaluate_run(run, stages)
-    finally:
-        seconds = _note_seconds(workdir, began)
-    results = {"seconds_total": seconds} | results
+    results = evaluate_run(run, stages)
+    # Looking again at a run that is done adds nothing to what it took.
+    results = {"seconds_total": before if done else _note_seconds(workdir, began)} | results
     write_results(results, workdir / "results.json")
     page = write_report(workdir)
     _summarise(results, reporter)
@@ -52,31 +68,52 @@ def run_experiment(config: Config, workdir: Path, reporter: Reporter | None = No
     return results
 
 
+def check_workdir(config: Config, workdir: Path) -> None:
+    """Raises WorkdirError if `workdir` belongs to a run of another config."""
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise WorkdirError(f"--workdir={workdir} is a file; give a folder")
+    if not path.exists():
+        if (workdir / "stages").exists():
+            raise WorkdirError(f"{workdir} holds stages but no config.json; use another --workdir")
+        return
+    try:
+        theirs = from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WorkdirError(f"{path} cannot be read ({error}); use another --workdir") from error
+    changed = differences(config, theirs)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise WorkdirError(
+            f"{workdir} is the workdir of another config: config.{'; config.'.join(changed[:3])}{more}. Use another --workdir,"
+            " or set the keys back to go on with this one"
+        )
+
+
 def claim_workdir(config: Config, workdir: Path) -> None:
-    """Writes the resolved config into a new workdir, or checks that an old one is of the same config.
+    """Writes the resolved config into the workdir, whole or not at all.
 
     Raises:
-      WorkdirError: it is not.
+      WorkdirError: it belongs to a run of another config.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        try:
-            theirs = from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise WorkdirError(f"{path} cannot be read ({error}); use another --workdir") from error
-        changed = differences(config, theirs)
-        if changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise WorkdirError(
-                f"{workdir} is the workdir of another config: config.{'; config.'.join(changed[:3])}{more}. Use another --workdir, or set the"
-                " keys back to go on with this one"
-            )
-    elif (workdir / "stages").exists():
-        raise WorkdirError(f"{workdir} holds stages but no config.json; use another --workdir")
+    check_workdir(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.tmp")
+    temporary = workdir / "config.json.tmp"
     temporary.write_text(to_json(config), encoding="utf-8")
-    temporary.replace(path)
+    temporary.replace(workdir / "config.json")
+
+
+@contextlib.contextmanager
+def _only_one(workdir: Path) -> Iterator[None]:
+    """Holds the workdir's lock; the system lets go of it when the process ends, however it ends."""
+    with open(workdir / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(
+                f"{workdir} is in use by another memjax process; wait for it or use another --workdir"
+            ) from error
+        yield
 
 
 def _seconds_before(workdir: Path) -> float:
@@ -115,4 +152,6 @@ def _summarise(results: dict[str, Any], reporter: Reporter) -> None:
             show(model.get("autoencoder_accuracy"), ".1%"),
         )
     reporter.console.print(table)
-    reporter.say(f"{results['seconds_total']:.0f} s in all, {results['tokens_per_second']:.0f} tokens/s in training")
+    reporter.say(
+        f"{results['seconds_total']:.0f} s in all, {results['tokens_per_second']:.0f} tokens/s over all stages, compilation included"
+    )

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import platform
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from memjax import __version__
 from memjax.checkpoints import load_params
 from memjax.config import Stage
-from memjax.data import evaluation_batches
+from memjax.data import evaluation_batches, spread
 from memjax.instruments import Accuracy, measure, regenerate
 from memjax.models import MemoryModel, build
 from memjax.training.loop import Run, abstract_params
@@ -49,7 +50,7 @@ def evaluate_run(run: Run, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "created": datetime.datetime.now().isoformat(timespec="seconds"),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "versions": {"python": platform.python_version()} | {package: metadata.version(package) for package in VERSIONS},
-        "command": " ".join(["memjax", *sys.argv[1:]]),
+        "command": shlex.join(["memjax", *sys.argv[1:]]) if sys.argv[1:2] == ["train"] else "",
         "curriculum": list(config.curriculum),
         "controls": list(config.controls),
         "data": _data(run),
@@ -98,10 +99,14 @@ def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], 
             "autoencoder_nats": found.nats,
             "autoencoder_accuracy_by_position": found.by_position,
         }, None
-    found = measure(module, params, rows, ("next_token", "copy", "blank_copy"), run.ids, lengths, advance)
-    said, held = _recall(run, module, params, advance)
+    found = measure(module, params, rows, ("next_token", "copy", "plain_copy", "blank_copy"), run.ids, lengths, advance)
+    # Each model is asked in the way it answers best: one that never trained to copy knows neither delimiter nor mark.
+    ask = max(("copy", "plain_copy"), key=lambda name: found[name].accuracy)
+    found["copy"] = found[ask]
+    said, held = _recall(run, module, params, ask, advance)
     exact = (said == held).all(axis=-1)
     return _memory_numbers(found) | {
+        "asked_to_copy_by": ask,
         "free_running_exact_chunks": float(exact.mean()),
         "free_running_token_accuracy": float((said == held).mean()),
         "free_running_chunks": int(exact.size),
@@ -119,12 +124,12 @@ def _memory_numbers(found: dict[str, Accuracy]) -> dict[str, Any]:
     return numbers
 
 
-def _recall(run: Run, module: MemoryModel, params: Any, advance: Any) -> tuple[np.ndarray, np.ndarray]:
+def _recall(run: Run, module: MemoryModel, params: Any, ask: str, advance: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the model regenerates of held-out chunks, and the chunks: int [chunks, L] each."""
     said, held = [], []
     for batch in evaluation_batches(run.data.validation, BATCH_ROWS, run.config.recall_rows, run.ids.pad):
         real = batch[(batch != run.ids.pad).any(axis=1)]
-        one, other = regenerate(module, params, real, run.ids)
+        one, other = regenerate(module, params, real, run.ids, ask)
         said.append(np.asarray(one))
         held.append(np.asarray(other))
         advance()
@@ -190,7 +195,7 @@ def _data(run: Run) -> dict[str, Any]:
 
 def _chance(run: Run) -> dict[str, float]:
     """What guessing gives: uniform over the vocabulary, and always the most frequent token."""
-    rows = np.stack([run.data.validation[i] for i in range(min(run.config.evaluation_rows, len(run.data.validation)))])
+    rows = np.stack([run.data.validation[i] for i in spread(len(run.data.validation), run.config.evaluation_rows)])
     counts = np.bincount(rows.ravel(), minlength=run.config.data.vocabulary)
     return {
         "uniform_nats": float(np.log(run.config.data.vocabulary)),

@@ -26,7 +26,7 @@ from memjax.config import Config, Stage, differences, from_json, to_json
 from memjax.data import Prepared, TrainBatches, evaluation_batches
 from memjax.models import Autoencoder, build
 from memjax.objectives import SpecialIds, Term
-from memjax.sharding import abstract, check_rows, make_mesh, put_batch, replicated
+from memjax.sharding import abstract, batch_sharding, check_rows, make_mesh, put_batch, replicated
 from memjax.training.optimizer import Tree, learning_rate, make_optimizer, split
 from memjax.training.progress import Reporter
 from memjax.training.step import Metrics, TrainState, evaluation_step, train_step
@@ -41,7 +41,11 @@ class NonFiniteError(FloatingPointError):
 
 
 class Interrupted(Exception):
-    """The process was asked to stop and has saved what it had."""
+    """The process was asked to stop and has saved what it had; `signal` is the number it was asked by."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +191,12 @@ class _StageRun:
     def train(self, state: TrainState) -> dict[str, Any]:
         run, stage, config = self.run, self.stage, self.run.config
         first = int(state.step)
+        whole, by_rows = replicated(run.mesh), batch_sharding(run.mesh)
         step_fn = jax.jit(
             functools.partial(train_step, module=self.module, stage=stage, optimizer=self.optimizer, ids=run.ids),
-            donate_argnames="state",
+            in_shardings=(whole, by_rows),
+            out_shardings=(whole, whole),
+            donate_argnums=0,
         )
         batches = TrainBatches(run.data.train, stage.rows, config.seed, first_row(config, stage)).from_step(first)
         watch = self._watcher()
@@ -211,15 +218,17 @@ class _StageRun:
                         text = self._log(pending, writers) or text
                         pending = []
                         watch(state, step, writers)
-                    if step % config.checkpoint_every == 0 or last or stop.is_set():
+                    stopping = stop.is_set()
+                    if step % config.checkpoint_every == 0 or last or stopping:
                         self._log(pending, writers)
                         pending = []
                         self._save(state, step)
                     bar.advance(1, text)
-                    if stop.is_set():
+                    if stopping:
                         self.checkpoints.wait()
                         raise Interrupted(
-                            f"{self.name}: asked to stop; step {step} is saved, the same command goes on from there"
+                            f"{self.name}: asked to stop; step {step} is saved, the same command goes on from there",
+                            stop.number,
                         )
             self.checkpoints.wait()
         finally:
@@ -253,7 +262,8 @@ class _StageRun:
 
     def _check_finite(self, step: int, metrics: Metrics) -> None:
         bad = [name for name, term in metrics.terms.items() if not math.isfinite(float(term.nats))]
-        if not bad and math.isfinite(float(metrics.loss)) and math.isfinite(float(metrics.gradient_norm)):
+        norms = (metrics.gradient_norm, metrics.update_norm)
+        if not bad and all(math.isfinite(float(norm)) for norm in norms):
             return
         self.checkpoints.wait()
         good = self.checkpoints.latest()
@@ -262,10 +272,11 @@ class _StageRun:
             if good is not None
             else "there is no checkpoint yet"
         )
-        what = f"the {', '.join(bad)} loss" if bad else "the gradient"
+        what = f"the {', '.join(bad)} loss" if bad else "the gradient or the update"
         raise NonFiniteError(
-            f"stage {self.name}, step {step}: {what} is not finite; {where}. Lower config.stages.{self.name}.learning_rate or"
-            " config.optimizer.clip_norm, or lengthen the warm-up"
+            f"stage {self.name}, step {step}: {what} is not finite; {where}. Start again in another --workdir with a lower"
+            f" config.stages.{self.name}.learning_rate, a lower config.optimizer.clip_norm or a longer warm-up; init_from can name the"
+            " folders of the stages that are done"
         )
 
     def _watcher(self) -> Callable[[TrainState, int, list[Writer]], None]:
@@ -314,10 +325,16 @@ def term_values(name: str, term: Term) -> dict[str, float]:
     return {f"{name}/nats": float(term.nats) / count, f"{name}/accuracy": float(term.correct) / count}
 
 
+class _Stop(threading.Event):
+    """Set when the process is asked to stop."""
+
+    number: int = signal.SIGTERM
+
+
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
+def _stop_requests() -> Iterator[_Stop]:
     """An event that SIGTERM and SIGINT set while the block runs; a second signal ends the process at once."""
-    event = threading.Event()
+    event = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
@@ -328,6 +345,7 @@ def _stop_requests() -> Iterator[threading.Event]:
         if event.is_set():
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        event.number = number
         event.set()
 
     try:

@@ -14,7 +14,7 @@ Tree = Mapping[str, Any]
 
 
 def learning_rate(stage: Stage) -> optax.Schedule:
-    """Linear warm-up from 0 to the peak, then the stage's decay to `final_rate` of it at the last step."""
+    """Linear warm-up to the peak, from its first share of 1 / warmup_steps, then the stage's decay to `final_rate` of it at the last step."""
     peak, final = stage.learning_rate, stage.learning_rate * stage.final_rate
     rest = max(stage.steps - stage.warmup_steps, 1)
     after = {

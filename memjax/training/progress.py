@@ -22,10 +22,12 @@ class Bar:
         self._progress = progress
         self._task = progress.add_task(name, total=total, completed=done, text="") if progress else None
         self._began = self._said = time.monotonic()
+        self._text = ""
 
     def advance(self, steps: int = 1, text: str | None = None) -> None:
         """Moves on by `steps`; `text` is shown beside the bar until the next one."""
         self._done += steps
+        self._text = self._text if text is None else text
         if self._progress is not None and self._task is not None:
             fields: dict[str, Any] = {} if text is None else {"text": escape(text)}
             self._progress.update(self._task, completed=self._done, **fields)
@@ -35,7 +37,7 @@ class Bar:
             self._said = now
             left = (now - self._began) / max(self._done - self._start, 1) * (self._total - self._done)
             self._console.print(
-                f"{self._name} {self._done}/{self._total}, {timedelta(seconds=round(left))} left  {escape(text or '')}"
+                f"{self._name} {self._done}/{self._total}, {timedelta(seconds=round(left))} left  {escape(self._text)}"
             )
 
 

@@ -43,6 +43,7 @@ class Metrics:
     terms: dict[str, Term]
     gradient_norm: jax.Array
     """Before clipping."""
+    update_norm: jax.Array
 
 
 def train_step(
@@ -68,7 +69,7 @@ def train_step(
     (loss, terms), grads = _accumulate(grad_fn, state.trainable, tokens_BN, stage.microbatches)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    metrics = Metrics(loss=loss, terms=terms, gradient_norm=optax.tree.norm(grads))
+    metrics = Metrics(loss=loss, terms=terms, gradient_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
     return TrainState(step=state.step + 1, trainable=trainable, frozen=state.frozen, opt_state=opt_state), metrics
 
 

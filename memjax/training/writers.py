@@ -46,7 +46,7 @@ class TensorBoard:
     def __init__(self, folder: Path, first_step: int):
         from tensorboardX import SummaryWriter  # Half a second to import.
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=10)
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1, flush_secs=10)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One scalar a value, under split/name."""

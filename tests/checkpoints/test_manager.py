@@ -95,11 +95,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path:
     assert restore(tmp_path)[0][0] == 4
 
 
-def test_when_all_are_damaged_the_stage_starts_again(tmp_path: Path) -> None:
+def test_when_the_only_one_is_damaged_the_stage_starts_again(tmp_path: Path) -> None:
     save(tmp_path, 2)
     truncate_weights(tmp_path / "2")
     found, said = restore(tmp_path)
     assert found is None and "starting this stage again" in said[0]
+
+
+def test_when_several_are_damaged_nothing_is_moved_and_the_folder_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    truncate_weights(tmp_path / "2")
+    truncate_weights(tmp_path / "4")
+    with pytest.raises(CheckpointError, match="none of the checkpoints can be read; that of step 4"):
+        restore(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"2", "4"}
 
 
 def test_what_a_killed_save_left_is_removed_and_reported(tmp_path: Path) -> None:

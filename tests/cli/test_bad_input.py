@@ -1,6 +1,7 @@
 """Every wrong input is one clear line that names the key or the file, never a bare traceback, and nothing written is lost."""
 
 import dataclasses
+import fcntl
 import gzip
 import json
 import shutil
@@ -58,6 +59,19 @@ KEYS = {
     "a word for a number": ("--config.seed=many", "config.seed=many"),
     "an unknown flag": ("--confg.seed=1", "confg.seed"),
     "a stray word": ("fast", "'fast' is no flag"),
+    "a negative seed": ("--config.seed=-1", "config.seed=-1 must be 0 or more"),
+    "a part no model has": ("--config.stages.combined.init_part=encodr", "'encodr' is no part of this model; its parts are"),
+    "a source that is not there": (
+        "--config.stages.combined.init_from=/nowhere/at/all",
+        "'/nowhere/at/all' holds no checkpoints",
+    ),
+    "muon for a vector": ("--config.optimizer.rules=(('.*', 'muon'),)", "to muon, which updates matrices only"),
+    "rows that do not divide": (
+        "--config.stages.no_memory.microbatches=3",
+        "config.stages.no_memory.microbatches=3 does not divide",
+    ),
+    "rules that leave nothing": ("--config.stages.no_memory.trainable=(('.*', False),)", "leaves no parameter to train"),
+    "an objective that is not there": ("--config.stages.combined.objectives.blank_copy=1.0", "give all objectives at once"),
     "an objective of another family": (
         "--config.stages.autoencoder.objectives={'copy': 1.0}",
         "config.stages.autoencoder.objectives='copy' is not known; it can be reconstruction",
@@ -94,6 +108,18 @@ def test_a_config_file_that_fails_is_named_with_its_reason(tmp_path: Path, capsy
     assert "broken.py cannot be loaded (RuntimeError: out of ideas)" in said
 
 
+def test_a_workdir_that_is_a_file_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = fails(["train", f"--config={place / 'tiny.py'}", f"--workdir={place / 'corpus.jsonl'}"], capsys)
+    assert "is a file; give a folder" in said
+
+
+def test_a_workdir_in_use_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = fails(["train", f"--config={place / 'tiny.py'}", f"--workdir={tmp_path}"], capsys)
+    assert "is in use by another memjax process" in said
+
+
 def truncated_gzip(path: Path) -> None:
     raw = gzip.compress(b"some words of text. " * 5000)
     path.write_bytes(raw[: len(raw) // 2])
@@ -118,7 +144,8 @@ def test_a_corpus_that_cannot_be_used_is_explained(
     write(tmp_path / name)
     args = ["train", f"--config={place / 'tiny.py'}", f"--workdir={tmp_path / 'w'}", f"--config.data.corpus={tmp_path / name}"]
     assert message in fails(args, capsys)
-    assert not (tmp_path / "w" / "data").exists(), "a corrected corpus must work in the same workdir"
+    left = sorted(path.name for path in (tmp_path / "w").rglob("*"))
+    assert left in ([], [".lock"]), "a corrected corpus must work in the same workdir"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

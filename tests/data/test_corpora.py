@@ -106,3 +106,13 @@ def test_the_split_depends_on_the_text_alone():
     assert [i for i in range(40) if held_out[i]] == [5, 6, 8, 14, 21, 22, 30, 31, 33, 34, 36]
     assert not is_validation("a", 0.0)
     assert is_validation("a", 1.0)
+
+
+def test_one_long_text_becomes_documents_at_its_blank_lines(tmp_path):
+    text = "".join(f"Paragraph {n}. {'word ' * 200}\n\n" for n in range(40))
+    (tmp_path / "book.txt").write_text(text)
+    documents = list(read_corpus(str(tmp_path / "book.txt")))
+    assert "".join(document.text for document in documents).split() == text.split()
+    assert len({document.id for document in documents}) == len(documents) > 5
+    assert all(document.text.startswith(("Paragraph", "\nParagraph")) for document in documents)
+    assert all(len(document.text) < 6_000 for document in documents)

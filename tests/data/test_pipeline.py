@@ -48,7 +48,7 @@ def test_the_order_does_not_depend_on_how_it_is_batched(numbered_rows):
 def test_evaluation_reads_in_order_and_pads_the_last_batch(numbered_rows):
     batches = list(evaluation_batches(numbered_rows, 4, limit=10, pad_id=0))
     assert [batch.shape for batch in batches] == [(4, 4)] * 3
-    assert np.concatenate(batches)[:, 0].tolist() == [*range(10), 0, 0]
+    assert np.concatenate(batches)[:, 0].tolist() == [*(place * 37 // 10 for place in range(10)), 0, 0]
     everything = np.concatenate(list(evaluation_batches(numbered_rows, 5, limit=999, pad_id=99)))
     assert everything[:, 3].tolist() == [*range(37), 99, 99, 99]
     assert list(itertools.islice(evaluation_batches(numbered_rows, 4, limit=0, pad_id=0), 1)) == []

@@ -27,6 +27,13 @@ BY_HAND = {
         "chunk": [2, 3],
         "task": [RETAIN] * 2,
     },
+    "plain_copy": {
+        "inputs": [[BOS, 11], [BOS, 13]],
+        "labels": [[11, 12], [13, 14]],
+        "slots": [[0, 1, E], [0, 1, 0]],
+        "chunk": [2, 3],
+        "task": [PREDICT] * 2,
+    },
     "blank_copy": {
         "inputs": [[DELIMITER, BLANK], [DELIMITER, BLANK]],
         "labels": [[11, 12], [13, 14]],

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from memjax.report import write_report
+from memjax.report import ReportError, write_report
 from memjax.report.run import read_run
 
 
@@ -255,7 +255,7 @@ def test_errors_name_the_file_and_the_remedy(tmp_path):
     with pytest.raises(ReportError, match=r"results\.json does not exist; `memjax train"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"results\.json is not JSON"):
+    with pytest.raises(ReportError, match=r"results\.json is not JSON"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(ReportError, match="holds a list"):

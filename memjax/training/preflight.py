@@ -1,0 +1,41 @@
+"""What can go wrong in a stage and shows before any stage has run: found on shapes alone, so that no training is lost to it."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+
+from memjax.checkpoints import CheckpointError, transplant
+from memjax.config import Config, ConfigError
+from memjax.models import build
+from memjax.sharding import check_rows
+from memjax.training.loop import abstract_params
+from memjax.training.optimizer import make_optimizer, split
+
+
+def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Builds every stage of the run on abstract arrays.
+
+    Raises:
+      ConfigError: a batch does not divide over the devices, a rule matches nothing it must, Muon is given something that is no matrix,
+        or Weights & Biases is asked for and not installed.
+      CheckpointError: what `init_from` or `init_part` names is not there or does not fit.
+    """
+    if config.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(f"config.wandb_project={config.wandb_project!r} needs Weights & Biases: pip install 'memjax[wandb]'")
+    for name in config.curriculum + config.controls:
+        stage = config.stages[name]
+        check_rows(stage.rows, stage.microbatches, mesh, f"config.stages.{name}.rows")
+        params = abstract_params(build(config, stage), config)
+        trainable, _ = split(params, stage.trainable, f"config.stages.{name}.trainable")
+        if not trainable:
+            raise ConfigError(f"config.stages.{name}.trainable leaves no parameter to train")
+        make_optimizer(config.optimizer, stage, trainable)
+        if stage.init_from in config.stages:
+            source = abstract_params(build(config, config.stages[stage.init_from]), config)
+            transplant(params, source, stage.init_part, f"config.stages.{stage.init_from}")
+        elif stage.init_from and not (Path(stage.init_from) / "checkpoints").is_dir():
+            raise CheckpointError(
+                f"config.stages.{name}.init_from={stage.init_from!r} holds no checkpoints;"
+                " give the folder of a stage, like runs/NAME/stages/STAGE"
+            )
