@@ -4,7 +4,11 @@
 
 Trains on the English prose inside Python itself (or on any text: --config.data.corpus=PATH): an autoencoder; with its encoder
 frozen, a decoder that learns to read memories (blank copy), to copy, and to predict as well (combined); then two controls of
-the same size, one trained on next tokens alone and one without memories.
+the same size, one trained on next tokens alone and one without memories. Next tokens have a share in every decoder stage, so
+that the controls see as many of them.
+
+Eight to ten minutes on two CPU cores and 3.3 GB of memory. Expect a copy accuracy of about 0.97 on held-out text against 0.3 of
+the controls, and a next-token loss about 7 % above that of the control trained on nothing else.
 
 `configs/quickstart.py:small` is the same run in miniature: about a minute, to see that everything works rather than that
 memories do.
@@ -28,6 +32,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """The config; `small` for the miniature."""
     stage = c.Stage(rows=32, learning_rate=3e-3, warmup_steps=20)
     reading = dataclasses.replace(stage, trainable=FROZEN_ENCODER, final_rate=0.5)
+    # Both objectives, from the copy stage on.
     both = {"copy": 1.0, "next_token": 1.5}
     # Next tokens from the first decoder stage on, so that the comparison with the control is at equal targets.
     stages = {
