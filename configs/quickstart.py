@@ -7,7 +7,7 @@ frozen, a decoder that learns to read memories (blank copy), to copy, and to pre
 the same size, one trained on next tokens alone and one without memories. Next tokens have a share in every decoder stage, so
 that the controls see as many of them.
 
-Eight to ten minutes on two CPU cores and 3.3 GB of memory. Expect a copy accuracy of about 0.97 on held-out text against 0.3 of
+About nine minutes on two CPU cores and 3.3 GB of memory. Expect a copy accuracy of about 0.97 on held-out text against 0.3 of
 the controls, and a next-token loss about 7 % above that of the control trained on nothing else.
 
 `configs/quickstart.py:small` is the same run in miniature: about a minute, to see that everything works rather than that

@@ -369,7 +369,7 @@ def test_parameter_without_a_rule_is_an_error_that_names_both():
 
 
 def test_fewer_than_eighty_settings():
-    """design.md §5; a backbone and a stage count once."""
+    """A backbone and a stage count once."""
     kinds = (c.Config, c.Data, c.Model, c.Backbone, c.Optimizer, c.Stage)
     assert sum(len(dataclasses.fields(kind)) for kind in kinds) < 80
 

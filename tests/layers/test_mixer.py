@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 
 def by_hand(x, weight, bias, causal):
-    """spec.md §3.2, one product at a time, in float64."""
+    """The definition, one product at a time, in float64."""
     _, length, _, width = x.shape
     taps = weight.shape[1]
     y = np.zeros(x.shape) + bias.T[None, :, :, None].astype(np.float64)
@@ -37,7 +37,7 @@ def test_mixing_is_a_convolution_over_channels(quick, taps, causal):
 
 @pytest.mark.parametrize(("taps", "offsets"), [(1, [0]), (2, [-1, 0]), (4, [-2, -1, 0, 1]), (8, list(range(-4, 4)))])
 def test_an_impulse_reaches_the_channels_it_does_in_the_reference(quick, taps, offsets):
-    """spec.md §3.2: from channel 8 of token 1 to token 3; an even kernel's extra tap is on the right."""
+    """From channel 8 of token 1 to token 3; an even kernel's extra tap is on the right."""
     impulse = np.zeros((1, 4, 1, 16), np.float32)
     impulse[0, 1, 0, 8] = 1
     weight = np.ones((1, taps, 4, 4), np.float32)

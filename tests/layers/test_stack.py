@@ -122,7 +122,7 @@ def test_layers_start_different_and_mixing_within_its_bound(quick):
 @pytest.mark.parametrize(
     ("settings", "length", "parameters"),
     [
-        # spec.md §3.1 and §3.2: measured on the reference.
+        # Measured on the reference implementation.
         (Settings(width=512), 8, 4_195_328),
         (Settings(width=1024), 8, 16_779_264),
         (Settings(kind="mixer", width=1024, heads=0, mlp="gelu", norm="layer"), 512, 8_660_480),

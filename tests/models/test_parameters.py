@@ -119,7 +119,7 @@ def test_parameters_and_logits_are_float32_whatever_is_computed_in(dtype):
     assert memories.dtype == jnp.dtype(dtype)
 
 
-# Counts of the reference: spec.md §3, §5
+# Counts of the reference implementation
 
 LLAMA = Backbone(width=512, layers=16)
 MASKED = {"kind": "mixer", "heads": 0, "mlp": "gelu", "norm": "layer", "final_norm": False}
