@@ -7,6 +7,7 @@ V vocabulary, T = S*K + L decoder positions.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
@@ -24,10 +25,10 @@ EMPTY = -1
 """Entry of a slot table that holds no memory."""
 
 
-def earlier_chunks(chunks: int) -> Int[Array, "X S"]:
-    """The slot table of reading on: chunk c has the memories of chunks 0..c-1 in slots 0..c-1, the others empty."""
-    chunk, slot = jnp.arange(chunks)[:, None], jnp.arange(chunks - 1)
-    return jnp.where(slot < chunk, slot, EMPTY)
+def earlier_chunks(chunks: int) -> np.ndarray:
+    """The slot table [X, S] of reading on: chunk c has the memories of chunks 0..c-1 in slots 0..c-1, the others empty."""
+    chunk, slot = np.arange(chunks)[:, None], np.arange(chunks - 1)
+    return np.where(slot < chunk, slot, EMPTY)
 
 
 class MemoryModel(nn.Module):
@@ -88,7 +89,7 @@ class MemoryModel(nn.Module):
         config = self.config
         batch, n, length = tokens.shape
         if slots is None:
-            slots = earlier_chunks(self.chunks)[:n]
+            slots = jnp.asarray(earlier_chunks(self.chunks)[:n])
         if chunk is None:
             chunk = jnp.arange(n)
         x = self.embed(tokens)

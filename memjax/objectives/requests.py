@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from memjax.models import EMPTY, PREDICT, RETAIN
+from memjax.models import EMPTY, PREDICT, RETAIN, earlier_chunks
 
 
 @flax.struct.dataclass
@@ -56,10 +56,8 @@ def _weight(labels_BXL: jax.Array, ids: SpecialIds) -> jax.Array:
 def next_token(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     """Read on: every chunk, from the memories of earlier ones."""
     chunks = tokens.shape[1]
-    chunk, slot = np.arange(chunks)[:, None], np.arange(chunks - 1)
-    slots = np.where(slot < chunk, slot, EMPTY)
-    tasks = np.full(chunks, PREDICT)
-    return Request(shift_right(tokens, ids.bos), tokens, _weight(tokens, ids), slots, np.arange(chunks), tasks)
+    inputs, tasks = shift_right(tokens, ids.bos), np.full(chunks, PREDICT)
+    return Request(inputs, tokens, _weight(tokens, ids), earlier_chunks(chunks), np.arange(chunks), tasks)
 
 
 def copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
