@@ -5,12 +5,14 @@ A checkpoint is three items: `params` (all parameters, frozen ones too), `optimi
 reading `params` and `meta` alone.
 """
 
+import gc
 import itertools
 import json
 import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,40 +81,33 @@ class Checkpoints:
 
         A checkpoint that cannot be read is renamed to `damaged-STEP`, reported, and the one before it is tried.
         """
-        damaged: list[tuple[int, Exception]] = []
+        read = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            meta=ocp.args.JsonRestore(),
+        )
+        damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
-            try:
-                read = ocp.args.Composite(
-                    params=ocp.args.StandardRestore(params),
-                    optimizer=ocp.args.StandardRestore(optimizer),
-                    meta=ocp.args.JsonRestore(),
-                )
-                found = self._manager.restore(step, args=read)
-                meta = _checked(found.meta, self.folder / str(step))
-            except CheckpointError:
-                raise
-            except Exception as error:
-                damaged.append((step, error))
+            found, why = _attempt(lambda step=step: self._manager.restore(step, args=read))
+            if found is None:
+                damaged.append((step, why))
                 continue
-            for bad, error in damaged:
-                self._set_aside(bad, error, f"going on from step {step}")
+            meta = _checked(found.meta, self.folder / str(step))
+            for bad, why in damaged:
+                self._set_aside(bad, why, f"going on from step {step}")
             return step, found.params, found.optimizer, meta
         if len(damaged) > 1:
             # Several at once are no accident of one save: a full disk, a changed program. Nothing is moved.
-            step, error = damaged[0]
-            raise CheckpointError(
-                f"{self.folder}: none of the checkpoints can be read; that of step {step}: {_first_line(error)}"
-            )
-        for bad, error in damaged:
-            self._set_aside(bad, error, "it is the only one: starting this stage again")
+            step, why = damaged[0]
+            raise CheckpointError(f"{self.folder}: none of the checkpoints can be read; that of step {step}: {why}")
+        for bad, why in damaged:
+            self._set_aside(bad, why, "it is the only one: starting this stage again")
         return None
 
-    def _set_aside(self, step: int, error: Exception, going_on: str) -> None:
+    def _set_aside(self, step: int, why: str, going_on: str) -> None:
         kept = _move_aside(self.folder / str(step))
         self._manager.reload()
-        self._report(
-            f"{self.folder / str(step)}: this checkpoint is damaged ({_first_line(error)}); kept as {kept.name}, {going_on}"
-        )
+        self._report(f"{self.folder / str(step)}: this checkpoint is damaged ({why}); kept as {kept.name}, {going_on}")
 
     def _set_aside_unfinished(self) -> None:
         """Removes saves that a kill cut short; Orbax never counts them as checkpoints."""
@@ -137,9 +132,21 @@ def _move_aside(path: Path) -> Path:
     return path.rename(path.parent / name)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
+    """What `read` returns and "", or None and why it failed."""
+    try:
+        return read(), ""
+    except Exception as error:
+        text = str(error).strip()
+        why = text.splitlines()[0][:200] if text else type(error).__name__
+    # Orbax abandons its other reads, and each complains when it is collected: they are collected here, unheard.
+    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    disabled, log.disabled, sys.unraisablehook = log.disabled, True, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        log.disabled, sys.unraisablehook = disabled, hook
+    return None, why
 
 
 def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -166,12 +173,16 @@ def load_params(folder: str | os.PathLike, step: int | None = None) -> tuple[dic
         )
     path = folder / str(steps[-1] if step is None else step)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    try:
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
         handler = ocp.StandardCheckpointHandler()
         tree = handler.metadata(path / "params").tree
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
         params = handler.restore(path / "params", args=ocp.args.StandardRestore(abstract))
-        meta = json.loads((path / "meta" / "metadata").read_text())
-    except Exception as error:
-        raise CheckpointError(f"{path}: the checkpoint cannot be read ({str(error).strip()[:200]})") from error
+        return params, json.loads((path / "meta" / "metadata").read_text())
+
+    found, why = _attempt(read)
+    if found is None:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read ({why})")
+    params, meta = found
     return params, _checked(meta, path)
