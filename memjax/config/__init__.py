@@ -7,7 +7,14 @@ always the frozen, checked form.
 
 from memjax.config.checks import check
 from memjax.config.settings import (
+    FAMILIES,
+    FREEZING,
+    MODEL_QUIRKS,
     OBJECTIVES,
+    REGRESSIONS,
+    REPEATS,
+    STAGE_QUIRKS,
+    WEIGHTINGS,
     Backbone,
     Config,
     ConfigError,
@@ -21,7 +28,14 @@ from memjax.config.settings import (
 from memjax.config.tree import differences, from_config_dict, from_json, to_config_dict, to_json
 
 __all__ = [
+    "FAMILIES",
+    "FREEZING",
+    "MODEL_QUIRKS",
     "OBJECTIVES",
+    "REGRESSIONS",
+    "REPEATS",
+    "STAGE_QUIRKS",
+    "WEIGHTINGS",
     "Backbone",
     "Config",
     "ConfigError",

@@ -6,17 +6,23 @@ from typing import Any
 
 from memjax.config.settings import (
     BACKBONES,
+    COMBINATIONS,
     DECAYS,
     DTYPES,
     EXPANSIONS,
     FAMILIES,
     LAYOUTS,
     MLPS,
+    MODEL_QUIRKS,
     NORMS,
     OBJECTIVES,
     OPTIMIZERS,
     READOUTS,
+    REGRESSIONS,
     REMAT_POLICIES,
+    REPEATS,
+    STAGE_QUIRKS,
+    WEIGHTINGS,
     Backbone,
     Config,
     ConfigError,
@@ -60,34 +66,65 @@ def check(config: Config) -> None:
     )
     _positive(data, "data.", "row_tokens")
     _require(
-        data.vocabulary >= 300,
+        data.vocabulary >= 300 or not data.corpus,
         f"config.data.vocabulary={data.vocabulary} leaves no room for words beside 256 bytes and 6 reserved ids; use 300 or more",
     )
-    _require(
-        data.vocabulary <= 65536, f"config.data.vocabulary={data.vocabulary} does not fit the rows' 16 bits; use at most 65536"
-    )
+    _positive(data, "data.", "vocabulary")
     _require(
         0 < data.validation_share < 1, f"config.data.validation_share={data.validation_share} must lie strictly between 0 and 1"
     )
-    _check_model(model, data)
+    families = {stage.family for stage in config.stages.values()}
+    _check_model(model, data, families)
     _check_optimizer(config.optimizer)
     _check_stages(config)
 
 
-def _check_model(model: Model, data: Data) -> None:
+CHUNK_READERS = frozenset({"memory_model", "recurrent_memory", "ranker"})
+"""Families whose rows need two chunks or more."""
+NO_ENCODER = frozenset({"recurrent_memory", "causal_lm", "entropy_regressor"})
+PREDICTORS = frozenset({"memory_model", "recurrent_memory", "causal_lm", "oracle"})
+"""Families whose decoder says tokens it must not have read."""
+
+
+def _check_model(model: Model, data: Data, families: set[str]) -> None:
     _positive(model, "model.", "chunk_length", "vectors")
+    least = 2 if families & CHUNK_READERS else 1
     _require(
-        data.row_tokens % model.chunk_length == 0 and data.row_tokens >= 2 * model.chunk_length,
-        f"config.model.chunk_length={model.chunk_length} does not divide config.data.row_tokens={data.row_tokens} into two chunks"
-        f" or more; for rows of {data.row_tokens} use {_divisors_near(data.row_tokens, model.chunk_length)}",
+        data.row_tokens % model.chunk_length == 0 and data.row_tokens >= least * model.chunk_length,
+        f"config.model.chunk_length={model.chunk_length} does not divide config.data.row_tokens={data.row_tokens} into"
+        f" {'two chunks or more' if least == 2 else 'chunks'}; for rows of {data.row_tokens} use"
+        f" {_divisors_near(data.row_tokens, model.chunk_length)}",
     )
     _one_of(model.readout, READOUTS, "model.readout")
     _one_of(model.expansion, EXPANSIONS, "model.expansion")
     _one_of(model.layout, LAYOUTS, "model.layout")
     _one_of(model.dtype, DTYPES, "model.dtype")
     _one_of(model.remat, REMAT_POLICIES, "model.remat")
+    _one_of(model.combine, COMBINATIONS, "model.combine")
+    for quirk in model.compat:
+        _one_of(quirk, MODEL_QUIRKS, "model.compat")
     _require(
-        model.vectors == 1 or model.readout == "memory_tokens",
+        not {"slots_of_ones", "slots_of_zeros"} <= set(model.compat),
+        "config.model.compat names both slots_of_ones and slots_of_zeros; a slot without a memory holds one constant",
+    )
+    _require(
+        model.vectors == 1 or "overwritten_write_slot" not in model.compat,
+        f"config.model.vectors={model.vectors} must be 1 for config.model.compat's overwritten_write_slot",
+    )
+    _require(model.noise >= 0, f"config.model.noise={model.noise} must be 0 (none) or more")
+    _require(
+        "residual_noise" not in model.compat or model.bottleneck > 0,
+        "config.model.compat's residual_noise needs config.model.bottleneck, which it goes around",
+    )
+    beside = model.vectors * (model.bottleneck or model.encoder.width)
+    _require(
+        "oracle" not in families or model.combine != "embedding" or model.decoder.width > beside,
+        f"config.model.decoder.width={model.decoder.width} leaves no room for token embeddings beside a memory of {beside}, which"
+        " config.model.combine='embedding' puts there; use a greater width",
+    )
+    _require(model.truncate >= 0, f"config.model.truncate={model.truncate} must be 0 (all chunks) or more")
+    _require(
+        model.vectors == 1 or model.readout == "memory_tokens" or not families - NO_ENCODER,
         f"config.model.vectors={model.vectors} needs config.model.readout='memory_tokens': one position gives one vector",
     )
     _require(
@@ -95,13 +132,18 @@ def _check_model(model: Model, data: Data) -> None:
         f"config.model.bottleneck={model.bottleneck} must lie between 0 (none) and the encoder's width {model.encoder.width}",
     )
     _require(
-        model.layout == "fixed" or model.decoder.kind == "transformer",
+        model.layout == "fixed" or model.decoder.kind == "transformer" or not families & {"memory_model"},
         "config.model.layout='variable' needs a transformer decoder: a mixer's weights belong to positions; use 'fixed'",
     )
     _require(
         model.expansion != "repeat" or model.vectors <= model.chunk_length,
         f"config.model.vectors={model.vectors} are more than the config.model.chunk_length={model.chunk_length} positions that"
         " config.model.expansion='repeat' lays them over",
+    )
+    _require(
+        model.decoder.causal or not families & PREDICTORS,
+        f"config.model.decoder.causal=False lets a stage of family {', '.join(sorted(families & PREDICTORS))} read the tokens it is to"
+        " predict; use True",
     )
     for part in ("encoder", "decoder", "reconstructor"):
         _check_backbone(getattr(model, part), f"model.{part}.")
@@ -121,19 +163,37 @@ def _check_backbone(backbone: Backbone, prefix: str) -> None:
         f"config.{prefix}mlp_ratio={backbone.mlp_ratio} leaves no hidden unit at config.{prefix}width={backbone.width}",
     )
     width, heads, kv_heads = backbone.width, backbone.heads, backbone.kv_heads
-    if backbone.kind == "mixer":
-        _require(kv_heads == 0, f"config.{prefix}kv_heads={kv_heads} has no meaning in a mixer; leave it 0")
+    repeats = backbone.kind in REPEATS
+    _require(backbone.decay_length >= 0, f"config.{prefix}decay_length={backbone.decay_length} must be 0 (none) or more")
+    _require(
+        repeats or backbone.decay_length == 0,
+        f"config.{prefix}decay_length={backbone.decay_length} has no meaning in a {backbone.kind}; leave it 0",
+    )
+    _require(
+        backbone.causal or not repeats,
+        f"config.{prefix}causal=False has no meaning in a {backbone.kind}, which carries a state forward",
+    )
+    _require(
+        backbone.kind == "mixer" or backbone.kernel == 1,
+        f"config.{prefix}kernel={backbone.kernel} has no meaning in a {backbone.kind}; leave it 1",
+    )
+    if backbone.kind == "mixer" or repeats:
+        _require(kv_heads == 0, f"config.{prefix}kv_heads={kv_heads} has no meaning in a {backbone.kind}; leave it 0")
         _require(heads >= 0, f"config.{prefix}heads={heads} must be 0 (flat) or more")
         if heads == 0:
             _require(not backbone.output_gate, f"config.{prefix}output_gate needs heads: flat mixing has no output projection")
             return
     else:
-        _require(backbone.kernel == 1, f"config.{prefix}kernel={backbone.kernel} has no meaning in a transformer; leave it 1")
         _require(heads > 0, f"config.{prefix}heads={heads} must be greater than 0 in a transformer")
         _require(
             kv_heads >= 0 and (kv_heads == 0 or heads % kv_heads == 0),
             f"config.{prefix}kv_heads={kv_heads} must divide config.{prefix}heads={heads}",
         )
+    _require(
+        backbone.kind != "mixed_repeat" or (heads % 2 == 0 and width % 2 == 0),
+        f"config.{prefix}heads={heads} and config.{prefix}width={width} must be even in a mixed_repeat, half of which repeats rows and"
+        " half columns",
+    )
     multiple = 2 if backbone.kind == "transformer" else 1
     good = [n for n in range(1, width + 1) if width % (n * multiple) == 0]
     even = " into heads of even width, which rotary positions need" if multiple == 2 else ""
@@ -171,7 +231,37 @@ def _check_stages(config: Config) -> None:
             )
     _require(len(set(order)) == len(order), "config.curriculum and config.controls must not name a stage twice")
     for position, name in enumerate(order):
-        _check_stage(config.stages[name], f"stages.{name}.", order[:position])
+        stage = config.stages[name]
+        _check_stage(stage, f"stages.{name}.", order[:position])
+        corrupted = {"corrupted_copy", "unweighted_corrupted_copy"} & stage.objectives.keys()
+        _require(
+            not corrupted or config.data.row_tokens % 2 == 0,
+            f"config.stages.{name}.objectives names {', '.join(corrupted)}, so config.data.row_tokens={config.data.row_tokens} must be even",
+        )
+        _check_retrieval(config, stage, f"config.stages.{name}")
+        needs = [o for o in stage.objectives if o in (*WEIGHTINGS, *REGRESSIONS)]
+        _require(
+            not needs or bool(config.data.attributions),
+            f"config.stages.{name}.objectives names {', '.join(needs)}, which needs config.data.attributions",
+        )
+
+
+def _check_retrieval(config: Config, stage: Stage, key: str) -> None:
+    model = config.model
+    asked = [o for o in stage.objectives if o.startswith(("ngram_", "nbag_"))]
+    _require(
+        not asked or stage.query_tokens <= model.chunk_length,
+        f"{key}.query_tokens={stage.query_tokens} are more than a passage has: config.model.chunk_length={model.chunk_length}",
+    )
+    _require(
+        "pair_retrieval" not in stage.objectives or config.chunks % 2 == 0,
+        f"{key}.objectives names pair_retrieval, which needs an even number of chunks in a row, query and passage in turn;"
+        f" there are {config.chunks}",
+    )
+    _require(
+        stage.family != "ranker" or (model.decoder.kind == "transformer" and model.decoder.final_norm),
+        f"{key}.family='ranker' needs config.model.decoder.kind='transformer' and config.model.decoder.final_norm=True",
+    )
 
 
 def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
@@ -188,6 +278,13 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
         f"config.{prefix}microbatches={stage.microbatches} does not divide config.{prefix}rows={stage.rows}",
     )
     _require(bool(stage.objectives), f"config.{prefix}objectives is empty; give at least one of {OBJECTIVES[stage.family]}")
+    for quirk in stage.compat:
+        _one_of(quirk, STAGE_QUIRKS, f"{prefix}compat")
+    _require(
+        "overwritten_delimiter" not in stage.compat or "unscored_first_tokens" in stage.compat,
+        f"config.{prefix}compat: overwritten_delimiter needs unscored_first_tokens, the published form of a chunk's inputs",
+    )
+    _positive(stage, prefix, "temperature", "query_tokens")
     for objective, weight in stage.objectives.items():
         _one_of(objective, OBJECTIVES[stage.family], f"{prefix}objectives")
         _require(

@@ -7,22 +7,82 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-BACKBONES = ("transformer", "mixer")
+REPEATS = ("row_repeat", "column_repeat", "combined_repeat", "diagonal_repeat", "mixed_repeat")
+"""Mixers whose matrix over positions is made of one or two repeated vectors, so that a step needs O(1) state (layers/repeat.py)."""
+BACKBONES = ("transformer", "mixer", *REPEATS)
 NORMS = ("rms", "layer")
-MLPS = ("swiglu", "gelu")
+MLPS = ("swiglu", "gelu", "silu")
 # Read-out, expansion and layout: how a memory leaves the encoder and enters a decoder (models/).
 READOUTS = ("last", "second_to_last", "memory_tokens")
 EXPANSIONS = ("unroll", "repeat")
 LAYOUTS = ("fixed", "variable")
+COMBINATIONS = ("token", "embedding", "add")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
-FAMILIES = ("autoencoder", "memory_model")
-OBJECTIVES = {"autoencoder": ("reconstruction",), "memory_model": ("next_token", "copy", "plain_copy", "blank_copy")}
+WEIGHTINGS = (
+    "complement_weighted",
+    "ten_minus_weighted",
+    "subtracted_weighted",
+    "distance_weighted",
+    "below_six_weighted",
+)
+"""Next-token losses weighed by an attribution of every token (objectives/entropy.py), in the order of their publication."""
+REGRESSIONS = ("entropy_regression", "shifted_entropy_regression")
+"""Estimates of an attribution, which only training rows have."""
+OBJECTIVES: Mapping[str, tuple[str, ...]] = {
+    "autoencoder": ("reconstruction", "random_reconstruction"),
+    "memory_model": ("next_token", "copy", "plain_copy", "blank_copy"),
+    "causal_lm": ("next_token", "corrupted_copy", "unweighted_corrupted_copy", *WEIGHTINGS),
+    "oracle": ("next_token",),
+    "recurrent_memory": ("next_token",),
+    "retriever": ("ngram_retrieval", "nbag_retrieval", "pair_retrieval"),
+    "ranker": ("ngram_ranking", "nbag_ranking"),
+    "entropy_regressor": REGRESSIONS,
+}
+"""What each family of models (models/) can be trained for."""
+FAMILIES = tuple(OBJECTIVES)
+MODEL_QUIRKS = (
+    "slots_of_ones",
+    "slots_of_zeros",
+    "attended_padding",
+    "overwritten_write_slot",
+    "dense_mixing_gradient",
+    "one_sided_noise",
+    "residual_noise",
+    "reference_init",
+)
+"""What the published PyTorch code does to its models and memjax does only when asked:
+
+- `slots_of_ones`, `slots_of_zeros`: a memory model has C slots, not C - 1; a slot without a memory holds a constant and is attended;
+- `attended_padding`: padding is read like text, in encoders and decoders;
+- `overwritten_write_slot`: recurrent memory writes over each chunk's last token and starts from a constant, ones in a
+  transformer and zeros in a mixer;
+- `dense_mixing_gradient`: the dead triangle of mixing weights has a gradient, which counts in clipping;
+- `one_sided_noise`: bottleneck noise is drawn from [0, 2q), not [-q, q);
+- `residual_noise`: noise enters before the bottleneck and the clean memory is added after it;
+- `reference_init`: first weights as PyTorch and Hugging Face draw them (interop/initialize.py).
+"""
+STAGE_QUIRKS = ("unscored_first_tokens", "chunk_means", "overwritten_delimiter", "untrained_layers")
+"""What the published code does in training and memjax does only when asked:
+
+- `unscored_first_tokens`: no token is inserted, and no chunk's first token is a target;
+- `chunk_means`: a loss is the mean over chunks of the chunks' own means, over C even where chunks have no target;
+- `overwritten_delimiter`: three delimiters stand in place of a copy's first three tokens, and its first two are no target;
+- `untrained_layers`: weights of a shallower stack fill the first layers of a deeper one; the other layers and a final norm that the
+  source lacks stay as initialised.
+"""
 DECAYS = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "muon")
 
 Rules = tuple[tuple[str, Any], ...]
 """Ordered (path regex, value) pairs: the first that matches a parameter's path decides."""
+FREEZING: Mapping[str, Rules] = {
+    "trainable": ((".*", True),),
+    "frozen_all": (("^encoder/", False), (".*", True)),
+    "frozen_blocks": (("^encoder/backbone/", False), (".*", True)),
+}
+"""Rules for `trainable`: everything moves; the encoder is the function it was; its blocks stay and a new token table in front of them
+is learned, as in the published code (`init_part="encoder/backbone"` leaves the table behind)."""
 
 
 class ConfigError(ValueError):
@@ -34,7 +94,8 @@ class Data:
     """Where the text comes from and how it becomes rows of tokens."""
 
     corpus: str = "python-docs"
-    """`python-docs` (the prose inside every CPython) or a path: .txt, .txt.gz, .jsonl, .jsonl.gz, a glob or a folder."""
+    """`python-docs` (the prose inside every CPython) or a path: .txt, .txt.gz, .jsonl, .jsonl.gz, a glob or a folder; empty in a config
+    of imported weights."""
     text_field: str = "text"
     """The field of a JSON line that holds the document."""
     vocabulary: int = 1024
@@ -43,6 +104,8 @@ class Data:
     """N: tokens in a row, a whole number of chunks."""
     validation_share: float = 0.1
     """Share of the documents, picked by a hash of their text, that is held out."""
+    attributions: str = ""
+    """File (.npy, float [rows, N]) with an attribution of every token of the training rows, for weighted next-token losses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +116,7 @@ class Backbone:
     width: int = 128
     layers: int = 4
     heads: int = 4
-    """Attention heads or mixer heads; 0 in a mixer is flat mixing without projections (spec of Badger 2026, mixers)."""
+    """Attention heads or mixer heads; 0 in a mixer is flat mixing without projections (Badger 2026, mixers)."""
     kv_heads: int = 0
     """Key and value heads of grouped-query attention; 0 is as many as `heads`."""
     kernel: int = 1
@@ -65,6 +128,10 @@ class Backbone:
     final_norm: bool = True
     output_gate: bool = False
     """Multiply what token mixing returns by a linear function of its input before the output projection."""
+    causal: bool = True
+    """Whether a position reads earlier ones only."""
+    decay_length: float = 0.0
+    """Positions over which a repeat mixer forgets by its learned factor, which lies in [0.9, 1]; 0 is no forgetting."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +156,15 @@ class Model:
     """Learned position of the chunk in its row, in the decoder, on tokens and on slots."""
     task_mark: bool = True
     """Learned vector that tells the decoder what is asked: to predict or to retain."""
+    combine: str = "token"
+    """How an oracle's decoder is given the memory: as a first token, beside every embedding, or added to every embedding."""
+    noise: float = 0.0
+    """q: uniform noise in [-q, q) on the bottleneck while training, so that memories survive quantisation."""
+    truncate: int = 0
+    """Chunks after which recurrent memory detaches its state: a loss reaches back through at most so many, its own included, so 1
+    trains no memory; 0 is never."""
+    compat: tuple[str, ...] = ()
+    """Quirks of the published code to reproduce (MODEL_QUIRKS)."""
     dtype: str = "float32"
     """What matrix products compute in; parameters, norms, softmax and losses are float32 always."""
     remat: str = "none"
@@ -139,9 +215,16 @@ class Stage:
     """Stage of this run, or a workdir's stage folder on disk, whose last checkpoint gives the weights; empty is from
     scratch."""
     init_part: str = ""
-    """Top-level part of the model that is taken (`encoder`); empty takes all."""
+    """What is taken: a part of the model (`encoder`), SOURCE:TARGET where it stands elsewhere there (`backbone:encoder/backbone`), or
+    several of them with commas; empty takes all."""
     memory: bool = True
     """False gives the decoder no memories: the control."""
+    temperature: float = 0.02
+    """What cosine similarities are divided by in retrieval."""
+    query_tokens: int = 7
+    """Tokens of a passage that ask for it in n-gram and n-bag retrieval."""
+    compat: tuple[str, ...] = ()
+    """Quirks of the published code to reproduce (STAGE_QUIRKS)."""
 
 
 @dataclasses.dataclass(frozen=True)
