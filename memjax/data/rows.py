@@ -1,7 +1,7 @@
 """Rows of tokens on disk: documents joined and cut into equal lengths, read in any order.
 
-N: tokens in a row. A folder holds, for each split, `{split}-00000-of-00001.arrayrecord` (a record is a row: N
-little-endian uint16) and `{split}.json`, which says what is in it and by which tokenizer.
+N: tokens in a row. A folder holds, for each split, `{split}-00000-of-00001.arrayrecord` (a record is a row: N little-endian uint16, or
+uint32 where the vocabulary has more than 65,536 entries) and `{split}.json`, which says what is in it and by which tokenizer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from memjax.data.tokenizer import Tokenizer
 
 FORMAT = 1
-_STORED = np.dtype("<u2")
+_SHORT, _LONG = np.dtype("<u2"), np.dtype("<u4")
 _REMEDY = "delete the folder so that it is built again"
 
 
@@ -28,21 +28,25 @@ class RowsError(ValueError):
     """Rows are absent, damaged, too few or of another tokenizer; the message names the file."""
 
 
-def pack(token_arrays: Iterable[np.ndarray], row_tokens: int, eos_id: int) -> Iterator[np.ndarray]:
-    """Joins documents [tokens], `eos_id` between them, and cuts the stream into rows uint16 [N]; an unfilled tail is dropped.
+def pack(token_arrays: Iterable[np.ndarray], row_tokens: int, eos_id: int, vocabulary: int = 65536) -> Iterator[np.ndarray]:
+    """Joins documents [tokens], `eos_id` between them, and cuts the stream into rows [N]; an unfilled tail is dropped.
+
+    Rows are uint16, or uint32 where `vocabulary` needs it.
 
     Raises:
-      RowsError: an id does not fit 16 bits.
+      RowsError: an id is not of the vocabulary.
     """
-    separator = np.array([eos_id], _STORED)
+    stored = _SHORT if vocabulary <= 65536 else _LONG
+    separator = np.array([eos_id], stored)
     waiting: list[np.ndarray] = []
     tokens = 0
     for number, array in enumerate(token_arrays):
-        if array.size and not 0 <= array.min() <= array.max() <= np.iinfo(_STORED).max:
+        if array.size and not 0 <= array.min() <= array.max() < vocabulary:
             raise RowsError(
-                f"ids {array.min()} to {array.max()} do not fit the rows' 16 bits; use config.data.vocabulary <= 65536"
+                f"ids {array.min()} to {array.max()} are not all below the vocabulary of {vocabulary}; config.data.vocabulary must"
+                " be that of the tokenizer"
             )
-        waiting += [separator, array.astype(_STORED)] if number else [array.astype(_STORED)]
+        waiting += [separator, array.astype(stored)] if number else [array.astype(stored)]
         tokens += array.size + bool(number)
         if tokens >= row_tokens:
             stream = np.concatenate(waiting)
@@ -60,7 +64,7 @@ def write_rows(
     `fingerprint` (of the tokenizer), `files` (name to `bytes` and `sha256`) and `format`.
 
     Raises:
-      RowsError: an id does not fit 16 bits.
+      RowsError: an id is not of the tokenizer's vocabulary.
     """
     documents = seen = rows = text_bytes = 0
 
@@ -75,7 +79,7 @@ def write_rows(
     # One row a group: rows are read one by one, in shuffled order. They are too short to compress.
     writer = ArrayRecordWriter(str(shard), "group_size:1,uncompressed")
     try:
-        for row in pack(counted(), row_tokens, tokenizer.eos_id):
+        for row in pack(counted(), row_tokens, tokenizer.eos_id, tokenizer.vocabulary):
             writer.write(row.tobytes())
             rows += 1
             text_bytes += int(tokenizer.byte_lengths[row].sum())
@@ -121,7 +125,8 @@ class Rows:
             record = self._source[int(index) % len(self)]
         except (RuntimeError, ValueError) as error:
             raise RowsError(f"{self.folder}: row {index} cannot be read ({error}); {_REMEDY}") from error
-        return np.frombuffer(record, _STORED).astype(np.int32)
+        stored = _SHORT if len(record) == self.row_tokens * _SHORT.itemsize else _LONG
+        return np.frombuffer(record, stored).astype(np.int32)
 
     def verify(self) -> None:
         """Reads every byte and compares checksums, which `open_rows` does not take the time for.

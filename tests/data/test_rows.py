@@ -24,10 +24,19 @@ def test_rows_are_the_documents_joined_by_eos(lengths, row_tokens):
 
 
 @pytest.mark.parametrize("wrong", [65536, -1])
-def test_ids_beyond_16_bits_are_refused(wrong):
-    with pytest.raises(RowsError, match=r"16 bits.*config\.data\.vocabulary"):
+def test_ids_beyond_the_vocabulary_are_refused(wrong):
+    with pytest.raises(RowsError, match=r"vocabulary of 65536; config\.data\.vocabulary"):
         list(pack([np.array([1, wrong], np.int32)], 2, 3))
     assert next(pack([np.array([65535])], 1, 3)).tolist() == [65535]
+
+
+def test_a_large_vocabulary_takes_32_bits(tmp_path):
+    class Large:
+        vocabulary, eos_id, fingerprint, byte_lengths = 128_256, 3, "large", np.ones(128_256, int)
+
+    write_rows(tmp_path, "train", [np.array([1, 65535, 65536, 128_255])], 2, Large())
+    rows = open_rows(tmp_path, "train", "large")
+    assert [rows[i].tolist() for i in (0, 1)] == [[1, 65535], [65536, 128_255]]
 
 
 @pytest.fixture
