@@ -22,25 +22,63 @@ class TrainBatches:
       batch_rows: B.
       seed: chooses the order.
       first_row: where in the endless order the first batch starts.
+      attributions: [rows, N], one of every token, if batches should hold them.
 
     Raises:
-      RowsError: there are no rows.
+      RowsError: there are no rows, or the attributions are not of these rows.
     """
 
-    def __init__(self, rows: Rows, batch_rows: int, seed: int, first_row: int = 0):
+    def __init__(self, rows: Rows, batch_rows: int, seed: int, first_row: int = 0, attributions: np.ndarray | None = None):
         if not len(rows):
             raise RowsError("there are no rows to train on; give more text or shorter rows (config.data.row_tokens)")
-        order: Any = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
-        self._batches = order[first_row:].batch(batch_rows)
+        if attributions is not None and attributions.shape != (len(rows), rows.row_tokens):
+            raise RowsError(
+                f"config.data.attributions has shape {attributions.shape}, the training rows {(len(rows), rows.row_tokens)}"
+            )
+        source: Any = grain.MapDataset.source(_Examples(rows, attributions))
+        self._batches = source.seed(seed).shuffle().repeat()[first_row:].batch(batch_rows)
 
-    def batch(self, step: int) -> np.ndarray:
-        """Batch number `step`, counted from 0: int32 [B, N]."""
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Batch number `step`, counted from 0: `tokens` int32 [B, N] and, if there are any, `attribution` float32 [B, N]."""
         return self._batches[step]
 
-    def from_step(self, step: int, threads: int = 4) -> Iterator[np.ndarray]:
+    def from_step(self, step: int, threads: int = 4) -> Iterator[dict[str, np.ndarray]]:
         """`batch(step)`, `batch(step + 1)`, ... without end, read ahead on that many threads."""
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)
         return iter(self._batches[step:].to_iter_dataset(options))
+
+
+class _Examples:
+    """Rows, each with what belongs to it."""
+
+    def __init__(self, rows: Rows, attributions: np.ndarray | None):
+        self._rows, self._attributions = rows, attributions
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        example = {"tokens": self._rows[index]}
+        if self._attributions is not None:
+            example["attribution"] = np.asarray(self._attributions[index % len(self._rows)], np.float32)
+        return example
+
+
+def open_attributions(path: str) -> np.ndarray:
+    """The array [rows, N] in a .npy file, left on disk.
+
+    Raises:
+      RowsError: it is absent, no such file, or of another shape.
+    """
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise RowsError(
+            f"config.data.attributions={path!r} cannot be read ({error}); give a .npy file of floats [rows, N]"
+        ) from error
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise RowsError(f"config.data.attributions={path!r} holds {array.dtype} {array.shape}; it must hold floats [rows, N]")
+    return array
 
 
 def spread(count: int, limit: int) -> list[int]:

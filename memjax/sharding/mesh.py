@@ -7,7 +7,6 @@ whole on each.
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from memjax.config import ConfigError
@@ -39,8 +38,8 @@ def check_rows(rows: int, microbatches: int, mesh: Mesh, key: str) -> None:
         )
 
 
-def put_batch(batch: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A batch on the devices."""
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """A batch, an array or a tree of them, on the devices."""
     return jax.device_put(batch, batch_sharding(mesh))
 
 

@@ -3,12 +3,12 @@ import itertools
 import numpy as np
 import pytest
 
-from memjax.data import RowsError, TrainBatches, evaluation_batches, open_rows, write_rows
+from memjax.data import RowsError, TrainBatches, evaluation_batches, open_attributions, open_rows, write_rows
 
 
 def order(batches: TrainBatches, steps: int) -> list[int]:
     """Row numbers in the order they are trained on."""
-    return np.concatenate([batches.batch(step)[:, 0] for step in range(steps)]).tolist()
+    return np.concatenate([batches.batch(step)["tokens"][:, 0] for step in range(steps)]).tolist()
 
 
 def test_each_epoch_holds_every_row_once_in_another_order(numbered_rows):
@@ -20,12 +20,13 @@ def test_each_epoch_holds_every_row_once_in_another_order(numbered_rows):
 
 def test_a_batch_is_a_function_of_seed_and_step(numbered_rows):
     batches = TrainBatches(numbered_rows, 4, seed=3)
-    assert batches.batch(0).shape == (4, 4)
-    assert batches.batch(0).dtype == np.int32
-    late, early = batches.batch(1000), batches.batch(2)
+    assert batches.batch(0).keys() == {"tokens"}
+    assert batches.batch(0)["tokens"].shape == (4, 4)
+    assert batches.batch(0)["tokens"].dtype == np.int32
+    late, early = batches.batch(1000)["tokens"], batches.batch(2)["tokens"]
     again = TrainBatches(numbered_rows, 4, seed=3)
-    np.testing.assert_array_equal(again.batch(2), early)
-    np.testing.assert_array_equal(again.batch(1000), late)
+    np.testing.assert_array_equal(again.batch(2)["tokens"], early)
+    np.testing.assert_array_equal(again.batch(1000)["tokens"], late)
     assert order(TrainBatches(numbered_rows, 4, seed=4), 9) != order(again, 9)
 
 
@@ -34,7 +35,7 @@ def test_reading_ahead_gives_the_same_batches_after_any_restart(numbered_rows, s
     batches = TrainBatches(numbered_rows, 4, seed=3)
     restarted = TrainBatches(numbered_rows, 4, seed=3).from_step(start, threads=2)
     for step, batch in zip(range(start, start + 12), restarted, strict=False):
-        np.testing.assert_array_equal(batch, batches.batch(step))
+        np.testing.assert_array_equal(batch["tokens"], batches.batch(step)["tokens"])
 
 
 def test_the_order_does_not_depend_on_how_it_is_batched(numbered_rows):
@@ -43,6 +44,26 @@ def test_the_order_does_not_depend_on_how_it_is_batched(numbered_rows):
         order(TrainBatches(numbered_rows, 2, seed=3, first_row=50), 10)
         == order(TrainBatches(numbered_rows, 2, seed=3), 35)[50:]
     )
+
+
+def test_attributions_come_with_their_rows(numbered_rows, tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.arange(37.0)[:, None] + np.array([0.0, 0.25, 0.5, 0.75]))
+    batches = TrainBatches(numbered_rows, 5, 1, attributions=open_attributions(str(path)))
+    for step in (0, 9):
+        batch = batches.batch(step)
+        assert batch["attribution"].dtype == np.float32
+        np.testing.assert_array_equal(batch["attribution"][:, 2], batch["tokens"][:, 0] + 0.5)
+
+
+def test_attributions_that_do_not_fit_are_refused(numbered_rows, tmp_path):
+    with pytest.raises(RowsError, match=r"config\.data\.attributions='.*' cannot be read"):
+        open_attributions(str(tmp_path / "none.npy"))
+    np.save(tmp_path / "ids.npy", np.zeros((37, 4), int))
+    with pytest.raises(RowsError, match=r"holds int64 \(37, 4\)"):
+        open_attributions(str(tmp_path / "ids.npy"))
+    with pytest.raises(RowsError, match=r"shape \(36, 4\), the training rows \(37, 4\)"):
+        TrainBatches(numbered_rows, 5, 1, attributions=np.zeros((36, 4)))
 
 
 def test_evaluation_reads_in_order_and_pads_the_last_batch(numbered_rows):
