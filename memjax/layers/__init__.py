@@ -6,6 +6,19 @@ from memjax.layers.head import Head, cross_entropy
 from memjax.layers.linear import Linear
 from memjax.layers.mixer import TokenMixer, mix_tokens
 from memjax.layers.mlp import MLP
+from memjax.layers.repeat import RepeatMixer
 from memjax.layers.rotary import rotate
 
-__all__ = ["MLP", "Attention", "Backbone", "Block", "Head", "Linear", "TokenMixer", "cross_entropy", "mix_tokens", "rotate"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "Backbone",
+    "Block",
+    "Head",
+    "Linear",
+    "RepeatMixer",
+    "TokenMixer",
+    "cross_entropy",
+    "mix_tokens",
+    "rotate",
+]

@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions, grouped-query heads and an optional output gate.
+"""Self-attention, causal or not, with rotary positions, grouped-query heads and an optional output gate.
 
 Shapes: B batch, T position, D width, H head, E head width.
 """
@@ -14,7 +14,7 @@ from memjax.layers.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention over earlier valid positions; softmax in float32."""
+    """Scaled dot-product attention over valid positions, earlier ones only where `config.causal`; softmax in float32."""
 
     config: Backbone
     dtype: jnp.dtype
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         key_BTHE = rotate(project("key", kv_heads), positions)
         value_BTHE = project("value", kv_heads)
         mixed_BTHE = jax.nn.dot_product_attention(
-            query_BTHE, key_BTHE, value_BTHE, mask=valid[:, None, None, :], is_causal=True
+            query_BTHE, key_BTHE, value_BTHE, mask=valid[:, None, None, :], is_causal=self.config.causal
         )
         mixed = mixed_BTHE.reshape(batch, length, width)
         if self.config.output_gate:

@@ -1,6 +1,6 @@
-"""A stack of identical pre-norm blocks, Transformer or Mixer, scanned so that compile time does not grow with depth.
+"""A stack of identical pre-norm blocks, scanned so that compile time does not grow with depth.
 
-Shapes: B batch, T position, D width.
+Shapes: B batch, T position, D width; N layer, K running sum, H head, E head width of a repeat mixer's state.
 """
 
 import flax.linen as nn
@@ -8,47 +8,86 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from memjax.config import REPEATS
 from memjax.config import Backbone as BackboneConfig
 from memjax.layers.attention import Attention
 from memjax.layers.mixer import TokenMixer
 from memjax.layers.mlp import MLP
 from memjax.layers.norm import make_norm
+from memjax.layers.repeat import RepeatMixer, initial_state
 
 
 class Block(nn.Module):
-    """x + mix(norm(x)), then x + mlp(norm(x))."""
+    """x + mix(norm(x)), then x + mlp(norm(x)); a repeat mixer's block has the MLP first."""
 
     config: BackboneConfig
     length: int
     dtype: jnp.dtype
+    dense_gradient: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> tuple[jax.Array, None]:
-        normed = make_norm(self.config.norm, self.dtype, "mix_norm")(x)
-        if self.config.kind == "mixer":
-            x = x + TokenMixer(self.config, self.length, self.dtype, name="mix")(normed, valid)
+    def setup(self) -> None:
+        config, dtype = self.config, self.dtype
+        self.mix_norm = make_norm(config.norm, dtype, "mix_norm")
+        if config.kind in REPEATS:
+            self.mix = RepeatMixer(config, self.length, dtype)
+        elif config.kind == "mixer":
+            self.mix = TokenMixer(config, self.length, dtype, self.dense_gradient)
         else:
-            x = x + Attention(self.config, self.dtype, name="mix")(normed, positions, valid)
-        normed = make_norm(self.config.norm, self.dtype, "mlp_norm")(x)
-        return x + MLP(self.config, self.dtype, name="mlp")(normed), None
+            self.mix = Attention(config, dtype)
+        self.mlp_norm = make_norm(config.norm, dtype, "mlp_norm")
+        self.mlp = MLP(config, dtype)
+
+    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> tuple[jax.Array, None]:
+        if isinstance(self.mix, RepeatMixer):
+            x = x + self.mlp(self.mlp_norm(x))
+            return x + self.mix(self.mix_norm(x), valid), None
+        normed = self.mix_norm(x)
+        x = x + (self.mix(normed, positions, valid) if isinstance(self.mix, Attention) else self.mix(normed, valid))
+        return x + self.mlp(self.mlp_norm(x)), None
+
+    def step(self, x: jax.Array, state: jax.Array, position: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        """One position of a repeat mixer's block, [B, D], and the state after it."""
+        x = x + self.mlp(self.mlp_norm(x))
+        mixed, state = self.mix.step(self.mix_norm(x), state, position)
+        return x + mixed, state
 
 
 class Backbone(nn.Module):
-    """[B, T, D] to [B, T, D], causal. Block parameters are stacked on a leading layer axis.
+    """[B, T, D] to [B, T, D], causal unless `config.causal` is False. Block parameters are stacked on a leading layer axis.
+
+    A stack of repeat mixers also runs one position at a time (`initial_state`, `step`), with a state that does not grow with T.
 
     Attributes:
       config: kind, width, depth and heads.
       length: T the stack is built for; a mixer accepts no other.
       dtype: what matrix products compute in.
       remat: name of a policy of `jax.checkpoint_policies` for what a block keeps for the backward pass, or `none` for all.
+      dense_gradient: the dead triangle of mixing weights gets the gradient it would have if it were not cut.
     """
 
     config: BackboneConfig
     length: int
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    dense_gradient: bool = False
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, self.remat), prevent_cse=False)
+        over_layers = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": config.layers}
+        stack = nn.scan(
+            block,
+            methods={
+                "__call__": over_layers | {"in_axes": nn.broadcast},
+                "step": over_layers | {"in_axes": (0, nn.broadcast)},
+            },
+        )
+        self.blocks = stack(config, self.length, self.dtype, self.dense_gradient)
+        if config.final_norm:
+            self.norm = make_norm(config.norm, self.dtype, "norm")
+
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -59,15 +98,39 @@ class Backbone(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         if valid is None:
             valid = jnp.ones(x.shape[:2], bool)
-        block = Block
-        if self.remat != "none":
-            block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, self.remat), prevent_cse=False)
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.config.layers,
-        )
-        x, _ = stack(self.config, self.length, self.dtype, name="blocks")(x.astype(self.dtype), positions, valid)
-        return make_norm(self.config.norm, self.dtype, "norm")(x) if self.config.final_norm else x
+        x, _ = self.blocks(x.astype(self.dtype), positions, valid)
+        return self.norm(x) if self.config.final_norm else x
+
+    @nn.nowrap
+    def initial_state(self, batch: int) -> Float[Array, "N B K H E"]:
+        """What a stack of repeat mixers carries before the first position.
+
+        Raises:
+          ValueError: the stack is of another kind, of which a position reads all earlier ones.
+        """
+        self._require_state()
+        state = initial_state(self.config, batch)
+        return jnp.broadcast_to(state, (self.config.layers, *state.shape))
+
+    def step(
+        self, x: Float[Array, "B D"], state: Float[Array, "N B K H E"], position: Int[Array, ""] | int
+    ) -> tuple[Float[Array, "B D"], Float[Array, "N B K H E"]]:
+        """What `__call__` gives at `position`, from the input there and the state after the position before.
+
+        Args:
+          x: input at the position.
+          state: from `initial_state` or the step before. A row that begins with padding can start later: at its first token's
+            position, from the initial state.
+          position: 0 to T - 1.
+
+        Raises:
+          ValueError: as `initial_state`.
+        """
+        self._require_state()
+        x, state = self.blocks.step(x.astype(self.dtype), state, position)
+        return (self.norm(x) if self.config.final_norm else x), state
+
+    @nn.nowrap
+    def _require_state(self) -> None:
+        if self.config.kind not in REPEATS:
+            raise ValueError(f"kind={self.config.kind!r} has no state of constant size to step with; {', '.join(REPEATS)} have")

@@ -1,4 +1,4 @@
-"""Masked token mixing: a learned lower-triangular matrix over positions in place of attention (Badger 2025, masked mixers).
+"""Token mixing: a learned matrix over positions in place of attention, lower-triangular where causal (Badger 2025, masked mixers).
 
 Shapes: B batch, T position, D width, H head, E head width, P kernel tap.
 """
@@ -15,16 +15,22 @@ from memjax.layers.linear import Linear
 
 
 def mix_tokens(
-    x: Float[Array, "B T H E"], weight: Float[Array, "H P T T"], bias: Float[Array, "H T"], causal: bool = True
+    x: Float[Array, "B T H E"],
+    weight: Float[Array, "H P T T"],
+    bias: Float[Array, "H T"],
+    causal: bool = True,
+    dense_gradient: bool = False,
 ) -> Float[Array, "B T H E"]:
     """y[t, e] = bias[t] + sum over taps p and positions s <= t of weight[p, t, s] * x[s, e + p - (P-1)//2].
 
     The kernel runs over channels, zero-padded, not over time, so causality needs only the triangle. The dead triangle is cut
-    in the forward pass: its gradient is exactly zero.
+    in the forward pass: its gradient is exactly zero, or with `dense_gradient` what it would be if nothing were cut.
+    Without `causal` all positions s are summed and nothing is dead.
     """
     taps, length = weight.shape[1], weight.shape[-1]
     if causal:
-        weight = jnp.where(jnp.tril(jnp.ones((length, length), bool)), weight, 0)
+        cut = jnp.where(jnp.tril(jnp.ones((length, length), bool)), weight, 0)
+        weight = weight + jax.lax.stop_gradient(cut - weight) if dense_gradient else cut
     weight = weight.astype(x.dtype)
     if taps == 1:
         mixed = jnp.einsum("hts,bshe->bthe", weight[:, 0], x)
@@ -41,11 +47,18 @@ class TokenMixer(nn.Module):
     """Flat mixing (`heads` 0) or heads between an input and an output projection; its length is fixed by its weights.
 
     Empty positions are zeroed on the way in, after the norm, so that they add nothing.
+
+    Attributes:
+      config: width, heads, kernel, gate and whether mixing is causal.
+      length: T.
+      dtype: what matrix products compute in.
+      dense_gradient: see `mix_tokens`.
     """
 
     config: Backbone
     length: int
     dtype: jnp.dtype
+    dense_gradient: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -65,7 +78,8 @@ class TokenMixer(nn.Module):
             h = Linear(width, use_bias=True, dtype=self.dtype, name="in")(h)
             # The projection has a bias: zero again, so that an empty position adds nothing.
             h = jnp.where(valid[..., None], h, 0)
-        h = mix_tokens(h.reshape(batch, length, max(heads, 1), -1), weight, bias).reshape(batch, length, width)
+        h = h.reshape(batch, length, max(heads, 1), -1)
+        h = mix_tokens(h, weight, bias, self.config.causal, self.dense_gradient).reshape(batch, length, width)
         if self.config.output_gate:
             h = h * Linear(width, dtype=self.dtype, name="gate")(x)
         return Linear(width, use_bias=True, dtype=self.dtype, name="out")(h) if heads else h

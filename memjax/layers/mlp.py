@@ -12,7 +12,7 @@ from memjax.layers.linear import Linear
 
 
 class MLP(nn.Module):
-    """SwiGLU (three matrices, no bias) or GELU (two matrices with bias, exact erf), D to F to D."""
+    """SwiGLU (three matrices, no bias), or GELU (exact erf) or SiLU between two matrices with bias; D to F to D."""
 
     config: Backbone
     dtype: jnp.dtype
@@ -21,8 +21,9 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         width = self.config.width
         hidden = int(width * self.config.mlp_ratio)
-        if self.config.mlp == "gelu":
-            h = nn.gelu(Linear(hidden, use_bias=True, dtype=self.dtype, name="up")(x), approximate=False)
+        if self.config.mlp in ("gelu", "silu"):
+            h = Linear(hidden, use_bias=True, dtype=self.dtype, name="up")(x)
+            h = nn.gelu(h, approximate=False) if self.config.mlp == "gelu" else nn.silu(h)
             return Linear(width, use_bias=True, dtype=self.dtype, name="down")(h)
         gate = Linear(hidden, dtype=self.dtype, name="gate")(x)
         up = Linear(hidden, dtype=self.dtype, name="up")(x)
