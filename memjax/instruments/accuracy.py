@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax import objectives
+from memjax.config import Stage
 from memjax.objectives import SpecialIds
+
+_DEFAULT = Stage()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Accuracy:
     """Mean -log probability of a token, in nats."""
     accuracy: float
     """Share of the tokens that were the most likely one, teacher-forced."""
-    bits_per_byte: float
-    """Bits for all scored tokens over the bytes of text they stand for."""
+    bits_per_byte: float | None
+    """Bits for all scored tokens over the bytes of text they stand for; None for an objective that scores no tokens."""
     by_position: list[float]
-    """Accuracy at each of the L positions of a chunk."""
+    """Accuracy at each of the L positions of a chunk, or of the N of a row in a model that reads whole rows."""
     tokens: int
     """Tokens scored."""
 
@@ -42,23 +45,25 @@ def measure(
     ids: SpecialIds,
     byte_lengths: np.ndarray,
     after_batch: Callable[[], None] = lambda: None,
+    stage: Stage = _DEFAULT,
 ) -> dict[str, Accuracy]:
     """Scores rows under every named objective; sums are kept in float64 on the host, so that no token weighs more than another.
 
     Args:
-      module: an Autoencoder or a MemoryModel.
+      module: a model of `memjax.models`.
       params: its parameters.
       batches: int [B, N]; rows of nothing but padding count nothing.
       names: objectives.
       ids: reserved ids.
       byte_lengths: [V], UTF-8 bytes each id stands for.
       after_batch: called when a batch is done.
+      stage: where an objective's own settings come from.
 
     Raises:
       ValueError: there are no batches, or the module has no such objective.
     """
     lengths_V = jnp.asarray(byte_lengths)
-    sums_fn = jax.jit(functools.partial(_batch_sums, module=module, names=tuple(names), ids=ids))
+    sums_fn = jax.jit(functools.partial(_batch_sums, module=module, names=tuple(names), ids=ids, stage=stage))
     totals: dict[str, Any] | None = None
     for batch in batches:
         sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(sums_fn(params, batch, lengths_V)))
@@ -70,15 +75,22 @@ def measure(
 
 
 def _batch_sums(
-    params: Any, tokens_BN: jax.Array, lengths_V: jax.Array, *, module: nn.Module, names: tuple[str, ...], ids: SpecialIds
+    params: Any,
+    tokens_BN: jax.Array,
+    lengths_V: jax.Array,
+    *,
+    module: nn.Module,
+    names: tuple[str, ...],
+    ids: SpecialIds,
+    stage: Stage,
 ) -> dict[str, tuple[jax.Array, ...]]:
-    scores = objectives.score(module, {"params": params}, tokens_BN, names, ids)
+    scores = objectives.score(module, {"params": params}, tokens_BN, names, ids, stage)
     return {
         name: (
             jnp.sum(s.nats * s.weight),
             jnp.sum(s.correct * s.weight, axis=(0, 1)),
             jnp.sum(s.weight, axis=(0, 1)),
-            jnp.sum(lengths_V[s.labels] * s.weight),
+            jnp.float32(0.0) if s.labels is None else jnp.sum(lengths_V[s.labels] * s.weight),
         )
         for name, s in scores.items()
     }
@@ -89,7 +101,7 @@ def _means(nats: np.ndarray, correct_L: np.ndarray, count_L: np.ndarray, text_by
     return Accuracy(
         nats=float(nats) / count,
         accuracy=float(correct_L.sum()) / count,
-        bits_per_byte=float(nats) / math.log(2) / float(text_bytes),
+        bits_per_byte=float(nats) / math.log(2) / float(text_bytes) if text_bytes else None,
         by_position=(correct_L / np.maximum(count_L, 1)).tolist(),
         tokens=int(count),
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from memjax.models import MemoryModel
 from memjax.objectives import SpecialIds
-from memjax.objectives.requests import REQUESTS, memories_needed
+from memjax.objectives.requests import REQUESTS, to_encode
 
 
 def regenerate(
@@ -36,7 +36,7 @@ def _regenerate(
     variables = {"params": params}
     memories, memory_valid = None, None
     if module.memory:
-        shown = chunks_BCL[:, : memories_needed(request)]
+        shown, _ = to_encode(request, chunks_BCL)
         valid = shown != ids.pad
         memories = module.apply(variables, shown, valid, method="encode")
         memory_valid = valid.any(axis=-1)

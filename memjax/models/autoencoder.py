@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Backbone, Head, Linear
+from memjax.layers import Head, Linear
 from memjax.models.encoder import Encoder
+from memjax.models.stack import make_stack
 
 
 def unroll(memory: Float[Array, "B D"], length: int) -> Float[Array, "B L W"]:
@@ -37,7 +38,7 @@ class Autoencoder(nn.Module):
             self.bridge = Linear(width, use_bias=True, dtype=dtype)
         if config.expansion == "unroll":
             self.unroll_projection = Linear(width, use_bias=True, dtype=dtype)
-        self.backbone = Backbone(config.reconstructor, config.chunk_length, dtype, config.remat)
+        self.backbone = make_stack(config, config.reconstructor, config.chunk_length)
         self.head = Head(width, self.vocabulary)
 
     def encode(self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None) -> Float[Array, "B K E"]:

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Backbone, Head, Linear
+from memjax.layers import Head, Linear
 from memjax.models.encoder import Encoder, fold, unfold
+from memjax.models.stack import make_stack
 
 PREDICT, RETAIN = 0, 1
 """Tasks the decoder's mark tells apart."""
@@ -20,6 +21,8 @@ PREDICT, RETAIN = 0, 1
 EMBEDDING_INIT = nn.initializers.normal(1.0)
 """Of tokens, positions and marks alike. As large as a normalised memory, so that in every block a position still says what to take
 from it: at 0.02 a decoder takes several times the steps to learn to read memories."""
+
+FILLS = {"slots_of_ones": 1.0, "slots_of_zeros": 0.0}
 
 EMPTY = -1
 """Entry of a slot table that holds no memory."""
@@ -48,8 +51,13 @@ class MemoryModel(nn.Module):
 
     @property
     def slots(self) -> int:
-        """S: the last chunk is never read, so one fewer than chunks."""
-        return self.chunks - 1
+        """S: the last chunk is never read, so one fewer than chunks (published code: as many)."""
+        return self.chunks - (self._fill_value is None)
+
+    @property
+    def _fill_value(self) -> float | None:
+        """What published code puts into a slot without a memory, where the decoder attends to it; None masks it out."""
+        return next((value for quirk, value in FILLS.items() if quirk in self.config.compat), None)
 
     def setup(self) -> None:
         config = self.config
@@ -65,7 +73,7 @@ class MemoryModel(nn.Module):
             self.chunk_position = self.param("chunk_position", EMBEDDING_INIT, (self.chunks, width))
         if config.task_mark:
             self.task_mark = self.param("task_mark", EMBEDDING_INIT, (2, width))
-        self.backbone = Backbone(config.decoder, self.slots * config.vectors + config.chunk_length, dtype, config.remat)
+        self.backbone = make_stack(config, config.decoder, self.slots * config.vectors + config.chunk_length)
         self.head = Head(width, self.vocabulary)
 
     def encode(self, tokens: Int[Array, "B M L"], valid: Bool[Array, "B M L"] | None = None) -> Float[Array, "B M K E"]:
@@ -99,7 +107,7 @@ class MemoryModel(nn.Module):
             x += self.chunk_position.astype(x.dtype)[chunk][:, None]
         if config.task_mark:
             x += jnp.broadcast_to(self.task_mark.astype(x.dtype)[task], (n, config.decoder.width))[:, None]
-        if token_valid is None:
+        if token_valid is None or "attended_padding" in config.compat:
             token_valid = jnp.ones(tokens.shape, bool)
         in_slots, filled = self._fill(memories, slots, memory_valid, batch, n)
         sequence = jnp.concatenate([in_slots.astype(x.dtype), x], axis=2)
@@ -113,12 +121,14 @@ class MemoryModel(nn.Module):
     ) -> tuple[Float[Array, "B X SK D"], Bool[Array, "B X SK"]]:
         """What stands in each slot position, and where something does."""
         config, width = self.config, self.config.decoder.width
-        count = self.slots * config.vectors
+        count, constant = self.slots * config.vectors, self._fill_value
         if memories is None or not self.memory:
-            return jnp.zeros((batch, n, count, width)), jnp.zeros((batch, n, count), bool)
+            filled = jnp.full((batch, n, count), constant is not None)
+            return jnp.full((batch, n, count, width), constant or 0.0), filled
         if config.encoder.width != width:
             memories = self.bridge(memories)
         slots = jnp.asarray(slots)
+        slots = jnp.pad(slots, ((0, 0), (0, self.slots - slots.shape[1])), constant_values=EMPTY)
         at = jnp.maximum(slots, 0)
         filled_BXS = jnp.broadcast_to(slots != EMPTY, (batch, *slots.shape))
         if memory_valid is not None:
@@ -126,8 +136,8 @@ class MemoryModel(nn.Module):
         x = memories[:, at]
         if config.chunk_positions:
             x += self.chunk_position.astype(x.dtype)[: self.slots, None]
-        x = jnp.where(filled_BXS[..., None, None], x, 0)
-        filled = jnp.repeat(filled_BXS, config.vectors, axis=-1)
+        x = jnp.where(filled_BXS[..., None, None], x, constant or 0.0)
+        filled = jnp.repeat(filled_BXS | (constant is not None), config.vectors, axis=-1)
         return x.reshape(batch, n, count, width), filled
 
     def _positions(self, filled: jax.Array, token_valid: jax.Array) -> Int[Array, "B X T"]:

@@ -1,9 +1,14 @@
 """Objectives: pure functions from a model and rows of tokens to Terms.
 
-Shapes: B row, N = C * L tokens of a row, C chunk, X chunk to decode, L token.
+A family of models has a file here with two functions: `score`, every named objective token by token, and `weights`, how much each of
+those tokens counts, without running the model.
+
+Shapes: B row, N token of a row, X chunk to decode, L token.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -11,105 +16,110 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from memjax.models import Autoencoder, MemoryModel
-from memjax.objectives.requests import REQUESTS, Request, SpecialIds, join, memories_needed
-from memjax.objectives.terms import Scores, Term, Terms, total, weighted_loss
+from memjax.config import OBJECTIVES, Stage
+from memjax.models import FAMILIES
+from memjax.objectives import language, memory, oracle, reconstruction, recurrent, regression, retrieval
+from memjax.objectives.requests import REQUESTS, Request, SpecialIds, join
+from memjax.objectives.terms import Batch, Scores, Term, Terms, total, weighted_loss
 
 Variables = Mapping[str, Any]
 
+SCORERS: Mapping[str, ModuleType] = {
+    "autoencoder": reconstruction,
+    "memory_model": memory,
+    "causal_lm": language,
+    "oracle": oracle,
+    "recurrent_memory": recurrent,
+    "retriever": retrieval,
+    "ranker": retrieval,
+    "entropy_regressor": regression,
+}
+_DEFAULT = Stage()
+
 
 def score(
-    module: nn.Module, variables: Variables, tokens: Int[Array, "B N"], names: Sequence[str], ids: SpecialIds
+    module: nn.Module,
+    variables: Variables,
+    batch: Batch | Int[Array, "B N"],
+    names: Sequence[str],
+    ids: SpecialIds,
+    stage: Stage = _DEFAULT,
+    key: jax.Array | None = None,
 ) -> dict[str, Scores]:
-    """Every named objective, token by token, with one encoder call and one decoder call for all of them.
+    """Every named objective, token by token; those of one memory model share one encoder call and one decoder call.
 
     Args:
-      module: an Autoencoder (objective `reconstruction`) or a MemoryModel (`next_token`, `copy`, `blank_copy`).
-      variables: the module's variables.
-      tokens: rows.
-      names: objectives.
+      module: a model of `memjax.models`.
+      variables: its variables.
+      batch: rows of tokens, alone or with what objectives read beside them.
+      names: objectives of the model's family (`config.OBJECTIVES`).
       ids: reserved ids.
+      stage: where `temperature`, `query_tokens` and `compat` come from.
+      key: in training, what noise and random queries are drawn from; without it (evaluation) there is no noise, and queries come
+        from a fixed key.
 
     Raises:
       ValueError: the module has no such objective.
     """
-    if isinstance(module, Autoencoder):
-        _known(names, ("reconstruction",), "an autoencoder")
-        chunks_BCL = _chunks(tokens, module.config.chunk_length)
-        flat = chunks_BCL.reshape(-1, chunks_BCL.shape[-1])
-        scored: Any = module.apply(variables, flat, flat != ids.pad, method="score")
-        nats, correct = scored
-        shape = chunks_BCL.shape
-        weight = (chunks_BCL != ids.pad).astype(jnp.float32)
-        return {"reconstruction": Scores(nats.reshape(shape), correct.reshape(shape), weight, chunks_BCL)}
-    if not isinstance(module, MemoryModel):
-        raise ValueError(f"no objective is defined for {type(module).__name__}")
-    chunks_BCL = _chunks(tokens, module.config.chunk_length)
-    requests = _requests(chunks_BCL, names, ids)
-    request = join(list(requests.values()))
-    memories, memory_valid = None, None
-    needed = memories_needed(request)
-    if module.memory and needed:
-        valid = chunks_BCL[:, :needed] != ids.pad
-        memories = module.apply(variables, chunks_BCL[:, :needed], valid, method="encode")
-        memory_valid = valid.any(axis=-1)
-    scored: Any = module.apply(
-        variables,
-        request.inputs,
-        request.labels,
-        memories,
-        request.slots,
-        request.chunk,
-        request.task,
-        memory_valid,
-        request.inputs != ids.pad,
-        method="score",
-    )
-    nats, correct = scored
-    scores, start = {}, 0
-    for name, part in requests.items():
-        end = start + part.inputs.shape[1]
-        scores[name] = Scores(nats[:, start:end], correct[:, start:end], part.weight, part.labels)
-        start = end
-    return scores
+    return _scorer(module, names).score(module, variables, as_batch(batch), names, ids, stage, key)
 
 
-def counts(module: nn.Module, tokens: Int[Array, "B N"], names: Sequence[str], ids: SpecialIds) -> dict[str, jax.Array]:
-    """How many tokens each objective scores in `tokens`, without running the model."""
-    if isinstance(module, Autoencoder):
-        _known(names, ("reconstruction",), "an autoencoder")
-        return {name: jnp.sum(tokens != ids.pad).astype(jnp.float32) for name in names}
-    requests = _requests(_chunks(tokens, module.config.chunk_length), names, ids)
-    return {name: jnp.sum(request.weight) for name, request in requests.items()}
+def weights(
+    module: nn.Module, batch: Batch | Int[Array, "B N"], names: Sequence[str], ids: SpecialIds, stage: Stage = _DEFAULT
+) -> dict[str, jax.Array]:
+    """How much each position that `score` returns counts, [B, X, L] for each objective; the model is not run."""
+    return _scorer(module, names).weights(module, as_batch(batch), names, ids, stage)
 
 
-def _requests(chunks_BCL: jax.Array, names: Sequence[str], ids: SpecialIds) -> dict[str, Request]:
-    _known(names, tuple(REQUESTS), "a memory model")
-    return {name: REQUESTS[name](chunks_BCL, ids) for name in names}
+def counts(
+    module: nn.Module, batch: Batch | Int[Array, "B N"], names: Sequence[str], ids: SpecialIds, stage: Stage = _DEFAULT
+) -> dict[str, jax.Array]:
+    """How many tokens each objective scores, without running the model."""
+    return {name: jnp.sum(weight) for name, weight in weights(module, batch, names, ids, stage).items()}
 
 
-def _known(names: Sequence[str], allowed: tuple[str, ...], owner: str) -> None:
+def chunk_means(scores: Scores, count_X: jax.Array, chunks: int) -> Scores:
+    """`scores` weighed so that their sum over the whole batch's count is (1 / chunks) * sum over chunks of the chunk's own mean.
+
+    Args:
+      scores: of one microbatch.
+      count_X: what counts in each chunk of the whole batch.
+      chunks: C. The published code divides by it even where chunks have no target, which halves the weight of copying.
+    """
+    factor_X = jnp.where(count_X > 0, jnp.sum(count_X) / (chunks * jnp.maximum(count_X, 1.0)), 0.0)
+    return dataclasses.replace(scores, weight=scores.weight * factor_X[:, None])
+
+
+def as_batch(batch: Batch | jax.Array) -> Batch:
+    """Rows of tokens alone as a batch."""
+    return batch if isinstance(batch, Batch) else Batch(batch)
+
+
+def _scorer(module: nn.Module, names: Sequence[str]) -> ModuleType:
+    family = next((family for family, kind in FAMILIES.items() if isinstance(module, kind)), None)
+    if family is None:
+        raise ValueError(f"no objective is defined for {type(module).__name__}; the families are {', '.join(FAMILIES)}")
     for name in names:
-        if name not in allowed:
-            raise ValueError(f"{owner} has no objective {name!r}; it has {', '.join(allowed)}")
-
-
-def _chunks(tokens_BN: jax.Array, length: int) -> jax.Array:
-    batch, row = tokens_BN.shape
-    if row % length:
-        raise ValueError(f"chunk_length={length} does not divide rows of {row} tokens")
-    return tokens_BN.reshape(batch, row // length, length)
+        if name not in OBJECTIVES[family]:
+            raise ValueError(f"a model of family {family} has no objective {name!r}; it has {', '.join(OBJECTIVES[family])}")
+    return SCORERS[family]
 
 
 __all__ = [
     "REQUESTS",
+    "SCORERS",
+    "Batch",
     "Request",
     "Scores",
     "SpecialIds",
     "Term",
     "Terms",
+    "as_batch",
+    "chunk_means",
     "counts",
+    "join",
     "score",
     "total",
     "weighted_loss",
+    "weights",
 ]

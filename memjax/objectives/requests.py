@@ -28,6 +28,11 @@ class SpecialIds:
     blank: int = flax.struct.field(pytree_node=False, default=4)
     delimiter: int = flax.struct.field(pytree_node=False, default=5)
 
+    @property
+    def first_content(self) -> int:
+        """The least id above all reserved ones."""
+        return max(self.pad, self.bos, self.blank, self.delimiter) + 1
+
 
 @flax.struct.dataclass
 class Request:
@@ -37,11 +42,13 @@ class Request:
     labels: Int[Array, "B X L"]
     weight: Float[Array, "B X L"]
     slots: np.ndarray = flax.struct.field(pytree_node=False)
-    """[X, S]: which memory stands in each slot."""
+    """[X, S]: whose memory stands in each slot: chunk c of the row, extra chunk e as C + e, or none (`EMPTY`)."""
     chunk: np.ndarray = flax.struct.field(pytree_node=False)
     """[X]: the place in the row."""
     task: np.ndarray = flax.struct.field(pytree_node=False)
     """[X]: PREDICT or RETAIN."""
+    extra: Int[Array, "B E L"] | None = None
+    """Chunks that are encoded and are not the row's own."""
 
 
 def shift_right(tokens_BXL: jax.Array, start_id: int) -> jax.Array:
@@ -57,7 +64,8 @@ def next_token(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     """Read on: every chunk, from the memories of earlier ones."""
     chunks = tokens.shape[1]
     inputs, tasks = shift_right(tokens, ids.bos), np.full(chunks, PREDICT)
-    return Request(inputs, tokens, _weight(tokens, ids), earlier_chunks(chunks), np.arange(chunks), tasks)
+    slots = earlier_chunks(chunks)
+    return Request(inputs, tokens, _weight(tokens, ids), slots, np.arange(chunks), tasks)
 
 
 def copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
@@ -70,7 +78,8 @@ def copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     labels = tokens[:, :half]
     chunk, slot = half + np.arange(half)[:, None], np.arange(tokens.shape[1] - 1)
     slots = np.where(slot < half, slot, np.where(slot < chunk, slot - half, EMPTY))
-    return Request(shift_right(labels, ids.delimiter), labels, _weight(labels, ids), slots, chunk[:, 0], np.full(half, RETAIN))
+    inputs, tasks = shift_right(labels, ids.delimiter), np.full(half, RETAIN)
+    return Request(inputs, labels, _weight(labels, ids), slots, chunk[:, 0], tasks)
 
 
 def plain_copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
@@ -93,8 +102,8 @@ def blank_copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     blanks = jnp.full(labels.shape, ids.blank, labels.dtype)
     slot = np.arange(tokens.shape[1] - 1)
     slots = np.where(slot < half, slot, EMPTY)[None].repeat(half, axis=0)
-    inputs = shift_right(blanks, ids.delimiter) if length > 1 else blanks
-    return Request(inputs, labels, _weight(labels, ids), slots, half + np.arange(half), np.full(half, RETAIN))
+    inputs, tasks = shift_right(blanks, ids.delimiter) if length > 1 else blanks, np.full(half, RETAIN)
+    return Request(inputs, labels, _weight(labels, ids), slots, half + np.arange(half), tasks)
 
 
 REQUESTS: Mapping[str, Callable[[Int[Array, "B C L"], SpecialIds], Request]] = {
@@ -105,18 +114,70 @@ REQUESTS: Mapping[str, Callable[[Int[Array, "B C L"], SpecialIds], Request]] = {
 }
 
 
-def join(requests: Sequence[Request]) -> Request:
-    """One request for all chunks of several, so that the decoder runs once."""
+def make_request(name: str, tokens: Int[Array, "B C L"], ids: SpecialIds, compat: Sequence[str] = ()) -> Request:
+    """What objective `name` asks, or what the published code asks where `compat` (STAGE_QUIRKS) says so."""
+    if "unscored_first_tokens" in compat:
+        return _as_published(name, tokens, ids, "overwritten_delimiter" in compat)
+    return REQUESTS[name](tokens, ids)
+
+
+def _as_published(name: str, tokens: jax.Array, ids: SpecialIds, delimited: bool) -> Request:
+    """A chunk is shown all its tokens and position t says token t + 1: its first token is no target.
+
+    A row that is copied is written out, copied half and all, and its chunks are encoded as they stand there.
+    """
+    chunks = tokens.shape[1]
+    places, slots = np.arange(chunks), earlier_chunks(chunks)
+    if name == "next_token":
+        labels, weight = _next(tokens, _weight(tokens, ids))
+        return Request(tokens, labels, weight, slots, places, np.full(chunks, PREDICT))
+    half = chunks // 2
+    first = jnp.asarray(tokens[:, :half])
+    shown = jnp.full(first.shape, ids.blank, first.dtype) if name == "blank_copy" else first
+    weight = _weight(first, ids)
+    retain = name != "plain_copy"
+    if delimited and retain:
+        shown = shown.at[:, 0, :3].set(ids.delimiter)
+        weight = weight.at[:, 0, :2].set(0.0)
+    labels, weight = _next(first, weight)
+    again = slice(half, 2 * half)
+    slots = np.where(slots[again] < half, slots[again], slots[again] - half + chunks)
+    tasks = np.full(half, RETAIN if retain else PREDICT)
+    return Request(shown, labels, weight, slots, places[again], tasks, shown[:, :-1])
+
+
+def _next(tokens: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Labels and weights of the tokens that follow within the chunk; the last position has none."""
+    end = ((0, 0), (0, 0), (0, 1))
+    return jnp.pad(tokens[..., 1:], end), jnp.pad(weight[..., 1:], end)
+
+
+def join(requests: Sequence[Request], chunks: int) -> Request:
+    """One request for all chunks of several rows' requests, so that encoder and decoder run once each."""
+    slots, extras, shift = [], [], 0
+    for request in requests:
+        slots.append(np.where(request.slots < chunks, request.slots, request.slots + shift))
+        if request.extra is not None:
+            extras.append(request.extra)
+            shift += request.extra.shape[1]
     return Request(
         inputs=jnp.concatenate([r.inputs for r in requests], axis=1),
         labels=jnp.concatenate([r.labels for r in requests], axis=1),
         weight=jnp.concatenate([r.weight for r in requests], axis=1),
-        slots=np.concatenate([r.slots for r in requests]),
+        slots=np.concatenate(slots),
         chunk=np.concatenate([r.chunk for r in requests]),
         task=np.concatenate([r.task for r in requests]),
+        extra=jnp.concatenate(extras, axis=1) if extras else None,
     )
 
 
-def memories_needed(request: Request) -> int:
-    """How many chunks must be encoded: those up to the last one some slot holds."""
-    return int(request.slots.max(initial=EMPTY)) + 1
+def to_encode(request: Request, tokens: Int[Array, "B C L"]) -> tuple[Int[Array, "B M L"], np.ndarray]:
+    """The chunks to encode and the slots [X, S] that say which of their memories stands where.
+
+    The chunks are those of the row up to the last that some slot holds, and then the extra ones.
+    """
+    chunks = tokens.shape[1]
+    own = int(np.where(request.slots < chunks, request.slots, EMPTY).max(initial=EMPTY)) + 1
+    slots = np.where(request.slots < chunks, request.slots, request.slots - chunks + own)
+    encoded = tokens[:, :own] if request.extra is None else jnp.concatenate([tokens[:, :own], request.extra], axis=1)
+    return encoded, slots

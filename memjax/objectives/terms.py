@@ -1,6 +1,7 @@
 """What an objective returns: sums, so that means are exact over devices, hosts and microbatches.
 
-Shapes: B row, X chunk to decode, L token.
+Shapes: B row, N token of a row, X chunk to decode, L token. A family whose models do not read chunks has X = 1; one that scores whole
+chunks has L = 1.
 """
 
 from collections.abc import Mapping
@@ -12,16 +13,26 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 @flax.struct.dataclass
+class Batch:
+    """What an update reads."""
+
+    tokens: Int[Array, "B N"]
+    attribution: Float[Array, "B N"] | None = None
+    """Of every token, for objectives that weigh by it."""
+
+
+@flax.struct.dataclass
 class Scores:
     """One objective, token by token."""
 
     nats: Float[Array, "B X L"]
-    """-log probability of the label."""
+    """-log probability of the label; in training what a weighing objective makes of it, and of a regression its squared error."""
     correct: Bool[Array, "B X L"]
     """Whether the label was the most likely token."""
     weight: Float[Array, "B X L"]
     """1 where the label counts, 0 where it is padding."""
-    labels: Int[Array, "B X L"]
+    labels: Int[Array, "B X L"] | None = None
+    """The tokens that were scored; None where an objective scores no tokens."""
 
 
 @flax.struct.dataclass
@@ -57,3 +68,15 @@ def weighted_loss(terms: Terms, weights: Mapping[str, float], counts: Mapping[st
     return sum(
         (weight * terms[name].nats / jnp.maximum(counts[name], 1.0) for name, weight in weights.items()), jnp.float32(0.0)
     )
+
+
+def chunked(tokens: Int[Array, "B N"], length: int) -> Int[Array, "B C L"]:
+    """Rows cut into chunks.
+
+    Raises:
+      ValueError: rows are no whole number of chunks.
+    """
+    batch, row = tokens.shape
+    if row % length:
+        raise ValueError(f"chunk_length={length} does not divide rows of {row} tokens")
+    return tokens.reshape(batch, row // length, length)

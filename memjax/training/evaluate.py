@@ -16,10 +16,10 @@ import numpy as np
 
 from memjax import __version__
 from memjax.checkpoints import load_params
-from memjax.config import Stage
+from memjax.config import REGRESSIONS, WEIGHTINGS, Stage
 from memjax.data import evaluation_batches, spread
 from memjax.instruments import Accuracy, measure, regenerate
-from memjax.models import MemoryModel, build
+from memjax.models import Autoencoder, MemoryModel, build
 from memjax.training.loop import Run, abstract_params
 from memjax.training.optimizer import split
 
@@ -92,20 +92,19 @@ def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], 
     rows = evaluation_batches(data.validation, BATCH_ROWS, config.evaluation_rows, run.ids.pad)
     lengths = data.tokenizer.byte_lengths
     if not isinstance(module, MemoryModel):
-        found = measure(module, params, rows, ("reconstruction",), run.ids, lengths, advance)["reconstruction"]
+        names = _measurable(stage)
+        found = measure(module, params, rows, names, run.ids, lengths, advance, stage) if names else {}
         advance(_batches(run, config.recall_rows))
-        return {
-            "autoencoder_accuracy": found.accuracy,
-            "autoencoder_nats": found.nats,
-            "autoencoder_accuracy_by_position": found.by_position,
-        }, None
+        if isinstance(module, Autoencoder):
+            found["autoencoder"] = found.pop("reconstruction")
+        return _numbers(found), None
     found = measure(module, params, rows, ("next_token", "copy", "plain_copy", "blank_copy"), run.ids, lengths, advance)
     # Each model is asked in the way it answers best: one that never trained to copy knows neither delimiter nor mark.
     ask = max(("copy", "plain_copy"), key=lambda name: found[name].accuracy)
     found["copy"] = found[ask]
     said, held = _recall(run, module, params, ask, advance)
     exact = (said == held).all(axis=-1)
-    return _memory_numbers(found) | {
+    return _numbers(found) | {
         "asked_to_copy_by": ask,
         "free_running_exact_chunks": float(exact.mean()),
         "free_running_token_accuracy": float((said == held).mean()),
@@ -113,7 +112,15 @@ def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], 
     }, (said, held)
 
 
-def _memory_numbers(found: dict[str, Accuracy]) -> dict[str, Any]:
+def _measurable(stage: Stage) -> tuple[str, ...]:
+    """What held-out rows tell of the stage's model: its objectives in their plain form."""
+    if stage.family == "autoencoder":
+        return ("reconstruction",)
+    plain = {"next_token" if name in WEIGHTINGS else name for name in stage.objectives}
+    return tuple(sorted(plain - set(REGRESSIONS)))
+
+
+def _numbers(found: dict[str, Accuracy]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for name, accuracy in found.items():
         numbers[f"{name}_nats"] = accuracy.nats

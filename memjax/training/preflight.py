@@ -7,6 +7,7 @@ import jax
 
 from memjax.checkpoints import CheckpointError, transplant
 from memjax.config import Config, ConfigError
+from memjax.data import open_attributions
 from memjax.models import build
 from memjax.sharding import check_rows
 from memjax.training.loop import abstract_params
@@ -31,9 +32,12 @@ def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
         if not trainable:
             raise ConfigError(f"config.stages.{name}.trainable leaves no parameter to train")
         make_optimizer(config.optimizer, stage, trainable)
+        if config.data.attributions:
+            open_attributions(config.data.attributions)
         if stage.init_from in config.stages:
             source = abstract_params(build(config, config.stages[stage.init_from]), config)
-            transplant(params, source, stage.init_part, f"config.stages.{stage.init_from}")
+            fill_layers = "untrained_layers" in stage.compat
+            transplant(params, source, stage.init_part, f"config.stages.{stage.init_from}", fill_layers)
         elif stage.init_from and not (Path(stage.init_from) / "checkpoints").is_dir():
             raise CheckpointError(
                 f"config.stages.{name}.init_from={stage.init_from!r} holds no checkpoints;"

@@ -14,8 +14,10 @@ import optax
 
 from memjax import objectives
 from memjax.config import Stage
-from memjax.objectives import SpecialIds, Term
+from memjax.objectives import Batch, Scores, SpecialIds, Term
 from memjax.training.optimizer import Tree, merge
+
+_DEFAULT = Stage()
 
 
 @flax.struct.dataclass
@@ -48,48 +50,71 @@ class Metrics:
 
 def train_step(
     state: TrainState,
-    tokens_BN: jax.Array,
+    batch: Batch | jax.Array,
     *,
     module: nn.Module,
     stage: Stage,
     optimizer: optax.GradientTransformation,
     ids: SpecialIds,
+    seed: int = 0,
 ) -> tuple[TrainState, Metrics]:
-    """Loss = sum over objectives of weight * nats / count over the whole batch, whatever the number of microbatches."""
-    names = tuple(sorted(stage.objectives))
-    counts = objectives.counts(module, tokens_BN, names, ids)
+    """Loss = sum over objectives of weight * nats / count over the whole batch, whatever the number of microbatches.
 
-    def loss_fn(trainable: Tree, tokens: jax.Array) -> tuple[jax.Array, dict[str, Term]]:
+    Only what a passage is told apart from, in retrieval, are the passages of its own microbatch.
+    """
+    batch = objectives.as_batch(batch)
+    names = tuple(sorted(stage.objectives))
+    weights = objectives.weights(module, batch, names, ids, stage)
+    counts = {name: jnp.sum(weight) for name, weight in weights.items()}
+    # A function of (seed, step), so that a run that goes on draws what it would have drawn.
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_fn(trainable: Tree, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Term]]:
         params = merge(trainable, state.frozen)
-        scores = objectives.score(module, {"params": params}, tokens, names, ids)
+        scores = objectives.score(module, {"params": params}, batch, names, ids, stage, key)
+        if "chunk_means" in stage.compat:
+            scores = {name: _chunk_means(module, s, weights[name], batch) for name, s in scores.items()}
         terms = {name: objectives.total(s) for name, s in scores.items()}
         return objectives.weighted_loss(terms, stage.objectives, counts), terms
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, terms), grads = _accumulate(grad_fn, state.trainable, tokens_BN, stage.microbatches)
+    (loss, terms), grads = _accumulate(grad_fn, state.trainable, batch, key, stage.microbatches)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     metrics = Metrics(loss=loss, terms=terms, gradient_norm=optax.tree.norm(grads), update_norm=optax.tree.norm(updates))
     return TrainState(step=state.step + 1, trainable=trainable, frozen=state.frozen, opt_state=opt_state), metrics
 
 
-def _accumulate(grad_fn: Callable, trainable: Tree, tokens_BN: jax.Array, microbatches: int) -> Any:
+def _chunk_means(module: nn.Module, scores: Scores, weight_BXL: jax.Array, batch: Batch) -> Scores:
+    chunks = batch.tokens.shape[1] // module.config.chunk_length
+    return objectives.chunk_means(scores, jnp.sum(weight_BXL, axis=(0, 2)), chunks)
+
+
+def _accumulate(grad_fn: Callable, trainable: Tree, batch: Batch, key: jax.Array, microbatches: int) -> Any:
     """Sums loss, terms and gradients over microbatches; the loss is already divided by the whole batch's counts."""
     if microbatches == 1:
-        return grad_fn(trainable, tokens_BN)
+        return grad_fn(trainable, batch, key)
     # Rows are dealt out in turn, so that every device keeps a share of every microbatch.
-    tokens_mBN = tokens_BN.reshape(-1, microbatches, tokens_BN.shape[-1]).swapaxes(0, 1)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, trainable, tokens_mBN[0]))
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, x.shape[-1]).swapaxes(0, 1), batch)
+    keys = jax.random.split(key, microbatches)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, trainable, first, key))
 
-    def body(total: Any, tokens: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, grad_fn(trainable, tokens)), None
+    def body(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad_fn(trainable, *part)), None
 
-    return jax.lax.scan(body, zeros, tokens_mBN)[0]
+    return jax.lax.scan(body, zeros, (parts, keys))[0]
 
 
 def evaluation_step(
-    params: Tree, tokens_BN: jax.Array, *, module: nn.Module, names: tuple[str, ...], ids: SpecialIds
+    params: Tree,
+    batch: Batch | jax.Array,
+    *,
+    module: nn.Module,
+    names: tuple[str, ...],
+    ids: SpecialIds,
+    stage: Stage = _DEFAULT,
 ) -> dict[str, Term]:
-    """Terms of one batch, without gradients."""
-    scores = objectives.score(module, {"params": params}, tokens_BN, names, ids)
+    """Terms of one batch, without gradients and without noise."""
+    scores = objectives.score(module, {"params": params}, batch, names, ids, stage)
     return {name: objectives.total(s) for name, s in scores.items()}

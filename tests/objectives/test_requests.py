@@ -5,7 +5,7 @@ import pytest
 
 from memjax.models import EMPTY, PREDICT, RETAIN
 from memjax.objectives import REQUESTS, SpecialIds
-from memjax.objectives.requests import join, memories_needed, shift_right
+from memjax.objectives.requests import join, make_request, shift_right, to_encode
 
 IDS = SpecialIds()
 PAD, BOS, BLANK, DELIMITER = 0, 2, 4, 5
@@ -96,7 +96,7 @@ def test_shift_puts_the_start_first_and_drops_the_last():
 
 def test_join_lays_requests_side_by_side():
     parts = [REQUESTS[name](ROW, IDS) for name in ("blank_copy", "next_token")]
-    both = join(parts)
+    both = join(parts, 4)
     assert both.inputs[0].tolist() == BY_HAND["blank_copy"]["inputs"] + BY_HAND["next_token"]["inputs"]
     assert both.labels[0].tolist() == BY_HAND["blank_copy"]["labels"] + BY_HAND["next_token"]["labels"]
     assert both.slots.tolist() == BY_HAND["blank_copy"]["slots"] + BY_HAND["next_token"]["slots"]
@@ -109,8 +109,68 @@ def test_join_lays_requests_side_by_side():
     ("names", "needed"), [(["next_token"], 3), (["copy"], 2), (["blank_copy"], 2), (["copy", "next_token"], 3)]
 )
 def test_as_many_chunks_are_encoded_as_some_slot_holds(names, needed):
-    assert memories_needed(join([REQUESTS[name](ROW, IDS) for name in names])) == needed
+    chunks, slots = to_encode(join([REQUESTS[name](ROW, IDS) for name in names], 4), ROW)
+    assert np.array_equal(chunks, ROW[:, :needed])
+    assert slots.max() == needed - 1
 
 
 def test_one_chunk_needs_no_memory():
-    assert memories_needed(REQUESTS["next_token"](ROW[:, :1], IDS)) == 0
+    assert to_encode(REQUESTS["next_token"](ROW[:, :1], IDS), ROW[:, :1])[0].shape == (1, 0, 2)
+
+
+PUBLISHED = ("unscored_first_tokens", "overwritten_delimiter")
+LONG = np.arange(10, 42, dtype=np.int32).reshape(1, 4, 8)
+D, B = DELIMITER, BLANK
+BY_HAND_PUBLISHED = {
+    # name: inputs, labels where they count (0 elsewhere) and slots of the chunks that are decoded; extra chunks are 4, 5, ...
+    "plain_copy": (
+        LONG[0, :2].tolist(),
+        [[*range(11, 18), 0], [*range(19, 26), 0]],
+        [[0, 1, E], [0, 1, 4]],
+    ),
+    "copy": (
+        [[D, D, D, 13, 14, 15, 16, 17], [*range(18, 26)]],
+        [[0, 12, 13, 14, 15, 16, 17, 0], [*range(19, 26), 0]],
+        [[0, 1, E], [0, 1, 4]],
+    ),
+    "blank_copy": (
+        [[D, D, D, B, B, B, B, B], [B] * 8],
+        [[0, 12, 13, 14, 15, 16, 17, 0], [*range(19, 26), 0]],
+        [[0, 1, E], [0, 1, 4]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND_PUBLISHED)
+def test_published_copies_are_those_by_hand(name):
+    request = make_request(name, LONG, IDS, PUBLISHED)
+    inputs, labels, slots = BY_HAND_PUBLISHED[name]
+    assert request.inputs[0].tolist() == inputs
+    assert (request.labels * request.weight)[0].astype(int).tolist() == labels
+    assert request.slots.tolist() == slots
+    assert request.extra[0].tolist() == inputs[:1]
+    chunks, slots = to_encode(request, LONG)
+    assert chunks[0].tolist() == [*LONG[0, :2].tolist(), inputs[0]]
+    assert slots.tolist() == [[0, 1, E], [0, 1, 2]]
+
+
+def test_published_rows_have_so_many_targets():
+    """254 + 255 of a delimited copy of 256-token chunks, 255 + 255 of a plain one."""
+    row = np.arange(10, 1034, dtype=np.int32).reshape(1, 4, 256)
+    targets = {name: make_request(name, row, IDS, PUBLISHED).weight.sum(axis=2)[0].tolist() for name in ("copy", "plain_copy")}
+    assert targets == {"copy": [254, 255], "plain_copy": [255, 255]}
+
+
+def test_published_reading_on_is_shown_whole_chunks():
+    request = make_request("next_token", ROW, IDS, PUBLISHED)
+    assert request.inputs[0].tolist() == ROW[0].tolist()
+    assert (request.labels * request.weight)[0].tolist() == [[12, 0], [14, 0], [16, 0], [18, 0]]
+
+
+def test_extra_chunks_of_several_requests_stay_apart():
+    requests = [make_request(name, LONG, IDS, PUBLISHED) for name in ("copy", "next_token", "blank_copy")]
+    chunks, slots = to_encode(join(requests, 4), LONG)
+    assert chunks.shape[1] == 3 + 1 + 1
+    assert slots[1].tolist() == [0, 1, 3]
+    assert slots[-1].tolist() == [0, 1, 4]
+    assert slots[5].tolist() == [0, 1, 2]

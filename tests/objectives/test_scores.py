@@ -252,7 +252,7 @@ def test_loss_of_a_batch_is_the_sum_over_its_parts_by_the_whole_count(parts):
 def test_unknown_objective_fails_with_those_there_are(variables):
     rows = jnp.asarray(ROWS)
     with pytest.raises(
-        ValueError, match=r"memory model has no objective 'clm'; it has next_token, copy, plain_copy, blank_copy"
+        ValueError, match=r"of family memory_model has no objective 'clm'; it has next_token, copy, plain_copy, blank_copy"
     ):
         score(MEMORY, variables["memory"], rows, ["copy", "clm"], IDS)
     with pytest.raises(ValueError, match=r"'reconstruction'; it has next_token, copy, plain_copy, blank_copy"):

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from memjax.config import Config, Optimizer, Stage
-from memjax.models import build
+from memjax.models import build, example
 from memjax.objectives import SpecialIds
 from memjax.testing import FROZEN_ENCODER, tiny_config
-from memjax.training.loop import example
 from memjax.training.optimizer import make_optimizer, split
 from memjax.training.step import Metrics, TrainState, train_step
 
