@@ -14,9 +14,10 @@ from memjax.data import prepare
 from memjax.report import write_report
 from memjax.sharding import make_mesh
 from memjax.training.evaluate import evaluate_run, write_results
-from memjax.training.loop import Run, train_stage
+from memjax.training.loop import train_stage
 from memjax.training.preflight import check_stages
 from memjax.training.progress import Reporter
+from memjax.training.start import Run
 
 
 class WorkdirError(ValueError):

@@ -20,8 +20,8 @@ from memjax.config import REGRESSIONS, WEIGHTINGS, Stage
 from memjax.data import evaluation_batches, spread
 from memjax.instruments import Accuracy, measure, regenerate
 from memjax.models import Autoencoder, MemoryModel, build
-from memjax.training.loop import Run, abstract_params
 from memjax.training.optimizer import split
+from memjax.training.start import Run, abstract_params
 
 FORMAT_VERSION = 1
 BATCH_ROWS = 32

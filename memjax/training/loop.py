@@ -11,9 +11,7 @@ import math
 import signal
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -21,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from memjax.checkpoints import CheckpointError, Checkpoints, load_params, transplant
-from memjax.config import Config, Stage, differences, from_json, to_json
-from memjax.data import Prepared, TrainBatches, evaluation_batches
-from memjax.models import Autoencoder, build
-from memjax.objectives import SpecialIds, Term
-from memjax.sharding import abstract, batch_sharding, check_rows, make_mesh, put_batch, replicated
-from memjax.training.optimizer import Tree, learning_rate, make_optimizer, split
-from memjax.training.progress import Reporter
+from memjax.checkpoints import Checkpoints
+from memjax.config import REGRESSIONS, Stage, to_json
+from memjax.data import TrainBatches, evaluation_batches, open_attributions
+from memjax.models import build
+from memjax.objectives import Batch, Term
+from memjax.sharding import abstract, batch_sharding, check_rows, put_batch, replicated
+from memjax.training.optimizer import learning_rate, make_optimizer, split
+from memjax.training.start import Run, abstract_params, check_origin, first_row, fresh_state
 from memjax.training.step import Metrics, TrainState, evaluation_step, train_step
 from memjax.training.writers import Writer, make_writers
 
@@ -46,46 +44,6 @@ class Interrupted(Exception):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.signal = number
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What all stages of a run share."""
-
-    config: Config
-    workdir: Path
-    data: Prepared
-    reporter: Reporter
-    mesh: jax.sharding.Mesh = dataclasses.field(default_factory=make_mesh)
-
-    @property
-    def ids(self) -> SpecialIds:
-        """Reserved ids of the run's tokenizer."""
-        tokenizer = self.data.tokenizer
-        return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.blank_id, tokenizer.delimiter_id)
-
-    def folder(self, stage: str) -> Path:
-        """Where a stage keeps its checkpoints and metrics."""
-        return self.workdir / "stages" / stage
-
-
-def abstract_params(module: nn.Module, config: Config) -> Tree:
-    """Paths, shapes and dtypes of a module's parameters; nothing is computed."""
-    return jax.eval_shape(functools.partial(module.init, jax.random.key(0)), example(module, config))["params"]
-
-
-def example(module: nn.Module, config: Config) -> jax.Array:
-    """The smallest input a module can be initialised with."""
-    length = config.model.chunk_length
-    return jnp.zeros((1, length) if isinstance(module, Autoencoder) else (1, config.chunks, length), jnp.int32)
-
-
-def first_row(config: Config, stage: Stage) -> int:
-    """Rows that the stages this one carries on from have read: it goes on after them."""
-    if not stage.init_from or stage.init_part or stage.init_from not in config.stages:
-        return 0
-    before = config.stages[stage.init_from]
-    return first_row(config, before) + before.steps * before.rows
 
 
 def train_stage(run: Run, name: str) -> dict[str, Any]:
@@ -109,7 +67,7 @@ def train_stage(run: Run, name: str) -> dict[str, Any]:
         found = checkpoints.restore_latest(abstract(shapes, whole), abstract(saved_shapes, whole))
         if found:
             step, params, saved, meta = found
-            _check_origin(run, meta, f"{checkpoints.folder}/{step}")
+            check_origin(run, meta, f"{checkpoints.folder}/{step}")
             if step == stage.steps:
                 run.reporter.say(f"{name}: all {step} steps are done")
                 return meta
@@ -118,54 +76,9 @@ def train_stage(run: Run, name: str) -> dict[str, Any]:
             state = TrainState(saved["step"], trainable, frozen, saved["opt_state"])
             seconds = float(meta["seconds"])
         else:
-            state, seconds = _fresh_state(run, name, module, optimizer), 0.0
+            state, seconds = fresh_state(run, name, module, optimizer), 0.0
         stage_run = _StageRun(run, name, stage, module, optimizer, checkpoints, seconds)
         return stage_run.train(state)
-
-
-def _fresh_state(run: Run, name: str, module: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    config, stage = run.config, run.config.stages[name]
-    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    init = jax.jit(lambda key: module.init(key, example(module, config))["params"], out_shardings=replicated(run.mesh))
-    params = init(key)
-    if stage.init_from:
-        folder = run.folder(stage.init_from) if stage.init_from in config.stages else Path(stage.init_from)
-        source, meta = load_params(folder / "checkpoints")
-        _check_source(run, meta, stage, folder)
-        given = transplant(params, source, stage.init_part, str(folder))
-        # A copy on this mesh: the state is donated to the first step, the source must not be.
-        params = jax.tree.map(lambda x: jax.device_put(x, replicated(run.mesh), may_alias=False), given)
-    trainable, frozen = split(params, stage.trainable, "trainable")
-    opt_state = jax.jit(optimizer.init, out_shardings=replicated(run.mesh))(trainable)
-    return TrainState(jax.device_put(jnp.int32(0), replicated(run.mesh)), trainable, frozen, opt_state)
-
-
-def _check_origin(run: Run, meta: dict[str, Any], path: str) -> None:
-    """Refuses a checkpoint of this stage that another config or tokenizer wrote."""
-    changed = differences(run.config, from_json(meta["config"]))
-    if changed:
-        raise CheckpointError(f"{path} is of another config ({'; '.join(changed[:3])}); use another --workdir")
-    fingerprint = run.data.tokenizer.fingerprint
-    if meta["tokenizer"] != fingerprint:
-        raise CheckpointError(f"{path} is of tokenizer {meta['tokenizer']}, this run has {fingerprint}; use another --workdir")
-
-
-def _check_source(run: Run, meta: dict[str, Any], stage: Stage, folder: Path) -> None:
-    """Refuses weights that would fit in shape and yet mean something else (heads, kernel, norm, another vocabulary)."""
-    if meta["tokenizer"] != run.data.tokenizer.fingerprint:
-        raise CheckpointError(
-            f"{folder} was trained with tokenizer {meta['tokenizer']}, this run has {run.data.tokenizer.fingerprint}; its embeddings mean"
-            " other tokens"
-        )
-    ours, theirs = run.config.model, from_json(meta["config"]).model
-    parts = ("encoder", "chunk_length", "vectors", "readout", "bottleneck")
-    if stage.init_part != "encoder":
-        parts += ("decoder", "reconstructor", "expansion", "layout")
-    for part in parts:
-        if getattr(ours, part) != getattr(theirs, part):
-            raise CheckpointError(
-                f"{folder} was trained with config.model.{part}={getattr(theirs, part)}, this run has {getattr(ours, part)}"
-            )
 
 
 @dataclasses.dataclass
@@ -193,12 +106,16 @@ class _StageRun:
         first = int(state.step)
         whole, by_rows = replicated(run.mesh), batch_sharding(run.mesh)
         step_fn = jax.jit(
-            functools.partial(train_step, module=self.module, stage=stage, optimizer=self.optimizer, ids=run.ids),
+            functools.partial(
+                train_step, module=self.module, stage=stage, optimizer=self.optimizer, ids=run.ids, seed=config.seed
+            ),
             in_shardings=(whole, by_rows),
             out_shardings=(whole, whole),
             donate_argnums=0,
         )
-        batches = TrainBatches(run.data.train, stage.rows, config.seed, first_row(config, stage)).from_step(first)
+        attributions = open_attributions(config.data.attributions) if config.data.attributions else None
+        order = TrainBatches(run.data.train, stage.rows, config.seed, first_row(config, stage), attributions)
+        batches = order.from_step(first)
         watch = self._watcher()
         writers = make_writers(config, self.name, run.folder(self.name), first)
         pending: list[tuple[int, Metrics]] = []
@@ -206,7 +123,7 @@ class _StageRun:
         try:
             with run.reporter.bar(self.name, stage.steps, first) as bar, _stop_requests() as stop:
                 for step in range(first + 1, stage.steps + 1):
-                    state, metrics = step_fn(state, put_batch(next(batches), run.mesh))
+                    state, metrics = step_fn(state, Batch(**put_batch(next(batches), run.mesh)))
                     text = None
                     last = step == stage.steps
                     if step % config.log_every == 0:
@@ -282,14 +199,17 @@ class _StageRun:
     def _watcher(self) -> Callable[[TrainState, int, list[Writer]], None]:
         """A look at a few held-out rows, written as split `validation`."""
         run = self.run
-        names = tuple(sorted(self.stage.objectives))
-        step_fn = jax.jit(functools.partial(evaluation_step, module=self.module, names=names, ids=run.ids))
+        # Held-out rows have no attributions, so there is nothing to compare an estimate of them with.
+        names = tuple(sorted(set(self.stage.objectives) - set(REGRESSIONS)))
+        step_fn = jax.jit(functools.partial(evaluation_step, module=self.module, names=names, ids=run.ids, stage=self.stage))
         limit = min(WATCHED_ROWS, len(run.data.validation))
         shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
         batch_rows = -(-limit // shards) * shards
         batches = list(evaluation_batches(run.data.validation, batch_rows, limit, run.ids.pad))
 
         def watch(state: TrainState, step: int, writers: list[Writer]) -> None:
+            if not names:
+                return
             terms = [jax.device_get(step_fn(state.params, put_batch(batch, run.mesh))) for batch in batches]
             values: dict[str, float] = {}
             for name in names:

@@ -10,8 +10,8 @@ from memjax.config import Config, ConfigError
 from memjax.data import open_attributions
 from memjax.models import build
 from memjax.sharding import check_rows
-from memjax.training.loop import abstract_params
 from memjax.training.optimizer import make_optimizer, split
+from memjax.training.start import abstract_params
 
 
 def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:

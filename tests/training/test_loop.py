@@ -12,7 +12,7 @@ from memjax.config import Config, ConfigError, Optimizer
 from memjax.data import prepare
 from memjax.testing import tiny_config, write_corpus
 from memjax.training import NonFiniteError, Reporter, Run, train_stage
-from memjax.training.loop import first_row
+from memjax.training.start import first_row
 
 
 def run_of(config: Config, workdir: Path) -> Run:

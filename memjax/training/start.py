@@ -1,0 +1,147 @@
+"""How a stage starts: what a run holds, fresh weights, and weights taken from another model."""
+
+import dataclasses
+import functools
+import zlib
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from memjax.checkpoints import CheckpointError, load_params, parts_of, transplant
+from memjax.config import MODEL_QUIRKS, Backbone, Config, Stage, differences, from_json
+from memjax.data import Prepared
+from memjax.interop.initialize import reference_init
+from memjax.models import example
+from memjax.objectives import SpecialIds
+from memjax.sharding import make_mesh, replicated
+from memjax.training.optimizer import Tree, split
+from memjax.training.progress import Reporter
+from memjax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    config: Config
+    workdir: Path
+    data: Prepared
+    reporter: Reporter
+    mesh: jax.sharding.Mesh = dataclasses.field(default_factory=make_mesh)
+
+    @property
+    def ids(self) -> SpecialIds:
+        """Reserved ids of the run's tokenizer."""
+        tokenizer = self.data.tokenizer
+        return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.blank_id, tokenizer.delimiter_id)
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints and metrics."""
+        return self.workdir / "stages" / stage
+
+
+def abstract_params(module: nn.Module, config: Config) -> Tree:
+    """Paths, shapes and dtypes of a module's parameters; nothing is computed."""
+    return jax.eval_shape(functools.partial(module.init, jax.random.key(0)), example(module, config))["params"]
+
+
+def first_row(config: Config, stage: Stage) -> int:
+    """Rows that the stages this one carries on from have read: it goes on after them."""
+    if not stage.init_from or stage.init_part or stage.init_from not in config.stages:
+        return 0
+    before = config.stages[stage.init_from]
+    return first_row(config, before) + before.steps * before.rows
+
+
+def fresh_state(run: Run, name: str, module: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step: drawn weights, in whose place those come that `init_from` names.
+
+    Raises:
+      CheckpointError: those do not fit, or are of another config or tokenizer.
+    """
+    config, stage = run.config, run.config.stages[name]
+    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+    init = jax.jit(lambda key: module.init(key, example(module, config))["params"], out_shardings=replicated(run.mesh))
+    params = init(key)
+    if "reference_init" in config.model.compat:
+        redraw = functools.partial(reference_init, config=config, stage=stage, key=key)
+        params = jax.jit(redraw, out_shardings=replicated(run.mesh))(params)
+    if stage.init_from:
+        folder = run.folder(stage.init_from) if stage.init_from in config.stages else Path(stage.init_from)
+        source, meta = load_params(folder / "checkpoints")
+        _check_source(run, meta, stage, folder)
+        given = transplant(params, source, stage.init_part, str(folder), "untrained_layers" in stage.compat)
+        # A copy on this mesh: the state is donated to the first step, the source must not be.
+        params = jax.tree.map(lambda x: jax.device_put(x, replicated(run.mesh), may_alias=False), given)
+    trainable, frozen = split(params, stage.trainable, "trainable")
+    opt_state = jax.jit(optimizer.init, out_shardings=replicated(run.mesh))(trainable)
+    return TrainState(jax.device_put(jnp.int32(0), replicated(run.mesh)), trainable, frozen, opt_state)
+
+
+def check_origin(run: Run, meta: dict[str, Any], path: str) -> None:
+    """Refuses a checkpoint of this stage that another config or tokenizer wrote."""
+    changed = differences(run.config, from_json(meta["config"]))
+    if changed:
+        raise CheckpointError(f"{path} is of another config ({'; '.join(changed[:3])}); use another --workdir")
+    fingerprint = run.data.tokenizer.fingerprint
+    if meta["tokenizer"] != fingerprint:
+        raise CheckpointError(f"{path} is of tokenizer {meta['tokenizer']}, this run has {fingerprint}; use another --workdir")
+
+
+def _check_source(run: Run, meta: dict[str, Any], stage: Stage, folder: Path) -> None:
+    """Refuses weights that would fit in shape and yet mean something else (heads, kernel, norm, another vocabulary)."""
+    if not meta["tokenizer"]:
+        run.reporter.say(f"{folder} does not say which tokenizer it was trained with; its ids are taken for those of this run")
+    elif meta["tokenizer"] != run.data.tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained with tokenizer {meta['tokenizer']}, this run has {run.data.tokenizer.fingerprint}; its embeddings mean"
+            " other tokens"
+        )
+    source = from_json(meta["config"])
+    family = source.stages[meta["stage"]].family
+    for there, here in parts_of(stage.init_part):
+        for key_there, key_here in _settings_of(there, here, family, stage.family):
+            theirs, ours = _meaning(source, key_there, there), _meaning(run.config, key_here, here)
+            if "untrained_layers" in stage.compat and isinstance(theirs, Backbone):
+                theirs = dataclasses.replace(theirs, layers=ours.layers, final_norm=ours.final_norm)
+            if theirs != ours:
+                raise CheckpointError(
+                    f"{folder} was trained with config.model.{key_there}={theirs}, this run has config.model.{key_here}={ours}"
+                )
+
+
+ENCODER = ("chunk_length", "vectors", "readout", "bottleneck", "compat")
+MODEL = ("encoder", *ENCODER, "decoder", "expansion", "layout", "combine")
+
+
+def _settings_of(there: str, here: str, family_there: str, family_here: str) -> list[tuple[str, str]]:
+    """Settings of the model that must be equal, there and here, for weights of the part to mean the same."""
+    if not here:
+        return [(key, key) for key in (*MODEL, "reconstructor")]
+    stacks = _stack_of(there, family_there), _stack_of(here, family_here)
+    keys = ENCODER if there == here == "encoder" else ("compat",)
+    return [stacks, *((key, key) for key in keys)]
+
+
+def _stack_of(part: str, family: str) -> str:
+    """The setting that describes the stack a part of the model belongs to."""
+    if part.startswith("encoder"):
+        return "encoder"
+    return "reconstructor" if family == "autoencoder" else "decoder"
+
+
+CHANGES_FUNCTION = frozenset(MODEL_QUIRKS) - {"reference_init", "dense_mixing_gradient", "one_sided_noise"}
+"""Quirks under which the same weights are another function."""
+
+
+def _meaning(config: Config, key: str, part: str) -> Any:
+    """A setting, as far as it bears on what the part's weights mean."""
+    value = getattr(config.model, key)
+    if key != "compat":
+        return value
+    bearing = {"attended_padding", "residual_noise"} if part else CHANGES_FUNCTION
+    return tuple(sorted(bearing & set(value)))
