@@ -17,14 +17,15 @@ class Loaded(NamedTuple):
 
     module: nn.Module
     variables: dict[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None of imported weights, whose tokenizer is not known."""
 
 
 def load(workdir: str | os.PathLike, stage: str = "") -> Loaded:
     """The model that a stage of a run left.
 
     Args:
-      workdir: where `memjax train` wrote.
+      workdir: where `memjax train` or `memjax import-reference` wrote.
       stage: name of the stage; by default the last of the curriculum.
 
     Raises:
@@ -40,10 +41,13 @@ def load(workdir: str | os.PathLike, stage: str = "") -> Loaded:
     if stage not in config.stages:
         raise CheckpointError(f"{workdir} has no stage {stage!r}; its stages are {', '.join(sorted(config.stages))}")
     params, meta = load_params(workdir / "stages" / stage / "checkpoints")
+    module, variables = build(config, config.stages[stage]), {"params": params}
+    if not meta["tokenizer"]:
+        return Loaded(module, variables, None)
     tokenizer = Tokenizer.load(workdir / "data" / "tokenizer.model")
     if meta["tokenizer"] != tokenizer.fingerprint:
         raise CheckpointError(
             f"{workdir / 'stages' / stage} was trained with tokenizer {meta['tokenizer']}, but {workdir / 'data'} holds"
             f" {tokenizer.fingerprint}"
         )
-    return Loaded(build(config, config.stages[stage]), {"params": params}, tokenizer)
+    return Loaded(module, variables, tokenizer)

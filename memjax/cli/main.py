@@ -12,9 +12,11 @@ from rich.markup import escape
 COMMANDS = {
     "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
     "report": "write the page of a workdir again from its numbers",
+    "import-reference": "make a folder of weights of the published PyTorch code, to load or to train on",
+    "export-reference": "write such a folder's weights as they came",
 }
 
-_USAGE = "usage: memjax COMMAND [--flags]\n\n" + "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
+_USAGE = "usage: memjax COMMAND [--flags]\n\n" + "\n".join(f"  {name:<16} {what}" for name, what in COMMANDS.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     if args[0] not in COMMANDS:
         return _complain(f"{args[0]!r} is not a command; the commands are {', '.join(COMMANDS)}")
-    command = importlib.import_module(f"memjax.cli.{args[0]}")
+    command = importlib.import_module(f"memjax.cli.{args[0].replace('-', '_')}")
     try:
         return command.run(args)
     except flags.Error as error:
@@ -44,6 +46,7 @@ def _expected(error: Exception) -> int | None:
     from memjax.checkpoints import CheckpointError
     from memjax.config import ConfigError
     from memjax.data import CorpusError, RowsError, TokenizerError
+    from memjax.interop import FolderError, SpecError, StateDictError
     from memjax.report import ReportError
     from memjax.training import Interrupted, NonFiniteError, WorkdirError
 
@@ -51,7 +54,8 @@ def _expected(error: Exception) -> int | None:
         return 128 + error.signal
     if isinstance(error, NonFiniteError):
         return 1
-    wrong_input = (CheckpointError, ConfigError, CorpusError, ReportError, RowsError, TokenizerError, WorkdirError)
+    files = (CheckpointError, CorpusError, FolderError, ReportError, RowsError, StateDictError, TokenizerError, WorkdirError)
+    wrong_input = (*files, ConfigError, SpecError)
     # What the system refuses (a full disk, no permission) names its file and needs no traceback either.
     return 2 if isinstance(error, (*wrong_input, OSError)) else None
 
