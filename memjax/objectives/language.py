@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from memjax.config import WEIGHTINGS, Stage
 from memjax.models import CausalLM
 from memjax.objectives import entropy
-from memjax.objectives.requests import SpecialIds, shift_right
+from memjax.objectives.requests import SpecialIds, make_request
 from memjax.objectives.terms import Batch, Scores
 
 CORRUPTED = {"corrupted_copy": True, "unweighted_corrupted_copy": False}
@@ -36,25 +36,32 @@ def score(
         if name in names:
             scores[name] = entropy.corrupted_copy(module, variables, batch, ids, key, weighted)
     if set(names) - set(CORRUPTED):
-        plain = next_token(module, variables, batch.tokens, ids)
+        plain = next_token(module, variables, batch.tokens, ids, stage)
         for name in names:
             if name in WEIGHTINGS:
-                scores[name] = entropy.weighted(name, plain, batch.attribution, training=key is not None)
+                scores[name] = entropy.weighted(name, plain, _attribution(batch, stage), training=key is not None)
             elif name == "next_token":
                 scores[name] = plain
     return scores
 
 
-def next_token(module: CausalLM, variables: Mapping[str, Any], tokens_BN: jax.Array, ids: SpecialIds) -> Scores:
+def _attribution(batch: Batch, stage: Stage) -> jax.Array | None:
+    """Attributions [B, N] at the places where their tokens are the labels."""
+    if batch.attribution is None or "unscored_first_tokens" not in stage.compat:
+        return batch.attribution
+    return jnp.pad(batch.attribution[:, 1:], ((0, 0), (0, 1)))
+
+
+def next_token(module: CausalLM, variables: Mapping[str, Any], tokens_BN: jax.Array, ids: SpecialIds, stage: Stage) -> Scores:
     """Scores [B, 1, N] of every token of the row."""
-    labels_BXL = tokens_BN[:, None]
-    inputs = shift_right(labels_BXL, ids.bos)[:, 0]
-    scored: Any = module.apply(variables, inputs, tokens_BN, inputs != ids.pad, method="score")
+    request = make_request("next_token", tokens_BN[:, None], ids, stage.compat)
+    inputs, labels = request.inputs[:, 0], request.labels[:, 0]
+    scored: Any = module.apply(variables, inputs, labels, inputs != ids.pad, method="score")
     nats, correct = (x[:, None] for x in scored)
-    return Scores(nats, correct, (labels_BXL != ids.pad).astype(jnp.float32), labels_BXL)
+    return Scores(nats, correct, request.weight, request.labels)
 
 
 def weights(module: CausalLM, batch: Batch, names: Sequence[str], ids: SpecialIds, stage: Stage) -> dict[str, jax.Array]:
     """The weight of every position, without running the model."""
-    weight_BXL = (batch.tokens[:, None] != ids.pad).astype(jnp.float32)
+    weight_BXL = make_request("next_token", batch.tokens[:, None], ids, stage.compat).weight
     return {name: entropy.corrupted_weight(batch.tokens, ids) if name in CORRUPTED else weight_BXL for name in names}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.config import REGRESSIONS, WEIGHTINGS, Backbone, Model
+from memjax.config import REGRESSIONS, WEIGHTINGS, Backbone, Model, Stage
 from memjax.models import CausalLM, EntropyRegressor
 from memjax.objectives import Batch, Scores, SpecialIds, counts, score, total, weighted_loss
 from memjax.objectives.entropy import VARIANTS, corrupt, corrupted_copy, corrupted_weight, weighted
@@ -375,3 +375,15 @@ def test_an_attribution_at_padding_does_not_matter(quick, regressor, estimates):
 def test_there_is_no_estimate_without_an_attribution(regressor, name, key):
     with pytest.raises(ValueError, match=f"objective '{name}' needs an attribution .*config.data.attributions"):
         score(REGRESSOR, regressor, Batch(jnp.asarray(ROWS)), [name], IDS, key=key)
+
+
+def test_without_a_start_token_an_attribution_stays_with_its_token(language):
+    """The quirk `unscored_first_tokens`: position t says token t + 1, whose attribution stands at t + 1."""
+    published = Stage(family="causal_lm", compat=("unscored_first_tokens",))
+    attribution = jnp.asarray(RNG.random(ROWS.shape), jnp.float32)
+    names = ["next_token", "complement_weighted"]
+    found = score(LANGUAGE, language, Batch(ROWS, attribution), names, IDS, published, KEY)
+    plain, weighed = (np.asarray(found[name].nats)[:, 0, :-1] for name in names)
+    np.testing.assert_allclose(weighed, (1 - attribution[:, 1:]) * plain, rtol=1e-6)
+    assert np.asarray(found["next_token"].weight)[:, 0].tolist() == [[1.0] * 7 + [0.0]] * 4
+    assert np.array_equal(found["next_token"].labels[:, 0, :-1], ROWS[:, 1:])
