@@ -12,14 +12,30 @@ if TYPE_CHECKING:
     from memjax import config, instruments, objectives
     from memjax.layers import Backbone
     from memjax.loading import load
-    from memjax.models import Autoencoder, Encoder, MemoryModel
+    from memjax.models import (
+        Autoencoder,
+        CausalLM,
+        Encoder,
+        EntropyRegressor,
+        MemoryModel,
+        Oracle,
+        Ranker,
+        RecurrentMemory,
+        Retriever,
+    )
     from memjax.training import run_experiment
 
 _HOME = {
     "Autoencoder": "memjax.models",
     "Backbone": "memjax.layers",
+    "CausalLM": "memjax.models",
     "Encoder": "memjax.models",
+    "EntropyRegressor": "memjax.models",
     "MemoryModel": "memjax.models",
+    "Oracle": "memjax.models",
+    "Ranker": "memjax.models",
+    "RecurrentMemory": "memjax.models",
+    "Retriever": "memjax.models",
     "load": "memjax.loading",
     "run_experiment": "memjax.training",
 }
@@ -28,8 +44,14 @@ _MODULES = ("config", "instruments", "objectives")
 __all__ = [
     "Autoencoder",
     "Backbone",
+    "CausalLM",
     "Encoder",
+    "EntropyRegressor",
     "MemoryModel",
+    "Oracle",
+    "Ranker",
+    "RecurrentMemory",
+    "Retriever",
     "config",
     "instruments",
     "load",
