@@ -1,0 +1,185 @@
+"""Pieces of the published experiments (Badger 2026) that config files put together: stacks, models, stages, runs.
+
+A config file is loaded by its path and cannot import another, so what several need is here. Defaults are what most of the experiments
+have in common: a vocabulary of 8000, AdamW, 500 steps of warm-up and then linear decay to 0, bfloat16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from memjax.config.settings import FREEZING, Backbone, Config, Data, Model, Stage
+from memjax.config.tree import to_config_dict
+
+AS_PUBLISHED = "_as_published"
+"""Suffix of a variant that asks for the quirks of the published code."""
+RATES = {"transformer": 2e-4, "mixer": 5e-4}
+"""Learning rate by the kind of stack that is trained."""
+FROZEN: Mapping[str, dict[str, Any]] = {
+    "": {"trainable": FREEZING["frozen_all"], "init_part": "encoder"},
+    "_blocks": {"trainable": FREEZING["frozen_blocks"], "init_part": "encoder/backbone"},
+}
+"""What stays of a trained encoder, by suffix of the variant: all of it, or its blocks behind a token table that is learned anew, which is
+what the published memory models and small probes do."""
+CAUSAL_PARTS = {"": "backbone:encoder/backbone,embed:encoder/embed", "_blocks": "backbone:encoder/backbone"}
+"""`init_part` in place of FROZEN's where the encoder is the stack of a causal language model."""
+STAGE_QUIRKS: Mapping[str, tuple[str, ...]] = {
+    "memory_model": ("unscored_first_tokens", "chunk_means"),
+    "recurrent_memory": ("unscored_first_tokens", "chunk_means"),
+    "oracle": ("unscored_first_tokens",),
+    "causal_lm": ("unscored_first_tokens",),
+}
+"""Quirks of training by family."""
+
+
+def llama(width: int, layers: int, heads: int = 4, **changes: Any) -> Backbone:
+    """The published transformer: RMS norm, SwiGLU four times as wide, and a final norm, which autoencoders leave out."""
+    return Backbone(kind="transformer", width=width, layers=layers, heads=heads, **changes)
+
+
+def mixer(width: int, layers: int, heads: int = 0, kernel: int = 1, **changes: Any) -> Backbone:
+    """The published masked mixer: layer norm, GELU four times as wide, no final norm; 0 heads is flat mixing."""
+    return Backbone(
+        kind="mixer",
+        width=width,
+        layers=layers,
+        heads=heads,
+        kernel=kernel,
+        mlp="gelu",
+        norm="layer",
+        final_norm=False,
+        **changes,
+    )
+
+
+def repeat_mixer(kind: str, width: int, layers: int, heads: int, **changes: Any) -> Backbone:
+    """The published repeat mixer; `kind` is one of `config.REPEATS`."""
+    return Backbone(kind=kind, width=width, layers=layers, heads=heads, mlp="silu", norm="layer", final_norm=False, **changes)
+
+
+def model(
+    chunk_length: int,
+    encoder: Backbone,
+    decoder: Backbone | None = None,
+    reconstructor: Backbone | None = None,
+    **changes: Any,
+) -> Model:
+    """A model without memjax's learned positions and marks; a part that is not given is that of its nearest neighbour."""
+    decoder = decoder or reconstructor or encoder
+    return Model(
+        chunk_length=chunk_length,
+        encoder=encoder,
+        decoder=decoder,
+        reconstructor=reconstructor or decoder,
+        token_positions=False,
+        chunk_positions=False,
+        task_mark=False,
+        dtype="bfloat16",
+        remat="dots_with_no_batch_dims_saveable",
+        **changes,
+    )
+
+
+def stage(family: str, objectives: str, trained: Backbone, **changes: Any) -> Stage:
+    """200,000 steps of 128 rows.
+
+    Args:
+      family: of models.
+      objectives: names with spaces between them; all weigh the same.
+      trained: the stack whose kind sets the learning rate.
+      **changes: other settings of the stage.
+    """
+    settings: dict[str, Any] = {
+        "steps": 200_000,
+        "rows": 128,
+        "learning_rate": RATES.get(trained.kind, RATES["transformer"]),
+        "warmup_steps": 500,
+        "decay": "linear",
+    }
+    return Stage(family=family, objectives=dict.fromkeys(objectives.split(), 1.0), **settings | changes)
+
+
+def run(model: Model, row_tokens: int, stages: Mapping[str, Stage], controls: tuple[str, ...] = (), **data: Any) -> Config:
+    """A run of the stages in their order, `controls` last.
+
+    Args:
+      model: what the stages train.
+      row_tokens: tokens in a row.
+      stages: by name.
+      controls: stages that are trained for comparison.
+      **data: other settings of the data.
+    """
+    settings: dict[str, Any] = {"vocabulary": 8000, "validation_share": 0.005}
+    return Config(
+        data=Data(row_tokens=row_tokens, **settings | data),
+        model=model,
+        stages=stages,
+        curriculum=tuple(name for name in stages if name not in controls),
+        controls=controls,
+        log_every=50,
+        checkpoint_every=2000,
+        evaluate_every=2000,
+        evaluation_rows=2048,
+    )
+
+
+def single(model: Model, row_tokens: int, stage: Stage, **data: Any) -> Config:
+    """A run of one stage, which is called `train`."""
+    return run(model, row_tokens, {"train": stage}, **data)
+
+
+def trained(file: str, variant: str, stage: str = "train") -> str:
+    """`init_from` for a stage of another config's run: its folder in the workdir runs/FILE/VARIANT."""
+    return f"runs/{file}/{variant}/stages/{stage}"
+
+
+def as_published(config: Config) -> Config:
+    """The config with those quirks of the published code that bear on it; weights are then taken from a run that has them too."""
+    model, families = config.model, {stage.family for stage in config.stages.values()}
+    constant = "slots_of_ones" if model.decoder.kind == "transformer" else "slots_of_zeros"
+    asked = {
+        constant: "memory_model" in families and model.layout == "fixed",
+        "attended_padding": True,
+        "dense_mixing_gradient": "mixer" in (model.encoder.kind, model.decoder.kind, model.reconstructor.kind),
+        "reference_init": True,
+        "overwritten_write_slot": "recurrent_memory" in families,
+        "one_sided_noise": model.noise > 0,
+    }
+    compat = (*model.compat, *(quirk for quirk, wanted in asked.items() if wanted))
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, compat=compat),
+        stages={name: _stage_as_published(stage) for name, stage in config.stages.items()},
+    )
+
+
+def _stage_as_published(stage: Stage) -> Stage:
+    quirks = (*stage.compat, *STAGE_QUIRKS.get(stage.family, ()))
+    if {"copy", "blank_copy"} & set(stage.objectives):
+        quirks += ("overwritten_delimiter",)
+    source = re.sub(r"^(runs/\w+/\w+)(?=/stages/)", rf"\1{AS_PUBLISHED}", stage.init_from)
+    return dataclasses.replace(stage, compat=quirks, init_from=source)
+
+
+def choose(file: str, variants: Mapping[str, Config], variant: str) -> ml_collections.ConfigDict:
+    """A config file's variant, or its twin with the suffix `_as_published`, for `get_config` to return.
+
+    Args:
+      file: the config file's `__file__`.
+      variants: all it has, without the twins.
+      variant: the one that is asked for.
+
+    Raises:
+      ValueError: there is no such variant.
+    """
+    path, name = Path(file), variant.removesuffix(AS_PUBLISHED)
+    if name not in variants:
+        raise ValueError(f"{path.name} has no variant {variant!r}; it has {', '.join(variants)}, each also with {AS_PUBLISHED}")
+    config = dataclasses.replace(variants[name], name=f"{path.stem}-{variant}")
+    return to_config_dict(config if name == variant else as_published(config))
