@@ -233,10 +233,10 @@ def _check_stages(config: Config) -> None:
     for position, name in enumerate(order):
         stage = config.stages[name]
         _check_stage(stage, f"stages.{name}.", order[:position])
-        corrupted = {"corrupted_copy", "unweighted_corrupted_copy"} & stage.objectives.keys()
+        copied = [o for o in stage.objectives if o.endswith("copy")] if stage.family == "causal_lm" else []
         _require(
-            not corrupted or config.data.row_tokens % 2 == 0,
-            f"config.stages.{name}.objectives names {', '.join(corrupted)}, so config.data.row_tokens={config.data.row_tokens} must be even",
+            not copied or config.data.row_tokens % 2 == 0,
+            f"config.stages.{name}.objectives names {', '.join(copied)}, so config.data.row_tokens={config.data.row_tokens} must be even",
         )
         _check_retrieval(config, stage, f"config.stages.{name}")
         needs = [o for o in stage.objectives if o in (*WEIGHTINGS, *REGRESSIONS)]

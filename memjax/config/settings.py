@@ -32,7 +32,7 @@ REGRESSIONS = ("entropy_regression", "shifted_entropy_regression")
 OBJECTIVES: Mapping[str, tuple[str, ...]] = {
     "autoencoder": ("reconstruction", "random_reconstruction"),
     "memory_model": ("next_token", "copy", "plain_copy", "blank_copy"),
-    "causal_lm": ("next_token", "corrupted_copy", "unweighted_corrupted_copy", *WEIGHTINGS),
+    "causal_lm": ("next_token", "plain_copy", "corrupted_copy", "unweighted_corrupted_copy", *WEIGHTINGS),
     "oracle": ("next_token",),
     "recurrent_memory": ("next_token",),
     "retriever": ("ngram_retrieval", "nbag_retrieval", "pair_retrieval"),

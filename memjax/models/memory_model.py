@@ -132,7 +132,7 @@ class MemoryModel(nn.Module):
         at = jnp.maximum(slots, 0)
         filled_BXS = jnp.broadcast_to(slots != EMPTY, (batch, *slots.shape))
         if memory_valid is not None:
-            filled_BXS &= memory_valid[:, at]
+            filled_BXS &= jnp.asarray(memory_valid)[:, at]
         x = memories[:, at]
         if config.chunk_positions:
             x += self.chunk_position.astype(x.dtype)[: self.slots, None]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from memjax.config import WEIGHTINGS, Stage
 from memjax.models import CausalLM
 from memjax.objectives import entropy
-from memjax.objectives.requests import SpecialIds, make_request
+from memjax.objectives.requests import SpecialIds, make_request, shift_right
 from memjax.objectives.terms import Batch, Scores
 
 CORRUPTED = {"corrupted_copy": True, "unweighted_corrupted_copy": False}
@@ -35,7 +35,9 @@ def score(
     for name, weighted in CORRUPTED.items():
         if name in names:
             scores[name] = entropy.corrupted_copy(module, variables, batch, ids, key, weighted)
-    if set(names) - set(CORRUPTED):
+    if "plain_copy" in names:
+        scores["plain_copy"] = plain_copy(module, variables, batch.tokens, ids)
+    if set(names) - {"plain_copy", *CORRUPTED}:
         plain = next_token(module, variables, batch.tokens, ids, stage)
         for name in names:
             if name in WEIGHTINGS:
@@ -43,6 +45,16 @@ def score(
             elif name == "next_token":
                 scores[name] = plain
     return scores
+
+
+def plain_copy(module: CausalLM, variables: Mapping[str, Any], tokens_BN: jax.Array, ids: SpecialIds) -> Scores:
+    """Scores [B, 1, N] of a row whose second half is its first half again; the second half counts."""
+    first_BH = tokens_BN[:, : tokens_BN.shape[1] // 2]
+    labels = jnp.concatenate([first_BH, first_BH], axis=1)
+    inputs = shift_right(labels[:, None], ids.bos)[:, 0]
+    scored: Any = module.apply(variables, inputs, labels, inputs != ids.pad, method="score")
+    nats, correct = (x[:, None] for x in scored)
+    return Scores(nats, correct, entropy.corrupted_weight(tokens_BN, ids), labels[:, None])
 
 
 def _attribution(batch: Batch, stage: Stage) -> jax.Array | None:
@@ -64,4 +76,5 @@ def next_token(module: CausalLM, variables: Mapping[str, Any], tokens_BN: jax.Ar
 def weights(module: CausalLM, batch: Batch, names: Sequence[str], ids: SpecialIds, stage: Stage) -> dict[str, jax.Array]:
     """The weight of every position, without running the model."""
     weight_BXL = make_request("next_token", batch.tokens[:, None], ids, stage.compat).weight
-    return {name: entropy.corrupted_weight(batch.tokens, ids) if name in CORRUPTED else weight_BXL for name in names}
+    copied = {"plain_copy", *CORRUPTED}
+    return {name: entropy.corrupted_weight(batch.tokens, ids) if name in copied else weight_BXL for name in names}

@@ -143,5 +143,6 @@ def _meaning(config: Config, key: str, part: str) -> Any:
     value = getattr(config.model, key)
     if key != "compat":
         return value
-    bearing = {"attended_padding", "residual_noise"} if part else CHANGES_FUNCTION
+    # Padding apart, which packed rows have not, an encoder is the same function however padding is read.
+    bearing = {"residual_noise"} if part else CHANGES_FUNCTION
     return tuple(sorted(bearing & set(value)))

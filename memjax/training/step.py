@@ -73,7 +73,7 @@ def train_step(
         params = merge(trainable, state.frozen)
         scores = objectives.score(module, {"params": params}, batch, names, ids, stage, key)
         if "chunk_means" in stage.compat:
-            scores = {name: _chunk_means(module, s, weights[name], batch) for name, s in scores.items()}
+            scores = {name: _chunk_means(module, s, weights[name]) for name, s in scores.items()}
         terms = {name: objectives.total(s) for name, s in scores.items()}
         return objectives.weighted_loss(terms, stage.objectives, counts), terms
 
@@ -85,8 +85,9 @@ def train_step(
     return TrainState(step=state.step + 1, trainable=trainable, frozen=state.frozen, opt_state=opt_state), metrics
 
 
-def _chunk_means(module: nn.Module, scores: Scores, weight_BXL: jax.Array, batch: Batch) -> Scores:
-    chunks = batch.tokens.shape[1] // module.config.chunk_length
+def _chunk_means(module: nn.Module, scores: Scores, weight_BXL: jax.Array) -> Scores:
+    # Of a memory model some chunks may not be scored; they count all the same.
+    chunks = getattr(module, "chunks", weight_BXL.shape[1])
     return objectives.chunk_means(scores, jnp.sum(weight_BXL, axis=(0, 2)), chunks)
 
 

@@ -387,3 +387,14 @@ def test_without_a_start_token_an_attribution_stays_with_its_token(language):
     np.testing.assert_allclose(weighed, (1 - attribution[:, 1:]) * plain, rtol=1e-6)
     assert np.asarray(found["next_token"].weight)[:, 0].tolist() == [[1.0] * 7 + [0.0]] * 4
     assert np.array_equal(found["next_token"].labels[:, 0, :-1], ROWS[:, 1:])
+
+
+def test_a_plain_copy_is_the_first_half_again(language):
+    found = score(LANGUAGE, language, PADDED, ["plain_copy"], IDS)["plain_copy"]
+    halves = PADDED[:, :HALF]
+    assert np.array_equal(found.labels[:, 0], np.concatenate([halves, halves], axis=1))
+    assert found.weight[:, 0].tolist() == [[0.0] * HALF + (row != 0).astype(float).tolist() for row in halves]
+    row = np.concatenate([halves[:1], halves[:1]], axis=1)
+    logits = np.asarray(LANGUAGE.apply(language, jnp.asarray(np.r_[[IDS.bos], row[0, :-1]])[None]))[0]
+    expected = np.asarray(jax.nn.logsumexp(logits, axis=-1)) - logits[np.arange(LENGTH), row[0]]
+    np.testing.assert_allclose(found.nats[0, 0], expected, rtol=1e-5)
