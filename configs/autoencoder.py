@@ -42,6 +42,10 @@ steps; loss in nats a token.
 `_to_N`: a bottleneck of N. `_n256`: blocks of 256 tokens, the first stage of curricula. "beside": repeat mixers, of a sibling
 project, 16 layers a stack. Each variant also comes as VARIANT_as_published, with the quirks of the published code.
 
+A transformer on a repeated memory is given one vector at every position, so all its values are equal, attention returns that value
+whatever its weights, and rotary positions, which turn queries and keys alone, tell nothing apart: it says the same at every position,
+and its loss cannot fall below the entropy of a block's own tokens (`tests/test_presets.py`). The published loss of E2 is of that kind.
+
 What differs from publication. Rows are packed with text; published ones are the first 512 tokens of each document, padded, and
 padding was counted as tokens seen. bfloat16 in place of float16, under which 1 and 2 heads diverged. Published transformers
 called "n16" ran 8 + 8 layers; here that is what they have. First tables are drawn smaller unless `_as_published`. Not said and

@@ -139,13 +139,19 @@ def trained(file: str, variant: str, stage: str = "train") -> str:
     return f"runs/{file}/{variant}/stages/{stage}"
 
 
+def attends_padding(model: Model, families: set[str]) -> bool:
+    """Whether published code reads padding like text: in mixers, in autoencoders and in recurrent memory, which it gives no mask."""
+    kinds = {model.decoder.kind} if families <= {"causal_lm", "recurrent_memory"} else {model.encoder.kind, model.decoder.kind}
+    return bool({"autoencoder", "recurrent_memory"} & families) or "mixer" in kinds
+
+
 def as_published(config: Config) -> Config:
     """The config with those quirks of the published code that bear on it; weights are then taken from a run that has them too."""
     model, families = config.model, {stage.family for stage in config.stages.values()}
     constant = "slots_of_ones" if model.decoder.kind == "transformer" else "slots_of_zeros"
     asked = {
         constant: "memory_model" in families and model.layout == "fixed",
-        "attended_padding": True,
+        "attended_padding": attends_padding(model, families),
         "dense_mixing_gradient": "mixer" in (model.encoder.kind, model.decoder.kind, model.reconstructor.kind),
         "reference_init": True,
         "overwritten_write_slot": "recurrent_memory" in families,
