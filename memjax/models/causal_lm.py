@@ -1,6 +1,6 @@
 """Causal language model: the decoder on its own, over a whole row (Badger 2026, baselines).
 
-Shapes: B row, N token of a row, D width, V vocabulary.
+Shapes: B row, N token of a row, M of its positions that are scored, D width, V vocabulary.
 """
 
 import flax.linen as nn
@@ -43,10 +43,22 @@ class CausalLM(nn.Module):
         return self.backbone(self.embed(tokens), positions, valid)
 
     def score(
-        self, tokens: Int[Array, "B N"], labels: Int[Array, "B N"], valid: Bool[Array, "B N"] | None = None
-    ) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
-        """Nats of `labels` after `tokens`, and whether each is the most likely token; never holds the logits."""
-        return self.head.score(self.hidden(tokens, valid), labels)
+        self,
+        tokens: Int[Array, "B N"],
+        labels: Int[Array, "B M"],
+        valid: Bool[Array, "B N"] | None = None,
+        start: int = 0,
+    ) -> tuple[Float[Array, "B M"], Bool[Array, "B M"]]:
+        """Nats of `labels`, and whether each is the most likely token; never holds the logits.
+
+        Args:
+          tokens: what is shown.
+          labels: what follows positions start, start + 1, ...; the head is not applied to any other position.
+          valid: False where a position is padding.
+          start: the first position that is scored.
+        """
+        hidden_BND = self.hidden(tokens, valid)
+        return self.head.score(hidden_BND[:, start : start + labels.shape[1]], labels)
 
     def __call__(self, tokens: Int[Array, "B N"], valid: Bool[Array, "B N"] | None = None) -> jax.Array:
         """Logits [B, N, V]; position t has read tokens 0..t."""

@@ -1,22 +1,20 @@
 """Next-token losses that know how predictable a token is (Badger 2026, entropy-weighted training and corrupted copy).
 
-What these objectives call nats is the loss that is trained on. In evaluation it is the plain cross entropy.
+What these objectives call nats is the loss that is trained on. In evaluation (no key) it is the plain cross entropy.
 
-Shapes: B row, N token of a row, H = N // 2 tokens of half a row, X = 1, V vocabulary.
+Shapes: B row, N token of a row, H = N / 2 tokens of half a row, X = 1, V vocabulary.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.models import CausalLM
-from memjax.objectives.requests import SpecialIds, shift_right
-from memjax.objectives.terms import Batch, Scores
+from memjax.objectives.requests import SpecialIds
+from memjax.objectives.terms import Scores
 
 VARIANTS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "complement_weighted": lambda nats, a: (1 - a) * nats,
@@ -66,94 +64,62 @@ def known_attribution(
     return jnp.where(weight > 0, attribution[:, None].astype(jnp.float32), 0.0)
 
 
-def corrupted_copy(
-    module: CausalLM,
-    variables: Mapping[str, Any],
-    batch: Batch,
-    ids: SpecialIds,
-    key: jax.Array | None,
-    weighted: bool = True,
-) -> Scores:
-    """Scores [B, 1, N] of the first half of each row said again, half of it at random, which nobody can learn to say.
+def above_entropy(plain: Scores, corrupted: Bool[Array, "B H"], vocabulary: int) -> Scores:
+    """Scores [B, 1, H] of a corrupted copy as `corrupted_copy` is trained on them.
 
-    In training a token's loss counts as 0 unless it exceeds the token's entropy: ln V where the copy is random (a little more than
-    that of ids of content alone), 0 elsewhere. The mean is over all targets. The published code has constants in place of ln V,
-    6.4 and earlier 9.3, both wrong for its vocabulary of 8000 (8.99).
-
-    In evaluation the copy is corrupted too, always in the same way, and no loss is left out: what a model says of random tokens is
-    part of what is asked.
+    A token's loss counts as 0 unless it exceeds the token's entropy: ln V where the copy is random (a little more than that of ids
+    of content alone), 0 elsewhere. The mean is over all targets. The published code has constants in place of ln V, 6.4 and earlier
+    9.3, both wrong for its vocabulary of 8000 (8.99).
 
     Args:
-      module: a causal language model.
-      variables: its variables.
-      batch: rows of tokens; the second half of each is not used.
-      ids: reserved ids.
-      key: what corruption is drawn from in training; None in evaluation.
-      weighted: False leaves no loss out in training either: the control.
+      plain: of every token of the copy.
+      corrupted: where the copy is random.
+      vocabulary: V.
     """
-    draw = jax.random.key(0) if key is None else key
-    inputs, labels, corrupted = corrupt(batch.tokens, module.vocabulary, ids, draw)
-    scored: Any = module.apply(variables, inputs, labels, inputs != ids.pad, method="score")
-    nats, correct = scored
-    if weighted and key is not None:
-        entropy_BN = jnp.where(corrupted, math.log(module.vocabulary), 0.0)
-        nats = jnp.where(nats > entropy_BN, nats, 0.0)
-    return Scores(nats[:, None], correct[:, None], corrupted_weight(batch.tokens, ids), labels[:, None])
+    entropy_BXH = jnp.where(corrupted, math.log(vocabulary), 0.0)[:, None]
+    return dataclasses.replace(plain, nats=jnp.where(plain.nats > entropy_BXH, plain.nats, 0.0))
 
 
-def corrupted_weight(tokens: Int[Array, "B N"], ids: SpecialIds) -> Float[Array, "B 1 N"]:
-    """What counts in `corrupted_copy`: every token of the copy, random or not, and no padding.
+def first_half(tokens: Int[Array, "B N"], name: str) -> Int[Array, "B H"]:
+    """What a copy repeats.
 
     Raises:
-      ValueError: rows have no two halves.
+      ValueError: rows have no two halves; `name` is the objective that was asked.
     """
-    first_BH = _first_half(tokens)
-    copied = jnp.concatenate([jnp.zeros(first_BH.shape, bool), first_BH != ids.pad], axis=1)
-    return copied.astype(jnp.float32)[:, None]
+    length = tokens.shape[1]
+    if length % 2:
+        raise ValueError(f"config.data.row_tokens={length} must be even for {name}, which says half a row again")
+    return jnp.asarray(tokens)[:, : length // 2]
 
 
 def corrupt(
-    tokens: Int[Array, "B N"], vocabulary: int, ids: SpecialIds, key: jax.Array
-) -> tuple[Int[Array, "B N"], Int[Array, "B N"], Bool[Array, "B N"]]:
-    """The first half of each row and a corrupted copy of it.
+    text: Int[Array, "B H"], vocabulary: int, ids: SpecialIds, key: jax.Array
+) -> tuple[Int[Array, "B H"], Int[Array, "B H"], Bool[Array, "B H"]]:
+    """A corrupted copy of each text.
 
-    In each row half of the copied tokens (rounded down), chosen for that row alone, are replaced: in the inputs by random ids of
-    content, in the labels by others, so that what is shown of a random token is not what was asked. Given all that a position has
-    read, such a label is uniform over all ids of content. Padding is copied as it is.
+    In each row half of the tokens (rounded down), chosen for that row alone, are replaced: where they are shown by random ids of
+    content, where they are asked by others, so that what is shown of a random token is not what was asked. Given all that stands
+    before it, what is asked at such a place is uniform over all ids of content. Padding is copied as it is.
 
     Args:
-      tokens: rows; only their first halves are read.
+      text: first halves of rows.
       vocabulary: V; ids of content are those above all reserved ones.
       ids: reserved ids.
       key: what places and ids are drawn from.
 
     Returns:
-      Inputs, whose position t is followed by token t; labels; and where the copy is random.
-
-    Raises:
-      ValueError: rows have no two halves.
+      The copy as it is shown, as it is asked, and where it is random.
     """
-    first_BH = _first_half(tokens)
     key_places, key_shown, key_asked = jax.random.split(key, 3)
-    real_BH = first_BH != ids.pad
+    real_BH = text != ids.pad
     # The lowest half of as many random numbers as there are tokens.
-    order_BH = jnp.where(real_BH, jax.random.uniform(key_places, first_BH.shape), jnp.inf)
+    order_BH = jnp.where(real_BH, jax.random.uniform(key_places, text.shape), jnp.inf)
     rank_BH = jnp.argsort(jnp.argsort(order_BH, axis=1), axis=1)
     random_BH = rank_BH < jnp.sum(real_BH, axis=1, keepdims=True) // 2
 
     start = ids.first_content
     contents = vocabulary - start
-    shown_BH = jax.random.randint(key_shown, first_BH.shape, 0, contents, first_BH.dtype)
+    shown_BH = jax.random.randint(key_shown, text.shape, 0, contents, text.dtype)
     # A random step from what is shown, of less than a full turn: uniform as well, and never the same id.
-    asked_BH = (shown_BH + jax.random.randint(key_asked, first_BH.shape, 1, contents, first_BH.dtype)) % contents
-    row_BN = jnp.concatenate([first_BH, jnp.where(random_BH, start + shown_BH, first_BH)], axis=1)
-    labels_BN = jnp.concatenate([first_BH, jnp.where(random_BH, start + asked_BH, first_BH)], axis=1)
-    inputs_BN = shift_right(row_BN[:, None], ids.bos)[:, 0]
-    return inputs_BN, labels_BN, jnp.concatenate([jnp.zeros(first_BH.shape, bool), random_BH], axis=1)
-
-
-def _first_half(tokens_BN: jax.Array) -> jax.Array:
-    length = tokens_BN.shape[1]
-    if length % 2:
-        raise ValueError(f"config.data.row_tokens={length} must be even for corrupted_copy, which says half a row again")
-    return jnp.asarray(tokens_BN)[:, : length // 2]
+    asked_BH = (shown_BH + jax.random.randint(key_asked, text.shape, 1, contents, text.dtype)) % contents
+    return jnp.where(random_BH, start + shown_BH, text), jnp.where(random_BH, start + asked_BH, text), random_BH

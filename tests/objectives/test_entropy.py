@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from memjax.config import REGRESSIONS, WEIGHTINGS, Backbone, Model, Stage
+from memjax.layers import Head
 from memjax.models import CausalLM, EntropyRegressor
-from memjax.objectives import Batch, Scores, SpecialIds, counts, score, total, weighted_loss
-from memjax.objectives.entropy import VARIANTS, corrupt, corrupted_copy, corrupted_weight, weighted
+from memjax.objectives import Batch, Scores, SpecialIds, counts, score, total, weighted_loss, weights
+from memjax.objectives.entropy import VARIANTS, corrupt, weighted
+from memjax.objectives.language import corrupted_copies
+from memjax.objectives.requests import shift_right
 
 IDS = SpecialIds()
 LENGTH, HALF, VOCABULARY = 8, 4, 24
@@ -23,6 +26,9 @@ REAL = np.array([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 1, 1
 PADDED = np.where(REAL, ROWS, IDS.pad)
 MANY = np.random.default_rng(1).integers(6, VOCABULARY, (32, LENGTH)).astype(np.int32)
 KEY = jax.random.key(3)
+STAGE, PUBLISHED = Stage(family="causal_lm"), Stage(family="causal_lm", compat=("unscored_first_tokens",))
+FORMS = pytest.mark.parametrize("stage", [STAGE, PUBLISHED], ids=["shifted", "published"])
+CORRUPTED = ("corrupted_copy", "unweighted_corrupted_copy")
 
 
 @pytest.fixture(scope="module")
@@ -120,55 +126,43 @@ def test_held_out_rows_are_scored_plainly_by_all_variants(quick, language):
 
 
 @pytest.fixture(scope="module")
-def corrupted_rows(quick):
-    """`corrupt` on rows of this vocabulary."""
-    return quick(lambda rows, key: corrupt(rows, VOCABULARY, IDS, key))
+def corrupted_texts(quick):
+    """`corrupt` on first halves of rows of this vocabulary."""
+    return quick(lambda text, key: corrupt(text, VOCABULARY, IDS, key))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_row_of_eight_tokens_copied_and_corrupted(corrupted_rows, seed):
+def test_four_tokens_copied_and_corrupted(corrupted_texts, seed):
     """Every place of every row, in a loop."""
-    inputs, labels, corrupted = corrupted_rows(ROWS, jax.random.key(seed))
-    for row, shown, asked, random in zip(ROWS, inputs, labels, corrupted, strict=True):
-        assert shown[0] == IDS.bos
-        assert shown[1:5].tolist() == asked[:4].tolist() == row[:4].tolist()
-        assert not random[:4].any() and random[4:].sum() == 2
-        for t in range(4, 8):
-            if not random[t]:
-                assert asked[t] == row[t - 4]
-            else:
-                assert 6 <= asked[t] < VOCABULARY
-            if t == 7:
-                continue  # What stands at the row's last place is shown to nobody.
-            if not random[t]:
-                assert shown[t + 1] == row[t - 4]
-            else:
-                assert 6 <= shown[t + 1] < VOCABULARY and shown[t + 1] != asked[t]
+    text = ROWS[:, :HALF]
+    for row, shown, asked, random in zip(text, *corrupted_texts(text, jax.random.key(seed)), strict=True):
+        assert random.sum() == 2
+        for t in range(HALF):
+            noise = 6 <= shown[t] < VOCABULARY and 6 <= asked[t] < VOCABULARY and shown[t] != asked[t]
+            assert noise if random[t] else shown[t] == asked[t] == row[t]
 
 
-def test_corruption_is_drawn_for_each_row_and_follows_from_the_key(corrupted_rows):
-    rows = np.repeat(ROWS[:1], 64, axis=0)
-    inputs, labels, corrupted = corrupted_rows(rows, KEY)
-    again = corrupted_rows(rows, KEY)
-    other = corrupted_rows(rows, jax.random.key(4))
-    for found, same, different in zip((inputs, labels, corrupted), again, other, strict=True):
-        assert np.array_equal(found, same)
-        assert not np.array_equal(found, different)
+def test_corruption_is_drawn_for_each_row_and_follows_from_the_key(corrupted_texts):
+    text = np.repeat(ROWS[:1, :HALF], 64, axis=0)
+    shown, asked, corrupted = corrupted_texts(text, KEY)
+    again = corrupted_texts(text, KEY)
+    other = corrupted_texts(text, jax.random.key(4))
+    for found, same, different in zip((shown, asked, corrupted), again, other, strict=True):
+        assert np.array_equal(found, same) and not np.array_equal(found, different)
     # All six ways of choosing two places of four.
-    assert len(np.unique(corrupted[:, HALF:], axis=0)) == 6
+    assert len(np.unique(corrupted, axis=0)) == 6
     assert np.array_equal(corrupted.sum(axis=1), np.full(64, 2))
     # The same places, but other ids.
     alike = np.flatnonzero(np.all(corrupted == corrupted[0], axis=1))
-    assert len(np.unique(labels[alike], axis=0)) > 1 < len(np.unique(inputs[alike], axis=0))
+    assert len(np.unique(asked[alike], axis=0)) > 1 < len(np.unique(shown[alike], axis=0))
 
 
 def test_random_ids_are_all_ids_of_content_and_equally_frequent(quick):
-    """Up to the last id of the vocabulary; what a position was shown tells only which label it is not."""
+    """Up to the last id of the vocabulary; what was shown tells only which label it is not."""
     ids = SpecialIds(pad=1, bos=3, blank=0, delimiter=2)
-    rows = np.full((1000, 16), 5, np.int32)
-    inputs, labels, corrupted = quick(lambda rows: corrupt(rows, 8, ids, KEY))(rows)
-    place = corrupted[:, :-1]
-    shown, asked = inputs[:, 1:][place], labels[:, :-1][place]
+    text = np.full((1000, 8), 5, np.int32)
+    shown, asked, place = quick(lambda text: corrupt(text, 8, ids, KEY))(text)
+    shown, asked = shown[place], asked[place]
     for drawn in (shown, asked):
         values, count = np.unique(drawn, return_counts=True)
         assert values.tolist() == [4, 5, 6, 7]
@@ -179,82 +173,103 @@ def test_random_ids_are_all_ids_of_content_and_equally_frequent(quick):
         assert len(np.unique(asked[shown == value])) == 3
 
 
-def test_padding_is_copied_and_half_of_the_tokens_are_corrupted(corrupted_rows):
-    inputs, labels, corrupted = corrupted_rows(PADDED, KEY)
-    copied = np.tile(PADDED[:, :HALF], 2)
-    assert np.array_equal(labels == IDS.pad, copied == IDS.pad)
-    assert np.array_equal(inputs[:, 1:] == IDS.pad, copied[:, :-1] == IDS.pad)
+def test_padding_is_copied_and_half_of_the_tokens_are_corrupted(corrupted_texts):
+    text = PADDED[:, :HALF]
+    shown, asked, corrupted = corrupted_texts(text, KEY)
+    assert np.array_equal([shown == IDS.pad, asked == IDS.pad], [text == IDS.pad] * 2)
     # Of 4, 3, 2 and no tokens.
     assert corrupted.sum(axis=1).tolist() == [2, 1, 1, 0]
-    weight = jax.device_get(corrupted_weight(PADDED, IDS))
-    assert weight.shape == (4, 1, LENGTH) and weight.dtype == np.float32
-    assert np.array_equal(weight[:, 0], np.where(np.arange(LENGTH) < HALF, 0, copied != IDS.pad))
-    assert np.array_equal(weight[:, 0] > 0, (np.arange(LENGTH) >= HALF) & (labels != IDS.pad))
+
+
+def copied_rows(rows, stage):
+    """Inputs [B, N] and labels [B, H] as `KEY` corrupts them, and where scoring starts, put together by hand."""
+    shown, asked, corrupted = corrupt(jnp.asarray(rows[:, :HALF]), VOCABULARY, IDS, KEY)
+    row = jnp.concatenate([jnp.asarray(rows[:, :HALF]), shown], axis=1)
+    if stage is PUBLISHED:
+        return row, asked, corrupted, HALF - 1
+    return shift_right(row[:, None], IDS.bos, IDS.pad)[:, 0], asked, corrupted, HALF
 
 
 @pytest.fixture(scope="module")
 def copies(quick, language):
-    """Of rows: `corrupted_copy` in training, its control, in evaluation, and what it calls the module with."""
+    """By form, of rows: both corrupted copies in training and in evaluation, rows put together by hand, and the model's logits."""
 
-    def run(rows):
-        batch = Batch(rows)
-        return {
-            "training": corrupted_copy(LANGUAGE, language, batch, IDS, KEY),
-            "control": corrupted_copy(LANGUAGE, language, batch, IDS, KEY, weighted=False),
-            "evaluation": corrupted_copy(LANGUAGE, language, batch, IDS, None),
-            "first_key": corrupted_copy(LANGUAGE, language, batch, IDS, jax.random.key(0), weighted=False),
-            "through_score": score(LANGUAGE, language, batch, ["corrupted_copy"], IDS, key=KEY)["corrupted_copy"],
-            "rows": corrupt(rows, VOCABULARY, IDS, KEY),
-            "logits": LANGUAGE.apply(language, corrupt(rows, VOCABULARY, IDS, KEY)[0]),
-        }
+    def of_form(stage):
+        def run(rows):
+            def scores(key):
+                return corrupted_copies(LANGUAGE, language, rows, CORRUPTED, IDS, stage, key)
 
-    return quick(run)
+            inputs, labels, corrupted, start = copied_rows(rows, stage)
+            return {
+                "training": scores(KEY),
+                "evaluation": scores(None),
+                "first_key": scores(jax.random.key(0)),
+                "through_score": score(LANGUAGE, language, rows, ["corrupted_copy"], IDS, stage, KEY),
+                "weights": weights(LANGUAGE, rows, ["plain_copy", *CORRUPTED], IDS, stage),
+                "rows": (inputs, labels, corrupted),
+                "logits": LANGUAGE.apply(language, inputs)[:, start : start + HALF],
+            }
+
+        return quick(run)
+
+    return {stage.compat: of_form(stage) for stage in (STAGE, PUBLISHED)}
 
 
-def test_loss_is_kept_where_it_exceeds_the_entropy(copies):
+@FORMS
+def test_loss_is_kept_where_it_exceeds_the_entropy(copies, stage):
     """Against the model's logits, place by place."""
-    found = copies(MANY)
+    found = copies[stage.compat](MANY)
     _, labels, corrupted = found["rows"]
     logits = found["logits"]
     nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, labels[..., None], -1)[..., 0]
-    np.testing.assert_allclose(found["control"].nats[:, 0], nats, atol=2e-5)
-    assert np.array_equal(found["control"].correct[:, 0], logits.argmax(-1) == labels)
-    training = found["training"]
+    training, control = (found["training"][name] for name in CORRUPTED)
+    assert control.nats.shape == (32, 1, HALF)
+    np.testing.assert_allclose(control.nats[:, 0], nats, atol=2e-5)
+    assert np.array_equal(control.correct[:, 0], logits.argmax(-1) == labels)
     kept = np.where(corrupted, nats > np.log(24), nats > 0)
     np.testing.assert_allclose(training.nats[:, 0], np.where(kept, nats, 0), atol=2e-5)
     # Both happen to random places, and nothing happens to the others.
     assert 0.1 < kept[corrupted].mean() < 0.9 and kept[~corrupted].all()
     assert np.array_equal(training.labels[:, 0], labels)
     # A loss that is left out still counts in the mean.
-    assert np.array_equal(training.weight, np.broadcast_to(np.arange(LENGTH) >= HALF, (32, 1, LENGTH)))
+    assert np.array_equal(training.weight, np.ones((32, 1, HALF)))
 
 
-def test_evaluation_is_one_corruption_in_which_no_loss_is_left_out(copies):
-    found = copies(MANY)
+@FORMS
+def test_evaluation_is_one_corruption_in_which_no_loss_is_left_out(copies, stage):
+    found = copies[stage.compat](MANY)
+    plain = found["first_key"]["unweighted_corrupted_copy"]
     for field in ("nats", "correct", "weight", "labels"):
-        assert np.array_equal(getattr(found["evaluation"], field), getattr(found["first_key"], field))
-        assert np.array_equal(getattr(found["through_score"], field), getattr(found["training"], field))
-    assert np.all(found["evaluation"].nats > 0)
-    assert not np.array_equal(found["evaluation"].labels, found["training"].labels)
+        for name in CORRUPTED:
+            assert np.array_equal(getattr(found["evaluation"][name], field), getattr(plain, field))
+        through = found["through_score"]["corrupted_copy"]
+        assert np.array_equal(getattr(through, field), getattr(found["training"]["corrupted_copy"], field))
+    assert np.all(plain.nats > 0)
+    assert not np.array_equal(plain.labels, found["training"]["corrupted_copy"].labels)
 
 
-def test_only_the_first_half_of_a_row_is_used(copies):
+@FORMS
+def test_only_the_first_half_of_a_row_is_used(copies, stage):
     other = np.concatenate([MANY[:, :HALF], MANY[::-1, HALF:]], axis=1)
     assert not np.array_equal(other, MANY)
-    before, after = copies(MANY), copies(other)
+    before, after = copies[stage.compat](MANY), copies[stage.compat](other)
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
-def test_weights_are_those_of_the_scores(copies):
+@FORMS
+def test_weights_are_those_of_the_scores(copies, stage):
+    """Every token of the copy counts, random or not, and no padding."""
     for rows in (MANY, np.tile(PADDED, (8, 1))):
-        found = copies(rows)
-        expected = jax.device_get(corrupted_weight(rows, IDS))
-        for name in ("training", "control", "evaluation"):
-            assert found[name].nats.shape == found[name].labels.shape == (32, 1, LENGTH)
-            assert np.array_equal(found[name].weight, expected)
-            assert np.all(np.isfinite(found[name].nats))
-        count = counts(LANGUAGE, jnp.asarray(rows), ["corrupted_copy"], IDS)["corrupted_copy"]
-        assert count == expected.sum()
+        found = copies[stage.compat](rows)
+        expected = (rows[:, None, :HALF] != IDS.pad).astype(np.float32)
+        for name in CORRUPTED:
+            for scores in (found["training"][name], found["evaluation"][name]):
+                assert scores.nats.shape == scores.labels.shape == (32, 1, HALF)
+                assert scores.weight.dtype == np.float32 and np.array_equal(scores.weight, expected)
+                assert np.all(np.isfinite(scores.nats))
+        for weight in found["weights"].values():
+            assert weight.dtype == np.float32 and np.array_equal(weight, expected)
+    count = counts(LANGUAGE, jnp.asarray(rows), ["corrupted_copy"], IDS, stage)["corrupted_copy"]
     assert count == 8 * (4 + 3 + 2)
 
 
@@ -262,49 +277,46 @@ def test_the_gradient_of_a_loss_that_is_left_out_is_exactly_zero(quick, language
     """By every parameter, of the losses at the places that are left out, at those that are not, and of the control."""
 
     def gradients(variables):
-        def pull(weighted):
-            def losses(variables):
-                return corrupted_copy(LANGUAGE, variables, Batch(jnp.asarray(MANY)), IDS, KEY, weighted).nats
+        def losses(variables):
+            found = corrupted_copies(LANGUAGE, variables, jnp.asarray(MANY), CORRUPTED, IDS, STAGE, KEY)
+            return [found[name].nats for name in CORRUPTED]
 
-            return jax.vjp(losses, variables)
+        (nats, control), back = jax.vjp(losses, variables)
+        left_out, none = (nats == 0) * 1.0, jnp.zeros(nats.shape)
+        return nats, control, *(back(to)[0] for to in ([left_out, none], [1 - left_out, none], [none, left_out]))
 
-        (nats, back), (_, back_control) = pull(True), pull(False)
-        left_out = nats == 0
-        return nats, back(left_out * 1.0), back(~left_out * 1.0), back_control(left_out * 1.0)
-
-    nats, *found = quick(gradients)(language)
-    assert np.sum(nats[..., HALF:] == 0) > 5 and np.all(nats[..., :HALF] > 0)
+    nats, control, *found = quick(gradients)(language)
+    assert np.sum(nats == 0) > 5 and np.all(control > 0)
     left_out, kept, control = (jax.tree.leaves(gradient) for gradient in found)
     assert not any(leaf.any() for leaf in left_out)
     assert all(leaf.any() for leaf in kept) and all(leaf.any() for leaf in control)
 
 
-def test_the_model_is_called_once_on_the_shifted_row(quick, language, corrupted_rows):
+@FORMS
+def test_one_call_on_the_copied_row_serves_both_corrupted_copies(quick, language, stage):
+    """And the head is applied to the copied half only."""
+    starts, widths = [], []
+
     def calls(rows):
         seen = []
 
         def spy(call, args, kwargs, context):
-            if isinstance(context.module, CausalLM) and context.method_name == "score":
+            if context.method_name == "score" and isinstance(context.module, CausalLM):
                 seen.append(args)
+                starts.append(kwargs["start"])
+            if context.method_name == "score" and isinstance(context.module, Head):
+                widths.append(args[0].shape[1])
             return call(*args, **kwargs)
 
         with nn.intercept_methods(spy):
-            corrupted_copy(LANGUAGE, language, Batch(rows), IDS, KEY)
+            score(LANGUAGE, language, rows, CORRUPTED, IDS, stage, KEY)
         return seen
 
     seen = quick(calls)(PADDED)
-    inputs, labels, _ = corrupted_rows(PADDED, KEY)
-    assert len(seen) == 1
+    inputs, labels, _, start = copied_rows(PADDED, stage)
+    assert len(seen) == 1 and starts == [start] and widths == [HALF]
     for given, expected in zip(seen[0], (inputs, labels, inputs != IDS.pad), strict=True):
         assert np.array_equal(given, expected)
-
-
-def test_rows_without_two_halves_are_refused(language):
-    rows = jnp.asarray(ROWS[:, :7])
-    with pytest.raises(ValueError, match=r"config.data.row_tokens=7 must be even for corrupted_copy"):
-        corrupted_weight(rows, IDS)
-    with pytest.raises(ValueError, match=r"config.data.row_tokens=7 must be even for corrupted_copy"):
-        corrupted_copy(LANGUAGE, language, Batch(rows), IDS, KEY)
 
 
 # Estimates
@@ -317,7 +329,7 @@ def estimates(quick, regressor):
     """Both objectives, and the model's estimates on rows as they are and shifted, of rows and attributions."""
 
     def run(rows, truth):
-        shifted = jnp.concatenate([jnp.full((len(rows), 1), IDS.bos, rows.dtype), rows[:, :-1]], axis=1)
+        shifted = shift_right(rows[:, None], IDS.bos, IDS.pad)[:, 0]
         return (
             score(REGRESSOR, regressor, Batch(rows, truth), REGRESSIONS, IDS, key=KEY),
             REGRESSOR.apply(regressor, rows, rows != IDS.pad),
@@ -379,22 +391,10 @@ def test_there_is_no_estimate_without_an_attribution(regressor, name, key):
 
 def test_without_a_start_token_an_attribution_stays_with_its_token(language):
     """The quirk `unscored_first_tokens`: position t says token t + 1, whose attribution stands at t + 1."""
-    published = Stage(family="causal_lm", compat=("unscored_first_tokens",))
     attribution = jnp.asarray(RNG.random(ROWS.shape), jnp.float32)
     names = ["next_token", "complement_weighted"]
-    found = score(LANGUAGE, language, Batch(ROWS, attribution), names, IDS, published, KEY)
+    found = score(LANGUAGE, language, Batch(ROWS, attribution), names, IDS, PUBLISHED, KEY)
     plain, weighed = (np.asarray(found[name].nats)[:, 0, :-1] for name in names)
     np.testing.assert_allclose(weighed, (1 - attribution[:, 1:]) * plain, rtol=1e-6)
     assert np.asarray(found["next_token"].weight)[:, 0].tolist() == [[1.0] * 7 + [0.0]] * 4
     assert np.array_equal(found["next_token"].labels[:, 0, :-1], ROWS[:, 1:])
-
-
-def test_a_plain_copy_is_the_first_half_again(language):
-    found = score(LANGUAGE, language, PADDED, ["plain_copy"], IDS)["plain_copy"]
-    halves = PADDED[:, :HALF]
-    assert np.array_equal(found.labels[:, 0], np.concatenate([halves, halves], axis=1))
-    assert found.weight[:, 0].tolist() == [[0.0] * HALF + (row != 0).astype(float).tolist() for row in halves]
-    row = np.concatenate([halves[:1], halves[:1]], axis=1)
-    logits = np.asarray(LANGUAGE.apply(language, jnp.asarray(np.r_[[IDS.bos], row[0, :-1]])[None]))[0]
-    expected = np.asarray(jax.nn.logsumexp(logits, axis=-1)) - logits[np.arange(LENGTH), row[0]]
-    np.testing.assert_allclose(found.nats[0, 0], expected, rtol=1e-5)
