@@ -121,6 +121,8 @@ class MemoryModel(nn.Module):
     ) -> tuple[Float[Array, "B X SK D"], Bool[Array, "B X SK"]]:
         """What stands in each slot position, and where something does."""
         config, width = self.config, self.config.decoder.width
+        if "attended_padding" in config.compat:
+            memory_valid = None
         count, constant = self.slots * config.vectors, self._fill_value
         if memories is None or not self.memory:
             filled = jnp.full((batch, n, count), constant is not None)

@@ -41,7 +41,7 @@ def score(
         attribution_BXN = known_attribution(name, batch.attribution, weight)
         inputs = batch.tokens
         if name == "shifted_entropy_regression":
-            inputs = shift_right(inputs[:, None], ids.bos)[:, 0]
+            inputs = shift_right(inputs[:, None], ids.bos, ids.pad)[:, 0]
         estimate_BN: Any = module.apply(variables, inputs, inputs != ids.pad)
         error_BXN = jnp.square(estimate_BN[:, None] - attribution_BXN)
         scores[name] = Scores(error_BXN, jnp.zeros(error_BXN.shape, bool), weight)

@@ -51,9 +51,17 @@ class Request:
     """Chunks that are encoded and are not the row's own."""
 
 
-def shift_right(tokens_BXL: jax.Array, start_id: int) -> jax.Array:
-    """[start, x_0, ..., x_{L-2}]: the input whose position t is followed by token t."""
-    return jnp.pad(tokens_BXL[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=start_id)
+def shift_right(tokens_BXL: jax.Array, start_id: int, pad_id: int) -> jax.Array:
+    """[start, x_0, ..., x_{L-2}]: the input whose position t is followed by token t.
+
+    Where a chunk begins with padding, the start token stands right before its first token all the same.
+    """
+    before = ((0, 0), (0, 0), (1, 0))
+    real = tokens_BXL != pad_id
+    shifted = jnp.pad(tokens_BXL[..., :-1], before, constant_values=pad_id)
+    first = real & ~jnp.pad(real[..., :-1], before, constant_values=False)
+    empty = ~real.any(axis=-1, keepdims=True) & (jnp.arange(tokens_BXL.shape[-1]) == 0)
+    return jnp.where(first | empty, start_id, shifted)
 
 
 def _weight(labels_BXL: jax.Array, ids: SpecialIds) -> jax.Array:
@@ -63,7 +71,7 @@ def _weight(labels_BXL: jax.Array, ids: SpecialIds) -> jax.Array:
 def next_token(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     """Read on: every chunk, from the memories of earlier ones."""
     chunks = tokens.shape[1]
-    inputs, tasks = shift_right(tokens, ids.bos), np.full(chunks, PREDICT)
+    inputs, tasks = shift_right(tokens, ids.bos, ids.pad), np.full(chunks, PREDICT)
     slots = earlier_chunks(chunks)
     return Request(inputs, tokens, _weight(tokens, ids), slots, np.arange(chunks), tasks)
 
@@ -78,7 +86,7 @@ def copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     labels = tokens[:, :half]
     chunk, slot = half + np.arange(half)[:, None], np.arange(tokens.shape[1] - 1)
     slots = np.where(slot < half, slot, np.where(slot < chunk, slot - half, EMPTY))
-    inputs, tasks = shift_right(labels, ids.delimiter), np.full(half, RETAIN)
+    inputs, tasks = shift_right(labels, ids.delimiter, ids.pad), np.full(half, RETAIN)
     return Request(inputs, labels, _weight(labels, ids), slots, chunk[:, 0], tasks)
 
 
@@ -88,7 +96,7 @@ def plain_copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
     How a model that never trained to copy is asked fairly, and the reference's own form of the objective.
     """
     request = copy(tokens, ids)
-    inputs, task = shift_right(request.labels, ids.bos), np.full_like(request.task, PREDICT)
+    inputs, task = shift_right(request.labels, ids.bos, ids.pad), np.full_like(request.task, PREDICT)
     return dataclasses.replace(request, inputs=inputs, task=task)
 
 
@@ -97,12 +105,12 @@ def blank_copy(tokens: Int[Array, "B C L"], ids: SpecialIds) -> Request:
 
     Chunks of blanks hold nothing and fill no slot.
     """
-    half, length = tokens.shape[1] // 2, tokens.shape[2]
+    half = tokens.shape[1] // 2
     labels = tokens[:, :half]
     blanks = jnp.full(labels.shape, ids.blank, labels.dtype)
     slot = np.arange(tokens.shape[1] - 1)
     slots = np.where(slot < half, slot, EMPTY)[None].repeat(half, axis=0)
-    inputs, tasks = shift_right(blanks, ids.delimiter) if length > 1 else blanks, np.full(half, RETAIN)
+    inputs, tasks = shift_right(blanks, ids.delimiter, ids.pad), np.full(half, RETAIN)
     return Request(inputs, labels, _weight(labels, ids), slots, half + np.arange(half), tasks)
 
 

@@ -3,13 +3,17 @@
 Outputs that must not change are compared exactly, in one compiled function run on both inputs.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+from memjax import objectives
 from memjax.config import Backbone, Model
 from memjax.models import EMPTY, PREDICT, RETAIN, Encoder, MemoryModel, earlier_chunks
+from memjax.testing import tiny_model
 
 CHUNKS, LENGTH, VOCABULARY = 4, 4, 24
 SLOTS = CHUNKS - 1
@@ -260,3 +264,23 @@ def test_control_is_the_model_with_every_slot_empty(control, quick, draw):
     given, none, without = both(np.full((2, SLOTS, 2, 8), np.nan, np.float32))
     assert np.array_equal(given, none)
     assert np.array_equal(none, without)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_on_either_side_scores_tokens_alike(draw, quick, left):
+    """Rotary positions count real tokens and the start token stands before the first one; nothing else tells places apart."""
+    config = tiny_model(
+        token_positions=False,
+        encoder=tiny_model().decoder,
+        decoder=dataclasses.replace(tiny_model().decoder, output_gate=False),
+    )
+    model = MemoryModel(config, 2, 40)
+    tokens = np.random.default_rng(0).integers(6, 40, (2, 2, 8)).astype(np.int32)
+    variables = draw(model, tokens)
+    short = np.where(np.arange(8) < 5, tokens, 0)
+    padded = np.roll(short, 3, axis=-1) if left else short
+    found = quick(lambda v, rows: objectives.score(model, v, rows, ["next_token", "copy"], objectives.SpecialIds()))
+    plain, moved = found(variables, short.reshape(2, 16)), found(variables, padded.reshape(2, 16))
+    for name in plain:
+        one, other = (x[name].nats[x[name].weight > 0] for x in (plain, moved))
+        np.testing.assert_allclose(one, other, atol=2e-5)

@@ -91,7 +91,7 @@ def test_no_chunk_is_asked_with_its_own_place_in_a_slot_or_a_later_one():
 
 
 def test_shift_puts_the_start_first_and_drops_the_last():
-    assert np.array_equal(shift_right(np.array([[[7, 8, 9]]]), 3), [[[3, 7, 8]]])
+    assert np.array_equal(shift_right(np.array([[[7, 8, 9]]]), 3, 0), [[[3, 7, 8]]])
 
 
 def test_join_lays_requests_side_by_side():
@@ -174,3 +174,9 @@ def test_extra_chunks_of_several_requests_stay_apart():
     assert slots[1].tolist() == [0, 1, 3]
     assert slots[-1].tolist() == [0, 1, 4]
     assert slots[5].tolist() == [0, 1, 2]
+
+
+def test_a_start_token_stands_right_before_the_first_token():
+    rows = np.array([[[0, 0, 7, 8], [7, 8, 0, 0], [0, 0, 0, 0], [0, 7, 0, 8]]])
+    expected = [[0, 0, 3, 7], [3, 7, 8, 0], [3, 0, 0, 0], [0, 3, 7, 3]]
+    assert np.asarray(shift_right(rows, 3, 0))[0].tolist() == expected
