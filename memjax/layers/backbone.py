@@ -98,8 +98,9 @@ class Backbone(nn.Module):
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         if valid is None:
             valid = jnp.ones(x.shape[:2], bool)
-        x, _ = self.blocks(x.astype(self.dtype), positions, valid)
-        return self.norm(x) if self.config.final_norm else x
+        # What blocks add up is float32 whatever they compute in, so that a small term is not lost in a large sum.
+        x, _ = self.blocks(x.astype(jnp.float32), positions, valid)
+        return self.norm(x) if self.config.final_norm else x.astype(self.dtype)
 
     @nn.nowrap
     def initial_state(self, batch: int) -> Float[Array, "N B K H E"]:
@@ -127,8 +128,8 @@ class Backbone(nn.Module):
           ValueError: as `initial_state`.
         """
         self._require_state()
-        x, state = self.blocks.step(x.astype(self.dtype), state, position)
-        return (self.norm(x) if self.config.final_norm else x), state
+        x, state = self.blocks.step(x.astype(jnp.float32), state, position)
+        return (self.norm(x) if self.config.final_norm else x.astype(self.dtype)), state
 
     @nn.nowrap
     def _require_state(self) -> None:
