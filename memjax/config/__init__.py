@@ -9,6 +9,7 @@ from memjax.config.checks import check
 from memjax.config.settings import (
     FAMILIES,
     FREEZING,
+    FUNCTION_QUIRKS,
     MODEL_QUIRKS,
     OBJECTIVES,
     REGRESSIONS,
@@ -30,6 +31,7 @@ from memjax.config.tree import differences, from_config_dict, from_json, to_conf
 __all__ = [
     "FAMILIES",
     "FREEZING",
+    "FUNCTION_QUIRKS",
     "MODEL_QUIRKS",
     "OBJECTIVES",
     "REGRESSIONS",

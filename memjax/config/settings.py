@@ -59,9 +59,11 @@ MODEL_QUIRKS = (
   transformer and zeros in a mixer;
 - `dense_mixing_gradient`: the dead triangle of mixing weights has a gradient, which counts in clipping;
 - `one_sided_noise`: bottleneck noise is drawn from [0, 2q), not [-q, q);
-- `residual_noise`: noise enters before the bottleneck and the clean memory is added after it;
+- `residual_noise`: noise enters before the bottleneck and the clean memory is added after it (as one sentence describes it);
 - `reference_init`: first weights as PyTorch and Hugging Face draw them (interop/initialize.py).
 """
+FUNCTION_QUIRKS = frozenset(MODEL_QUIRKS) - {"reference_init", "dense_mixing_gradient", "one_sided_noise"}
+"""Those under which the same weights are another function."""
 STAGE_QUIRKS = ("unscored_first_tokens", "chunk_means", "overwritten_delimiter", "untrained_layers")
 """What the published code does in training and memjax does only when asked:
 
@@ -166,7 +168,7 @@ class Model:
     compat: tuple[str, ...] = ()
     """Quirks of the published code to reproduce (MODEL_QUIRKS)."""
     dtype: str = "float32"
-    """What matrix products compute in; parameters, norms, softmax and losses are float32 always."""
+    """What matrix products compute in; parameters, sums between blocks, norms, softmax and losses are float32 always."""
     remat: str = "none"
     """What a block keeps for the backward pass: everything (none), or what the jax.checkpoint_policies of that name saves."""
     encoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))

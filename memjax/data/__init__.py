@@ -1,7 +1,7 @@
 """Text to rows of tokens: corpora, the vocabulary, packing, and batches that are a function of (seed, step)."""
 
 from memjax.data.corpora import CorpusError, Document, is_validation, python_docs, read_corpus
-from memjax.data.pipeline import TrainBatches, evaluation_batches, open_attributions, spread
+from memjax.data.pipeline import TrainBatches, check_attributions, evaluation_batches, open_attributions, spread
 from memjax.data.prepare import Prepared, prepare
 from memjax.data.rows import Rows, RowsError, open_rows, pack, write_rows
 from memjax.data.tokenizer import Tokenizer, TokenizerError
@@ -15,6 +15,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "TrainBatches",
+    "check_attributions",
     "evaluation_batches",
     "is_validation",
     "open_attributions",

@@ -31,10 +31,8 @@ class TrainBatches:
     def __init__(self, rows: Rows, batch_rows: int, seed: int, first_row: int = 0, attributions: np.ndarray | None = None):
         if not len(rows):
             raise RowsError("there are no rows to train on; give more text or shorter rows (config.data.row_tokens)")
-        if attributions is not None and attributions.shape != (len(rows), rows.row_tokens):
-            raise RowsError(
-                f"config.data.attributions has shape {attributions.shape}, the training rows {(len(rows), rows.row_tokens)}"
-            )
+        if attributions is not None:
+            check_attributions(attributions, rows)
         source: Any = grain.MapDataset.source(_Examples(rows, attributions))
         self._batches = source.seed(seed).shuffle().repeat()[first_row:].batch(batch_rows)
 
@@ -60,7 +58,7 @@ class _Examples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         example = {"tokens": self._rows[index]}
         if self._attributions is not None:
-            example["attribution"] = np.asarray(self._attributions[index % len(self._rows)], np.float32)
+            example["attribution"] = np.asarray(self._attributions[index], np.float32)
         return example
 
 
@@ -79,6 +77,14 @@ def open_attributions(path: str) -> np.ndarray:
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise RowsError(f"config.data.attributions={path!r} holds {array.dtype} {array.shape}; it must hold floats [rows, N]")
     return array
+
+
+def check_attributions(attributions: np.ndarray, rows: Rows) -> None:
+    """Raises RowsError if the array is not of these rows."""
+    if attributions.shape != (len(rows), rows.row_tokens):
+        raise RowsError(
+            f"config.data.attributions has shape {attributions.shape}, the training rows {(len(rows), rows.row_tokens)}"
+        )
 
 
 def spread(count: int, limit: int) -> list[int]:

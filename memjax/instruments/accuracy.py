@@ -32,7 +32,7 @@ class Accuracy:
     bits_per_byte: float | None
     """Bits for all scored tokens over the bytes of text they stand for; None for an objective that scores no tokens."""
     by_position: list[float]
-    """Accuracy at each of the L positions of a chunk, or of the N of a row in a model that reads whole rows."""
+    """Accuracy at each of the L positions of a chunk, of the N of a row in a model that reads whole rows, or of the N / 2 it copies."""
     tokens: int
     """Tokens scored."""
 
@@ -60,7 +60,7 @@ def measure(
       stage: where an objective's own settings come from.
 
     Raises:
-      ValueError: there are no batches, or the module has no such objective.
+      ValueError: there are no batches, nothing in them to score, or the module has no such objective.
     """
     lengths_V = jnp.asarray(byte_lengths)
     sums_fn = jax.jit(functools.partial(_batch_sums, module=module, names=tuple(names), ids=ids, stage=stage))
@@ -71,7 +71,7 @@ def measure(
         after_batch()
     if totals is None:
         raise ValueError("no rows to measure")
-    return {name: _means(*totals[name]) for name in names}
+    return {name: _means(name, *totals[name]) for name in names}
 
 
 def _batch_sums(
@@ -96,8 +96,10 @@ def _batch_sums(
     }
 
 
-def _means(nats: np.ndarray, correct_L: np.ndarray, count_L: np.ndarray, text_bytes: np.ndarray) -> Accuracy:
+def _means(name: str, nats: np.ndarray, correct_L: np.ndarray, count_L: np.ndarray, text_bytes: np.ndarray) -> Accuracy:
     count = float(count_L.sum())
+    if not count:
+        raise ValueError(f"objective {name!r} has nothing to score in these rows: all of it is padding, or too short")
     return Accuracy(
         nats=float(nats) / count,
         accuracy=float(correct_L.sum()) / count,

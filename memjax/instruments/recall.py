@@ -12,46 +12,60 @@ from jaxtyping import Array, Int
 
 from memjax.models import MemoryModel
 from memjax.objectives import SpecialIds
-from memjax.objectives.requests import REQUESTS, to_encode
+from memjax.objectives.requests import make_request, to_encode
 
 
 def regenerate(
-    module: MemoryModel, params: Any, tokens: Int[Array, "B N"], ids: SpecialIds, ask: str = "copy"
+    module: MemoryModel,
+    params: Any,
+    tokens: Int[Array, "B N"],
+    ids: SpecialIds,
+    ask: str = "copy",
+    compat: tuple[str, ...] = (),
 ) -> tuple[Int[Array, "B X L"], Int[Array, "B X L"]]:
     """(what the model says, what the chunks hold) for the first half of each row, as the copy objective asks for it.
 
     No token of the text is shown: the decoder starts from the objective's start token and reads memories and its own greedy
-    choices. `ask` is the objective: `copy`, or `plain_copy` for a model that knows no delimiter.
+    choices. `ask` is the objective: `copy`, or `plain_copy` for a model that knows no delimiter. `compat` are the quirks the model was
+    trained under (STAGE_QUIRKS): in the published form a chunk's tokens that are no target are given.
     """
     length = module.config.chunk_length
     chunks_BCL = tokens.reshape(tokens.shape[0], -1, length)
-    return _regenerate(params, chunks_BCL, module=module, ids=ids, ask=ask)
+    return _regenerate(params, chunks_BCL, module=module, ids=ids, ask=ask, compat=compat)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "ids", "ask"))
+@functools.partial(jax.jit, static_argnames=("module", "ids", "ask", "compat"))
 def _regenerate(
-    params: Any, chunks_BCL: jax.Array, *, module: MemoryModel, ids: SpecialIds, ask: str
+    params: Any, chunks_BCL: jax.Array, *, module: MemoryModel, ids: SpecialIds, ask: str, compat: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    request = REQUESTS[ask](chunks_BCL, ids)
+    request = make_request(ask, chunks_BCL, ids, compat)
     variables = {"params": params}
-    memories, memory_valid = None, None
+    memories, memory_valid, slots = None, None, request.slots
     if module.memory:
-        shown, _ = to_encode(request, chunks_BCL)
+        shown, slots = to_encode(request, chunks_BCL)
         valid = shown != ids.pad
         memories = module.apply(variables, shown, valid, method="encode")
         memory_valid = valid.any(axis=-1)
-    start = request.inputs.at[..., 1:].set(ids.blank)
+    held = chunks_BCL[:, : request.inputs.shape[1]]
+    # Position t says token t behind a start token, token t + 1 in the published form.
+    ahead = 1 if "unscored_first_tokens" in compat else 0
+    length = held.shape[-1]
+    fixed = (request.inputs == ids.delimiter) | (jnp.arange(length) == 0)
+    start = jnp.where(fixed, request.inputs, ids.blank)
 
     def next_tokens(position: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         inputs, said = carry
         hidden: Any = module.apply(
-            variables, inputs, memories, request.slots, request.chunk, request.task, memory_valid, method="hidden"
+            variables, inputs, memories, slots, request.chunk, request.task, memory_valid, method="hidden"
         )
         logits: Any = module.apply(variables, hidden[:, :, position], method=lambda m, h: m.head(h))
-        token = jnp.argmax(logits, axis=-1)
+        target = request.weight[:, :, position] > 0
+        token = jnp.where(target | (ahead == 0), jnp.argmax(logits, axis=-1), said[:, :, position + ahead])
         # Past the last position there is no input to fill: an update there falls away.
-        inputs = inputs.at[:, :, position + 1].set(token, mode="drop")
-        return inputs, said.at[:, :, position].set(token)
+        shown = jnp.where(fixed[:, :, position + 1], inputs[:, :, position + 1], token)
+        inputs = inputs.at[:, :, position + 1].set(shown, mode="drop")
+        return inputs, said.at[:, :, position + ahead].set(token, mode="drop")
 
-    _, said = jax.lax.fori_loop(0, request.labels.shape[-1], next_tokens, (start, jnp.zeros_like(request.labels)))
-    return said, request.labels
+    said = held if ahead else jnp.zeros_like(held)
+    _, said = jax.lax.fori_loop(0, length - ahead, next_tokens, (start, said))
+    return said, held

@@ -16,15 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from memjax.checkpoints import Checkpoints, load_params
-from memjax.config import MODEL_QUIRKS, Config, Model, from_json, to_json
+from memjax.config import FUNCTION_QUIRKS, Config, Model, from_json, to_json
 from memjax.interop.reference import UNUSED, StateDictError, export_state_dict, import_state_dict, parameter_count
 from memjax.interop.spec import STAGE, Spec, SpecError, family, to_config
 
 SPEC_FILE, UNUSED_FILE = "reference.json", "unused.safetensors"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INDIFFERENT = ("dtype", "remat", "noise", "truncate")
-"""Settings of a model that change its training or its precision, not what its parameters do; of quirks, these do:"""
-_FORWARD_QUIRKS = set(MODEL_QUIRKS) - {"reference_init", "dense_mixing_gradient", "one_sided_noise"}
+"""Settings of a model that change its training or its precision, not what its parameters do."""
 
 
 class FolderError(ValueError):
@@ -173,4 +172,4 @@ def _check_settings(spec: Config, trained: Config) -> None:
 def _meaning(model: Model) -> dict[str, Any]:
     """The settings that say what parameters do."""
     settings = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in _INDIFFERENT}
-    return settings | {"compat": sorted(_FORWARD_QUIRKS.intersection(model.compat))}
+    return settings | {"compat": sorted(FUNCTION_QUIRKS.intersection(model.compat))}

@@ -156,7 +156,9 @@ def _backbone(spec: Spec, part: str) -> Backbone:
     kind = stack_kind(spec, part)
     width = _encoder_width(spec) if part == "encoder" else _decoder_width(spec)
     if kind == "transformer":
-        heads = number(spec, "heads", least=0) or 4
+        # Published oracles give their transformer decoders four heads, whatever their mixers have.
+        fixed = family(spec) == "oracle" and part == "decoder" and stack_kind(spec, "encoder") == "mixer"
+        heads = 4 if fixed else number(spec, "heads", least=1)
         return Backbone(kind=kind, width=width, layers=executed_layers(spec), heads=heads, final_norm=not abbreviated(spec))
     heads, kernel = number(spec, "heads", least=0, default=0), number(spec, "kernel", default=1)
     if part == "decoder" and family(spec) in ("memory_model", "oracle"):

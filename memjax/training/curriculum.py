@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from memjax.config import Config, differences, from_json, to_json
-from memjax.data import prepare
+from memjax.data import check_attributions, open_attributions, prepare
 from memjax.report import write_report
 from memjax.sharding import make_mesh
 from memjax.training.evaluate import evaluate_run, write_results
@@ -44,6 +44,8 @@ def run_experiment(config: Config, workdir: Path, reporter: Reporter | None = No
     workdir.mkdir(parents=True, exist_ok=True)
     with _only_one(workdir):
         data = prepare(config.data, workdir / "data", reporter.say)
+        if config.data.attributions:
+            check_attributions(open_attributions(config.data.attributions), data.train)
         claim_workdir(config, workdir)
         return _run(Run(config, workdir, data, reporter), began)
 

@@ -98,11 +98,11 @@ def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], 
         if isinstance(module, Autoencoder):
             found["autoencoder"] = found.pop("reconstruction")
         return _numbers(found), None
-    found = measure(module, params, rows, ("next_token", "copy", "plain_copy", "blank_copy"), run.ids, lengths, advance)
+    found = measure(module, params, rows, ("next_token", "copy", "plain_copy", "blank_copy"), run.ids, lengths, advance, stage)
     # Each model is asked in the way it answers best: one that never trained to copy knows neither delimiter nor mark.
     ask = max(("copy", "plain_copy"), key=lambda name: found[name].accuracy)
     found["copy"] = found[ask]
-    said, held = _recall(run, module, params, ask, advance)
+    said, held = _recall(run, module, params, ask, stage, advance)
     exact = (said == held).all(axis=-1)
     return _numbers(found) | {
         "asked_to_copy_by": ask,
@@ -115,7 +115,7 @@ def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], 
 def _measurable(stage: Stage) -> tuple[str, ...]:
     """What held-out rows tell of the stage's model: its objectives in their plain form."""
     if stage.family == "autoencoder":
-        return ("reconstruction",)
+        return tuple(sorted({"reconstruction", *stage.objectives}))
     plain = {"next_token" if name in WEIGHTINGS else name for name in stage.objectives}
     return tuple(sorted(plain - set(REGRESSIONS)))
 
@@ -131,12 +131,12 @@ def _numbers(found: dict[str, Accuracy]) -> dict[str, Any]:
     return numbers
 
 
-def _recall(run: Run, module: MemoryModel, params: Any, ask: str, advance: Any) -> tuple[np.ndarray, np.ndarray]:
+def _recall(run: Run, module: MemoryModel, params: Any, ask: str, stage: Stage, advance: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the model regenerates of held-out chunks, and the chunks: int [chunks, L] each."""
     said, held = [], []
     for batch in evaluation_batches(run.data.validation, BATCH_ROWS, run.config.recall_rows, run.ids.pad):
         real = batch[(batch != run.ids.pad).any(axis=1)]
-        one, other = regenerate(module, params, real, run.ids, ask)
+        one, other = regenerate(module, params, real, run.ids, ask, stage.compat)
         said.append(np.asarray(one))
         held.append(np.asarray(other))
         advance()

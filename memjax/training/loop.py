@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from memjax.checkpoints import Checkpoints
-from memjax.config import REGRESSIONS, Stage, to_json
+from memjax.config import REGRESSIONS, WEIGHTINGS, Stage, to_json
 from memjax.data import TrainBatches, evaluation_batches, open_attributions
 from memjax.models import build
 from memjax.objectives import Batch, Term
@@ -113,7 +113,8 @@ class _StageRun:
             out_shardings=(whole, whole),
             donate_argnums=0,
         )
-        attributions = open_attributions(config.data.attributions) if config.data.attributions else None
+        weighed = set(stage.objectives) & {*WEIGHTINGS, *REGRESSIONS}
+        attributions = open_attributions(config.data.attributions) if weighed else None
         order = TrainBatches(run.data.train, stage.rows, config.seed, first_row(config, stage), attributions)
         batches = order.from_step(first)
         watch = self._watcher()

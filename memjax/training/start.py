@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from memjax.checkpoints import CheckpointError, load_params, parts_of, transplant
-from memjax.config import MODEL_QUIRKS, Backbone, Config, Stage, differences, from_json
+from memjax.config import FUNCTION_QUIRKS, Config, Stage, differences, from_json
 from memjax.data import Prepared
 from memjax.interop.initialize import reference_init
 from memjax.models import example
@@ -106,7 +106,7 @@ def _check_source(run: Run, meta: dict[str, Any], stage: Stage, folder: Path) ->
     for there, here in parts_of(stage.init_part):
         for key_there, key_here in _settings_of(there, here, family, stage.family):
             theirs, ours = _meaning(source, key_there, there), _meaning(run.config, key_here, here)
-            if "untrained_layers" in stage.compat and isinstance(theirs, Backbone):
+            if "untrained_layers" in stage.compat and key_here == "encoder" and theirs.final_norm <= ours.final_norm:
                 theirs = dataclasses.replace(theirs, layers=ours.layers, final_norm=ours.final_norm)
             if theirs != ours:
                 raise CheckpointError(
@@ -134,15 +134,11 @@ def _stack_of(part: str, family: str) -> str:
     return "reconstructor" if family == "autoencoder" else "decoder"
 
 
-CHANGES_FUNCTION = frozenset(MODEL_QUIRKS) - {"reference_init", "dense_mixing_gradient", "one_sided_noise"}
-"""Quirks under which the same weights are another function."""
-
-
 def _meaning(config: Config, key: str, part: str) -> Any:
     """A setting, as far as it bears on what the part's weights mean."""
     value = getattr(config.model, key)
     if key != "compat":
         return value
     # Padding apart, which packed rows have not, an encoder is the same function however padding is read.
-    bearing = {"residual_noise"} if part else CHANGES_FUNCTION
+    bearing = {"residual_noise"} if part else FUNCTION_QUIRKS
     return tuple(sorted(bearing & set(value)))

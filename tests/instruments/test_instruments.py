@@ -10,6 +10,7 @@ import pytest
 from memjax.instruments import measure, regenerate
 from memjax.models import MemoryModel
 from memjax.objectives import SpecialIds, score
+from memjax.objectives.requests import make_request, to_encode
 from memjax.testing import tiny_model
 
 IDS = SpecialIds()
@@ -78,3 +79,36 @@ def test_recall_sees_no_token_of_the_text_but_through_memories(params: dict) -> 
     params = control.init(jax.random.key(0), jnp.zeros((1, CHUNKS, LENGTH), jnp.int32))["params"]
     said, _ = regenerate(control, params, jnp.asarray(ROWS), IDS)
     assert all((np.asarray(said)[0] == row).all() for row in np.asarray(said)), "without memories all rows are told the same"
+
+
+def test_in_the_published_form_a_chunk_goes_on_from_its_given_tokens(params: dict) -> None:
+    """Written out token by token: the first is given (three delimiters and two tokens, where there are delimiters)."""
+    published = ("unscored_first_tokens", "overwritten_delimiter")
+    for ask, compat in (("plain_copy", published[:1]), ("copy", published)):
+        said, held = (np.asarray(x) for x in regenerate(MODULE, params, jnp.asarray(ROWS), IDS, ask, compat))
+        chunks = jnp.asarray(ROWS.reshape(-1, CHUNKS, LENGTH))
+        request = make_request(ask, chunks, IDS, compat)
+        encoded, slots = to_encode(request, chunks)
+        variables = {"params": params}
+        memories = MODULE.apply(variables, encoded, method="encode")
+        decode = jax.jit(
+            lambda inputs, v=variables, m=memories, s=slots, r=request: MODULE.apply(
+                v, inputs, m, s, r.chunk, r.task, method="decode"
+            )
+        )
+        inputs, expected = np.full(held.shape, IDS.blank), held.copy()
+        inputs[..., 0] = request.inputs[..., 0]
+        for t in range(LENGTH - 1):
+            token = np.asarray(decode(inputs))[:, :, t].argmax(-1)
+            counts = np.asarray(request.weight)[:, :, t] > 0
+            expected[..., t + 1] = np.where(counts, token, held[..., t + 1])
+            delimiter = np.asarray(request.inputs)[..., t + 1] == IDS.delimiter
+            inputs[..., t + 1] = np.where(delimiter, IDS.delimiter, expected[..., t + 1])
+        np.testing.assert_array_equal(said, expected)
+        assert (said[..., 0] == held[..., 0]).all()
+        assert (said != held).any()
+
+
+def test_an_objective_with_nothing_to_score_is_named(params: dict) -> None:
+    with pytest.raises(ValueError, match="'next_token' has nothing to score"):
+        measure(MODULE, params, [np.zeros_like(ROWS)], ("next_token",), IDS, BYTES)
