@@ -227,7 +227,7 @@ def meaning(config, stage, part):
         return {"model": model}
     other = "reconstructor" if stage.family == "autoencoder" else "decoder"
     found = {"stack": getattr(model, "encoder" if part.startswith("encoder") else other)}
-    found["quirks"] = {"attended_padding", "residual_noise"} & set(model.compat)
+    found["quirks"] = {"residual_noise"} & set(model.compat)
     if part == "encoder":
         found |= {"chunk": (model.chunk_length, model.vectors), "read": (model.readout, model.bottleneck)}
     return found

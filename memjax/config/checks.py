@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memjax.config.readers import PREDICTORS, WITH_ENCODER, check_readers
 from memjax.config.settings import (
     BACKBONES,
     COMBINATIONS,
@@ -77,13 +78,11 @@ def check(config: Config) -> None:
     _check_model(model, data, families)
     _check_optimizer(config.optimizer)
     _check_stages(config)
+    check_readers(config)
 
 
 CHUNK_READERS = frozenset({"memory_model", "recurrent_memory", "ranker"})
 """Families whose rows need two chunks or more."""
-NO_ENCODER = frozenset({"recurrent_memory", "causal_lm", "entropy_regressor"})
-PREDICTORS = frozenset({"memory_model", "recurrent_memory", "causal_lm", "oracle"})
-"""Families whose decoder says tokens it must not have read."""
 
 
 def _check_model(model: Model, data: Data, families: set[str]) -> None:
@@ -112,10 +111,6 @@ def _check_model(model: Model, data: Data, families: set[str]) -> None:
         f"config.model.vectors={model.vectors} must be 1 for config.model.compat's overwritten_write_slot",
     )
     _require(model.noise >= 0, f"config.model.noise={model.noise} must be 0 (none) or more")
-    _require(
-        "residual_noise" not in model.compat or model.bottleneck > 0,
-        "config.model.compat's residual_noise needs config.model.bottleneck, which it goes around",
-    )
     beside = model.vectors * (model.bottleneck or model.encoder.width)
     _require(
         "oracle" not in families or model.combine != "embedding" or model.decoder.width > beside,
@@ -124,7 +119,7 @@ def _check_model(model: Model, data: Data, families: set[str]) -> None:
     )
     _require(model.truncate >= 0, f"config.model.truncate={model.truncate} must be 0 (all chunks) or more")
     _require(
-        model.vectors == 1 or model.readout == "memory_tokens" or not families - NO_ENCODER,
+        model.vectors == 1 or model.readout == "memory_tokens" or not families & set(WITH_ENCODER),
         f"config.model.vectors={model.vectors} needs config.model.readout='memory_tokens': one position gives one vector",
     )
     _require(
@@ -141,8 +136,8 @@ def _check_model(model: Model, data: Data, families: set[str]) -> None:
         " config.model.expansion='repeat' lays them over",
     )
     _require(
-        model.decoder.causal or not families & PREDICTORS,
-        f"config.model.decoder.causal=False lets a stage of family {', '.join(sorted(families & PREDICTORS))} read the tokens it is to"
+        model.decoder.causal or not families & set(PREDICTORS),
+        f"config.model.decoder.causal=False lets a stage of family {', '.join(sorted(families & set(PREDICTORS)))} read the tokens it is to"
         " predict; use True",
     )
     for part in ("encoder", "decoder", "reconstructor"):
@@ -257,6 +252,13 @@ def _check_retrieval(config: Config, stage: Stage, key: str) -> None:
         "pair_retrieval" not in stage.objectives or config.chunks % 2 == 0,
         f"{key}.objectives names pair_retrieval, which needs an even number of chunks in a row, query and passage in turn;"
         f" there are {config.chunks}",
+    )
+    share = stage.rows // stage.microbatches
+    passages = share * (config.chunks // 2 if "pair_retrieval" in stage.objectives else config.chunks)
+    _require(
+        stage.family != "retriever" or passages >= 2,
+        f"{key}.rows={stage.rows} in {key}.microbatches={stage.microbatches} leave {passages} of the passages that a query is"
+        " to tell apart in a microbatch; there must be two or more",
     )
     _require(
         stage.family != "ranker" or (model.decoder.kind == "transformer" and model.decoder.final_norm),
