@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKDIR := runs/quickstart
+# A process for each core; a file's tests stay together, for what they share.
+WORKERS := --numprocesses=auto --dist=loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -27,10 +29,10 @@ quickstart: $(READY)
 	$(BIN)/memjax train --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: $(READY)
 	$(BIN)/ruff check .

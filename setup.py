@@ -48,7 +48,15 @@ setup(
         "hf": ["datasets>=3.0", "pyarrow>=17.0", "tokenizers>=0.20"],
         "wandb": ["wandb>=0.18"],
         "eval": ["lm-eval>=0.4.8"],
-        "dev": ["hypothesis>=6.100", "packaging>=24.0", "pyrefly>=1.0", "pytest>=8.3", "ruff>=0.9", "setuptools>=77.0"],
+        "dev": [
+            "hypothesis>=6.100",
+            "packaging>=24.0",
+            "pyrefly>=1.0",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "setuptools>=77.0",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
