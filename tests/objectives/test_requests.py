@@ -72,7 +72,7 @@ def test_padding_weighs_nothing_and_nothing_else_does(name):
 
 def test_other_ids_are_used_where_given():
     ids = SpecialIds(pad=11, bos=7, blank=8, delimiter=9)
-    assert REQUESTS["next_token"](ROW, ids).inputs[0, 0].tolist() == [7, 11]
+    assert REQUESTS["next_token"](ROW, ids).inputs[0, :2].tolist() == [[11, 7], [7, 13]]
     assert REQUESTS["blank_copy"](ROW, ids).inputs[0, 0].tolist() == [9, 8]
     assert REQUESTS["copy"](ROW, ids).weight[0].tolist() == [[0, 1], [1, 1]]
 
