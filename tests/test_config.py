@@ -370,10 +370,12 @@ def test_parameter_without_a_rule_is_an_error_that_names_both():
 
 def test_fewer_than_eighty_settings():
     """A backbone and a stage count once; a group such as `config.data` is no setting."""
-    kinds = (c.Config, c.Data, c.Model, c.Backbone, c.Optimizer, c.Stage)
+    kinds = (c.Config, c.Data, c.Mesh, c.Model, c.Backbone, c.Optimizer, c.Stage)
     settings = [hint for kind in kinds for hint in typing.get_type_hints(kind).values()]
     leaves = [hint for hint in settings if not {hint, *typing.get_args(hint)} & set(kinds)]
-    assert len(settings) - len(leaves) == len(("data", "model", "optimizer", "stages", "encoder", "decoder", "reconstructor"))
+    assert len(settings) - len(leaves) == len(
+        ("data", "mesh", "model", "optimizer", "stages", "encoder", "decoder", "reconstructor")
+    )
     assert 40 < len(leaves) < 80
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from memjax.config.readers import PREDICTORS, WITH_ENCODER, check_readers
 from memjax.config.settings import (
+    ATTENTIONS,
     BACKBONES,
     COMBINATIONS,
     DECAYS,
@@ -28,6 +29,7 @@ from memjax.config.settings import (
     Config,
     ConfigError,
     Data,
+    Mesh,
     Model,
     Optimizer,
     Stage,
@@ -74,13 +76,16 @@ def check(config: Config) -> None:
     _require(
         0 < data.validation_share < 1, f"config.data.validation_share={data.validation_share} must lie strictly between 0 and 1"
     )
+    _require(config.checkpoint_minutes >= 0, f"config.checkpoint_minutes={config.checkpoint_minutes} must be 0 (never) or more")
     families = {stage.family for stage in config.stages.values()}
     _check_model(model, data, families)
+    _check_mesh(config.mesh)
     _check_optimizer(config.optimizer)
     _check_stages(config)
     check_readers(config)
 
 
+MESH_AXES = ("data", "fsdp", "tensor")
 CHUNK_READERS = frozenset({"memory_model", "recurrent_memory", "ranker"})
 """Families whose rows need two chunks or more."""
 
@@ -98,6 +103,7 @@ def _check_model(model: Model, data: Data, families: set[str]) -> None:
     _one_of(model.expansion, EXPANSIONS, "model.expansion")
     _one_of(model.layout, LAYOUTS, "model.layout")
     _one_of(model.dtype, DTYPES, "model.dtype")
+    _one_of(model.attention, ATTENTIONS, "model.attention")
     _one_of(model.remat, REMAT_POLICIES, "model.remat")
     _one_of(model.combine, COMBINATIONS, "model.combine")
     for quirk in model.compat:
@@ -146,6 +152,25 @@ def _check_model(model: Model, data: Data, families: set[str]) -> None:
         model.expansion != "unroll" or model.reconstructor.width % 2 == 0,
         f"config.model.reconstructor.width={model.reconstructor.width} must be even for config.model.expansion='unroll'",
     )
+
+
+def _check_mesh(mesh: Mesh) -> None:
+    sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
+    for axis, size in sizes.items():
+        _require(size == -1 or size > 0, f"config.mesh.{axis}={size} must be a number of devices, or -1 for the rest of them")
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    _require(
+        len(rest) < 2,
+        f"config.mesh.{rest[0] if rest else ''} and config.mesh.{rest[-1] if rest else ''} are both -1; one axis takes the rest",
+    )
+    for pattern, axes in mesh.rules:
+        named = axes if isinstance(axes, tuple) else (0,)
+        _require(
+            all(axis is None or axis in sizes for axis in named)
+            and len({*named} - {None}) == sum(axis is not None for axis in named),
+            f"config.mesh.rules: {axes!r} of {pattern!r} must be a tuple of {', '.join(sizes)} (each once at most) or None, one for each of"
+            " the last dimensions",
+        )
 
 
 def _check_backbone(backbone: Backbone, prefix: str) -> None:

@@ -52,6 +52,37 @@ def check_readers(config: Config) -> None:
     _check_model_quirks(config, families)
     for name in config.curriculum + config.controls:
         _check_stage_quirks(config, config.stages[name], f"config.stages.{name}")
+    if config.data.memories:
+        _check_memories(config)
+
+
+def _check_memories(config: Config) -> None:
+    """Memories on disk stand for an encoder that does not move: every encoder of the run must be that one, asked for what was stored.
+
+    Whether its parameters are frozen, and are those that wrote the memories, is known when they are there (training/encode_corpus.py).
+    """
+    key = f"config.data.memories={config.data.memories!r}"
+    stages = {name: config.stages[name] for name in config.curriculum + config.controls}
+    for name, stage in stages.items():
+        _require(
+            stage.family == "memory_model" or stage.family not in WITH_ENCODER,
+            f"{key} is read by stages of family memory_model, and config.stages.{name}.family={stage.family!r} runs its encoder; train that"
+            " stage in a run without stored memories and name its folder in init_from",
+        )
+        copies = [objective for objective in stage.objectives if objective.endswith("copy")]
+        _require(
+            "unscored_first_tokens" not in stage.compat or stage.family != "memory_model" or not stage.memory or not copies,
+            f"{key} has no memories of what {', '.join(copies)} encode under config.stages.{name}.compat's unscored_first_tokens: copies as"
+            " they stand in the row; leave one of them out",
+        )
+    _require(
+        any(stage.family == "memory_model" and stage.memory for stage in stages.values()),
+        f"{key} is read by no stage here; only stages of family memory_model with memory=True do; leave it ''",
+    )
+    _require(
+        config.model.noise == 0,
+        f"{key} has no noise, and config.model.noise={config.model.noise} is drawn anew in every step; use 0 or leave config.data.memories ''",
+    )
 
 
 def _require(condition: bool, message: str) -> None:

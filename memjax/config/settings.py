@@ -60,7 +60,7 @@ MODEL_QUIRKS = (
 - `dense_mixing_gradient`: the dead triangle of mixing weights has a gradient, which counts in clipping;
 - `one_sided_noise`: bottleneck noise is drawn from [0, 2q), not [-q, q);
 - `residual_noise`: noise enters before the bottleneck and the clean memory is added after it (as one sentence describes it);
-- `reference_init`: first weights as PyTorch and Hugging Face draw them (interop/initialize.py).
+- `reference_init`: first weights as PyTorch and Hugging Face draw them (training/initialize.py).
 """
 FUNCTION_QUIRKS = frozenset(MODEL_QUIRKS) - {"reference_init", "dense_mixing_gradient", "one_sided_noise"}
 """Those under which the same weights are another function."""
@@ -74,6 +74,7 @@ STAGE_QUIRKS = ("unscored_first_tokens", "chunk_means", "overwritten_delimiter",
   source lacks stay as initialised.
 """
 DECAYS = ("cosine", "linear", "constant")
+ATTENTIONS = ("auto", "xla", "splash")
 OPTIMIZERS = ("adamw", "muon")
 
 Rules = tuple[tuple[str, Any], ...]
@@ -85,6 +86,20 @@ FREEZING: Mapping[str, Rules] = {
 }
 """Rules for `trainable`: everything moves; the encoder is the function it was; its blocks stay and a new token table in front of them
 is learned, as in the published code (`init_part="encoder/backbone"` leaves the table behind)."""
+
+SHARDING: Rules = (
+    (r"/mix/(query|key|value|gate|in)/kernel$", ("fsdp", "tensor")),
+    (r"/mix/out/kernel$", ("tensor", "fsdp")),
+    (r"/mix/mixing$", ("tensor", None, None, None)),
+    (r"/mlp/(gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"/mlp/down/kernel$", ("tensor", "fsdp")),
+    (r"embed/embedding$", ("tensor", "fsdp")),
+    (r"head/kernel$", ("fsdp", "tensor")),
+    (r"(bridge|down|up|unroll_projection)/kernel$", ("fsdp", None)),
+    (".*", ()),
+)
+"""Where parameters lie: the mesh axes of the last dimensions of every path. Products of two matrices are split so that what lies between
+them needs no exchange; biases, norms and learned vectors are whole everywhere."""
 
 
 class ConfigError(ValueError):
@@ -108,6 +123,8 @@ class Data:
     """Share of the documents, picked by a hash of their text, that is held out."""
     attributions: str = ""
     """File (.npy, float [rows, N]) with an attribution of every token of the training rows, for weighted next-token losses."""
+    memories: str = ""
+    """Folder with the memories of all rows, as `memjax encode-corpus` writes them, read in place of running a frozen encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +186,34 @@ class Model:
     """Quirks of the published code to reproduce (MODEL_QUIRKS)."""
     dtype: str = "float32"
     """What matrix products compute in; parameters, sums between blocks, norms, softmax and losses are float32 always."""
+    attention: str = "auto"
+    """`xla` everywhere, `splash` (a TPU kernel that never holds the scores), or `auto`: splash on a TPU where shapes allow it."""
     remat: str = "none"
     """What a block keeps for the backward pass: everything (none), or what the jax.checkpoint_policies of that name saves."""
     encoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
     decoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(output_gate=True))
     reconstructor: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How the devices are laid out. One axis may be -1: as many devices as the others leave.
+
+    Over several TPU slices the data axis spans them, and the others stay within one.
+    """
+
+    data: int = -1
+    """Copies of the model, each with its share of a batch."""
+    fsdp: int = 1
+    """Devices a copy is split over that have their own share of a batch: parameters are gathered where they are used."""
+    tensor: int = 1
+    """Devices every matrix product is split over."""
+    rules: Rules = SHARDING
+    """Mesh axes of the last dimensions of every parameter; an axis that does not divide its dimension is left out."""
+
+
+MESHES: Mapping[str, Mesh] = {"ddp": Mesh(), "fsdp": Mesh(data=1, fsdp=-1), "fsdp_tp": Mesh(data=1, fsdp=-1, tensor=4)}
+"""The usual layouts: everything whole, parameters split, and products split too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +277,7 @@ class Config:
     seed: int = 0
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     stages: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
     curriculum: tuple[str, ...] = ()
@@ -245,7 +286,13 @@ class Config:
     """Stages trained for comparison, after the curriculum."""
     log_every: int = 10
     checkpoint_every: int = 100
+    """Steps between two checkpoints."""
+    checkpoint_minutes: float = 0.0
+    """Minutes after which one is written in between; 0 is never."""
     checkpoints_kept: int = 2
+    """The latest that are kept, the best one apart."""
+    checkpoint_best: str = ""
+    """Number on held-out rows, such as `next_token/nats`, whose best checkpoint is kept too; accuracies are best high, nats low."""
     evaluate_every: int = 100
     """Steps between two looks at held-out rows while training."""
     evaluation_rows: int = 256

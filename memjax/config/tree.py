@@ -12,19 +12,22 @@ from typing import Any
 import ml_collections
 
 from memjax.config.checks import check
-from memjax.config.settings import Backbone, Config, ConfigError, Data, Model, Optimizer, Rules, Stage
+from memjax.config.settings import Backbone, Config, ConfigError, Data, Mesh, Model, Optimizer, Rules, Stage
 
 UNCHECKED_ON_RESUME = frozenset(
     {
         "log_every",
         "checkpoint_every",
+        "checkpoint_minutes",
         "checkpoints_kept",
+        "checkpoint_best",
         "evaluate_every",
         "evaluation_rows",
         "recall_rows",
         "passages",
         "wandb_project",
         "name",
+        "mesh",
     }
 )
 """Top-level keys a run may change when it goes on: they touch no weight and no batch."""
@@ -79,14 +82,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-_NESTED = {
-    "data": Data,
-    "model": Model,
-    "optimizer": Optimizer,
-    "encoder": Backbone,
-    "decoder": Backbone,
-    "reconstructor": Backbone,
-}
+_NESTED = {kind.__name__: kind for kind in (Backbone, Data, Mesh, Model, Optimizer)}
 
 
 def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
@@ -100,8 +96,8 @@ def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"the keys there are {', '.join(sorted(fields))}"
             raise ConfigError(f"config.{key} is not a setting; {hint}")
-        if name in _NESTED:
-            built[name] = _build(_NESTED[name], value, f"{key}.")
+        if fields[name].type in _NESTED:
+            built[name] = _build(_NESTED[str(fields[name].type)], value, f"{key}.")
         elif name in ("stages", "objectives") and not isinstance(value, Mapping):
             raise ConfigError(f"config.{key}={value!r} must be a group of named values")
         elif name == "stages":
