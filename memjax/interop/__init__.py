@@ -1,7 +1,6 @@
 """Bridges to other systems' weights."""
 
 from memjax.interop.checkpoint import FolderError, Imported, export_checkpoint, import_checkpoint
-from memjax.interop.initialize import reference_init
 from memjax.interop.reference import StateDictError, export_state_dict, forward, import_state_dict
 from memjax.interop.spec import SpecError, to_config
 
@@ -15,6 +14,5 @@ __all__ = [
     "forward",
     "import_checkpoint",
     "import_state_dict",
-    "reference_init",
     "to_config",
 ]

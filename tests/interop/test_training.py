@@ -16,10 +16,11 @@ from memjax import objectives
 from memjax.checkpoints import CheckpointError, load_params
 from memjax.config import Stage
 from memjax.data import TrainBatches, prepare
-from memjax.interop import export_checkpoint, export_state_dict, import_checkpoint, reference_init, to_config
+from memjax.interop import export_checkpoint, export_state_dict, import_checkpoint, to_config
 from memjax.models import build, example
 from memjax.testing import tiny_config, tiny_model, write_corpus
 from memjax.training import Reporter, Run, train_stage
+from memjax.training.initialize import reference_init
 from memjax.training.preflight import check_stages
 from memjax.training.start import fresh_state
 

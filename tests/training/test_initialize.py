@@ -12,9 +12,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from memjax.config import FAMILIES, REPEATS, Backbone, Config, ConfigError, Data, Model, Stage
-from memjax.interop import export_state_dict, forward, reference_init, to_config
+from memjax.interop import export_state_dict, forward, to_config
 from memjax.interop.spec import STAGE
 from memjax.models import build, example
+from memjax.training.initialize import reference_init
 
 UNIFORM = math.sqrt(3)
 """Largest entry of a uniform distribution around 0, in standard deviations."""
