@@ -9,15 +9,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Backbone
+from memjax.layers.attend import attend
 from memjax.layers.linear import Linear
 from memjax.layers.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention over valid positions, earlier ones only where `config.causal`; softmax in float32."""
+    """Scaled dot-product attention over valid positions, earlier ones only where `config.causal`; softmax in float32.
+
+    Attributes:
+      config: width, heads, gate and whether attention is causal.
+      dtype: what matrix products compute in.
+      attention: see `attend`; it does not change the function.
+    """
 
     config: Backbone
     dtype: jnp.dtype
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -34,9 +42,7 @@ class Attention(nn.Module):
         query_BTHE = rotate(project("query", heads), positions)
         key_BTHE = rotate(project("key", kv_heads), positions)
         value_BTHE = project("value", kv_heads)
-        mixed_BTHE = jax.nn.dot_product_attention(
-            query_BTHE, key_BTHE, value_BTHE, mask=valid[:, None, None, :], is_causal=self.config.causal
-        )
+        mixed_BTHE = attend(query_BTHE, key_BTHE, value_BTHE, valid, self.config.causal, self.attention)
         mixed = mixed_BTHE.reshape(batch, length, width)
         if self.config.output_gate:
             mixed = mixed * Linear(width, dtype=self.dtype, name="gate")(x)
