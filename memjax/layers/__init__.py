@@ -2,6 +2,7 @@
 
 from memjax.layers.attention import Attention
 from memjax.layers.backbone import Backbone, Block
+from memjax.layers.embed import Embed
 from memjax.layers.head import Head, cross_entropy
 from memjax.layers.linear import Linear
 from memjax.layers.mixer import TokenMixer, mix_tokens
@@ -14,6 +15,7 @@ __all__ = [
     "Attention",
     "Backbone",
     "Block",
+    "Embed",
     "Head",
     "Linear",
     "RepeatMixer",

@@ -15,6 +15,7 @@ from memjax.layers.mixer import TokenMixer
 from memjax.layers.mlp import MLP
 from memjax.layers.norm import make_norm
 from memjax.layers.repeat import RepeatMixer, initial_state
+from memjax.sharding import constrain
 
 
 class Block(nn.Module):
@@ -24,6 +25,7 @@ class Block(nn.Module):
     length: int
     dtype: jnp.dtype
     dense_gradient: bool = False
+    attention: str = "auto"
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
@@ -33,11 +35,12 @@ class Block(nn.Module):
         elif config.kind == "mixer":
             self.mix = TokenMixer(config, self.length, dtype, self.dense_gradient)
         else:
-            self.mix = Attention(config, dtype)
+            self.mix = Attention(config, dtype, self.attention)
         self.mlp_norm = make_norm(config.norm, dtype, "mlp_norm")
         self.mlp = MLP(config, dtype)
 
     def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> tuple[jax.Array, None]:
+        x = constrain(x, "batch", None, None)
         if isinstance(self.mix, RepeatMixer):
             x = x + self.mlp(self.mlp_norm(x))
             return x + self.mix(self.mix_norm(x), valid), None
@@ -63,6 +66,7 @@ class Backbone(nn.Module):
       dtype: what matrix products compute in.
       remat: name of a policy of `jax.checkpoint_policies` for what a block keeps for the backward pass, or `none` for all.
       dense_gradient: the dead triangle of mixing weights gets the gradient it would have if it were not cut.
+      attention: how attention is computed, one of ATTENTIONS in memjax/config/settings.py.
     """
 
     config: BackboneConfig
@@ -70,6 +74,7 @@ class Backbone(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     dense_gradient: bool = False
+    attention: str = "auto"
 
     def setup(self) -> None:
         config = self.config
@@ -84,7 +89,7 @@ class Backbone(nn.Module):
                 "step": over_layers | {"in_axes": (0, nn.broadcast)},
             },
         )
-        self.blocks = stack(config, self.length, self.dtype, self.dense_gradient)
+        self.blocks = stack(config, self.length, self.dtype, self.dense_gradient, self.attention)
         if config.final_norm:
             self.norm = make_norm(config.norm, self.dtype, "norm")
 

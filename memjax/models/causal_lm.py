@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Head
+from memjax.layers import Embed, Head
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.stack import make_stack
 
@@ -30,7 +30,7 @@ class CausalLM(nn.Module):
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        self.embed = nn.Embed(self.vocabulary, config.decoder.width, dtype=dtype, embedding_init=EMBEDDING_INIT)
+        self.embed = Embed(self.vocabulary, config.decoder.width, dtype, EMBEDDING_INIT)
         self.backbone = make_stack(config, config.decoder, self.length)
         self.head = Head(config.decoder.width, self.vocabulary)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Linear
+from memjax.layers import Embed, Linear
 from memjax.models.stack import make_stack
 
 EMBEDDING_INIT = nn.initializers.normal(0.02)
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         width, dtype = config.encoder.width, jnp.dtype(config.dtype)
-        self.embed = nn.Embed(self.vocabulary, width, dtype=dtype, embedding_init=EMBEDDING_INIT)
+        self.embed = Embed(self.vocabulary, width, dtype, EMBEDDING_INIT)
         self.backbone = make_stack(config, config.encoder, self.length)
         if config.readout == "memory_tokens":
             self.memory_tokens = self.param("memory_tokens", EMBEDDING_INIT, (config.vectors, width))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Linear
+from memjax.layers import Embed, Linear
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.stack import make_stack
 
@@ -31,7 +31,7 @@ class EntropyRegressor(nn.Module):
     def setup(self) -> None:
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        self.embed = nn.Embed(self.vocabulary, config.decoder.width, dtype=dtype, embedding_init=EMBEDDING_INIT)
+        self.embed = Embed(self.vocabulary, config.decoder.width, dtype, EMBEDDING_INIT)
         self.backbone = make_stack(config, config.decoder, self.length)
         # In float32 whatever the backbone computes in, like logits.
         self.value = Linear(1, use_bias=True)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Head, Linear
+from memjax.layers import Embed, Head, Linear
 from memjax.models.encoder import Encoder, fold, unfold
 from memjax.models.stack import make_stack
 
@@ -66,7 +66,7 @@ class MemoryModel(nn.Module):
             self.encoder = Encoder(config, self.vocabulary)
             if config.encoder.width != width:
                 self.bridge = Linear(width, use_bias=True, dtype=dtype)
-        self.embed = nn.Embed(self.vocabulary, width, dtype=dtype, embedding_init=EMBEDDING_INIT)
+        self.embed = Embed(self.vocabulary, width, dtype, EMBEDDING_INIT)
         if config.token_positions:
             self.token_position = self.param("token_position", EMBEDDING_INIT, (config.chunk_length, width))
         if config.chunk_positions:

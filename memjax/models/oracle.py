@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Head, Linear
+from memjax.layers import Embed, Head, Linear
 from memjax.models.encoder import Encoder
 from memjax.models.memory_model import EMBEDDING_INIT
 from memjax.models.stack import make_stack
@@ -51,7 +51,7 @@ class Oracle(nn.Module):
                 f"config.model.decoder.width={width} leaves no channel for tokens beside the {memory_width} of the memory that"
                 f" config.model.combine='embedding' puts there; use more than {memory_width}"
             )
-        self.embed = nn.Embed(self.vocabulary, width - memory_width, dtype=dtype, embedding_init=EMBEDDING_INIT)
+        self.embed = Embed(self.vocabulary, width - memory_width, dtype, EMBEDDING_INIT)
         self.backbone = make_stack(config, config.decoder, self.memory_positions + config.chunk_length)
         self.head = Head(width, self.vocabulary)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
-from memjax.layers import Head
+from memjax.layers import Embed, Head
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.stack import make_stack
 
@@ -61,7 +61,7 @@ class RecurrentMemory(nn.Module):
             raise ValueError(
                 f"overwritten_write_slot needs vectors=1, not {config.vectors}: one token of a chunk is overwritten"
             )
-        self.embed = nn.Embed(self.vocabulary, width, dtype=dtype, embedding_init=EMBEDDING_INIT)
+        self.embed = Embed(self.vocabulary, width, dtype, EMBEDDING_INIT)
         if not self.overwrites:
             self.start = self.param("start", EMBEDDING_INIT, (config.vectors, width))
         self.backbone = make_stack(config, config.decoder, self.length)

@@ -8,6 +8,6 @@ from memjax.layers import Backbone
 
 
 def make_stack(model: Model, backbone: BackboneConfig, length: int) -> Backbone:
-    """`backbone` over `length` positions, computed as `model` says: dtype, remat, and how the dead half of mixing weights counts."""
+    """`backbone` over `length` positions, as `model` says: dtype, remat, attention, and how the dead half of mixing weights counts."""
     dense = "dense_mixing_gradient" in model.compat
-    return Backbone(backbone, length, jnp.dtype(model.dtype), model.remat, dense)
+    return Backbone(backbone, length, jnp.dtype(model.dtype), model.remat, dense, model.attention)

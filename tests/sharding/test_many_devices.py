@@ -1,0 +1,58 @@
+"""Eight simulated devices compute what one does, for every family and mesh, and talk no more than they must."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memjax.config import FAMILIES
+
+SCRIPT = Path(__file__).with_name("many_devices.py")
+ROOT = Path(__file__).parents[2]
+NEGATIVES = ("retriever", "ranker")
+"""Families that tell every passage of the batch apart from every other, so that vectors travel too."""
+BESIDE = 1.03
+"""What is summed over devices, over what gradients alone are: losses, counts and norms, and a table used twice may be summed twice."""
+
+
+@functools.cache
+def compared(case: str) -> dict:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, SCRIPT, case], env=environment, capture_output=True, text=True, timeout=600)
+    assert not done.returncode, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_gradients_and_parameters_are_those_of_one_device(family):
+    for mesh, found in compared(family).items():
+        assert found["metrics"] < 2e-5, mesh
+        assert found["parameters"] < 2e-5, mesh
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEGATIVES])
+def test_copies_of_a_model_exchange_each_gradient_once_and_nothing_else(family):
+    found = compared(family)["ddp"]
+    assert set(found["collectives"]) == {"all-reduce"}
+    summed = sum(found["collectives"]["all-reduce"])
+    assert found["trainable"] <= summed <= BESIDE * found["trainable"]
+
+
+def test_a_frozen_encoder_is_not_reduced():
+    found, trained = compared("memory_model:frozen")["ddp"], compared("memory_model")["ddp"]
+    assert found["trainable"] < 0.8 * trained["trainable"]
+    summed = sum(found["collectives"]["all-reduce"])
+    assert found["trainable"] <= summed <= BESIDE * found["trainable"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_that_are_split_are_gathered_and_no_device_sees_the_tokens_of_another(family):
+    """Gathered numbers are those of parameters, forward, backward and again under remat: activations would show in permutes or all-to-alls."""
+    found = compared(family)["fsdp"]["collectives"]
+    assert "all-gather" in found
+    assert not {"all-to-all", "collective-permute"} & set(found)
