@@ -1,0 +1,60 @@
+"""Memory models of four sizes, for TPU slices: what docs/scaling.md tabulates.
+
+    memjax compile --config=configs/scaling.py:1.3b-512x8 --topology=v5e-256
+    memjax train --config=configs/scaling.py:1.3b-512x8 --workdir=gs://BUCKET/RUN --config.data.corpus=PATH
+
+A variant is SIZE-LxC: the decoder's size (125m, 350m, 1.3b, 7b), tokens in a chunk and chunks in a row (256x4, 512x8, 512x32). The encoder is
+half as wide as the decoder and as deep; heads are 128 wide and every width is a multiple of 128, as the hardware wants. One stage trains both
+to predict and to copy, from scratch, which is the most a step can cost; with the encoder frozen it is cheaper. `--config.stages.combined.rows`
+is the batch: 16 thousand tokens a chip on 256 chips by default.
+
+Nobody has trained these here: they were compiled.
+"""
+
+import dataclasses
+import itertools
+
+import ml_collections
+
+from memjax import config as c
+
+DECODERS = {
+    "125m": {"width": 768, "layers": 12, "heads": 6, "mlp_ratio": 8 / 3},
+    "350m": {"width": 1024, "layers": 24, "heads": 8, "mlp_ratio": 2.75},
+    "1.3b": {"width": 2048, "layers": 24, "heads": 16, "mlp_ratio": 2.75},
+    "7b": {"width": 4096, "layers": 32, "heads": 32, "mlp_ratio": 2.6875},
+}
+SHAPES = {"256x4": (256, 4), "512x8": (512, 8), "512x32": (512, 32)}
+VARIANTS = tuple(f"{size}-{shape}" for size, shape in itertools.product(DECODERS, SHAPES))
+CHIPS, TOKENS_A_CHIP = 256, 16384
+
+
+def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
+    """The config of SIZE-LxC."""
+    if variant not in VARIANTS:
+        raise ValueError(f"scaling.py has no variant {variant!r}; it has {', '.join(VARIANTS)}")
+    size, _, shape = variant.partition("-")
+    length, chunks = SHAPES[shape]
+    decoder = c.Backbone(kind="transformer", **DECODERS[size])
+    encoder = dataclasses.replace(decoder, width=decoder.width // 2, heads=decoder.heads // 2)
+    stage = c.Stage(
+        objectives={"next_token": 1.0, "copy": 1.0},
+        steps=50_000,
+        rows=CHIPS * TOKENS_A_CHIP // (length * chunks),
+        learning_rate=3e-4,
+        warmup_steps=1000,
+        final_rate=0.1,
+    )
+    return c.to_config_dict(
+        c.Config(
+            name=f"scaling-{variant}",
+            data=c.Data(vocabulary=32768, row_tokens=length * chunks),
+            model=c.Model(chunk_length=length, encoder=encoder, decoder=decoder, dtype="bfloat16", remat="nothing_saveable"),
+            mesh=c.MESHES["fsdp"],
+            optimizer=c.Optimizer(beta2=0.95, decay_rules=((r"kernel$", 0.1), (".*", 0.0))),
+            stages={"combined": stage},
+            curriculum=("combined",),
+            checkpoint_every=1000,
+            evaluate_every=1000,
+        )
+    )
