@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Backbone
 from memjax.layers.attend import attend
-from memjax.layers.linear import Linear
+from memjax.layers.linear import COLUMNS, ROWS, Linear
 from memjax.layers.rotary import rotate
 
 
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         batch, length = x.shape[:2]
 
         def project(name: str, n: int) -> jax.Array:
-            y = Linear(n * head_width, dtype=self.dtype, name=name)(x)
+            y = Linear(n * head_width, dtype=self.dtype, layout=COLUMNS, name=name)(x)
             return y.reshape(batch, length, n, head_width)
 
         query_BTHE = rotate(project("query", heads), positions)
@@ -45,5 +45,5 @@ class Attention(nn.Module):
         mixed_BTHE = attend(query_BTHE, key_BTHE, value_BTHE, valid, self.config.causal, self.attention)
         mixed = mixed_BTHE.reshape(batch, length, width)
         if self.config.output_gate:
-            mixed = mixed * Linear(width, dtype=self.dtype, name="gate")(x)
-        return Linear(width, dtype=self.dtype, name="out")(mixed)
+            mixed = mixed * Linear(width, dtype=self.dtype, layout=COLUMNS, name="gate")(x)
+        return Linear(width, dtype=self.dtype, layout=ROWS, name="out")(mixed)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.sharding import batch_parts, constrain
+from memjax.layers.linear import COLUMNS
+from memjax.sharding import batch_parts, constrain, gathered
 
 BLOCK_TOKENS = 1024
 """Positions whose logits a device holds at a time."""
@@ -49,6 +50,11 @@ def _unblocks(x: jax.Array, length: int) -> jax.Array:
 def _gathered(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The kernel as every block reads it: rounded, then brought together once, not once a block."""
     return constrain(kernel.astype(dtype), None, "tensor")
+
+
+def _stored(d_kernel: jax.Array) -> jax.Array:
+    """The kernel's gradient where the kernel is stored."""
+    return gathered(d_kernel, COLUMNS, COLUMNS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -109,7 +115,7 @@ def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Ar
     blocks = tuple(_blocks(x, block) for x in (hidden, labels, lse, d_nats))
     zeros = constrain(jnp.zeros((shards, *kernel.shape), jnp.float32), "batch", None, "tensor")
     d_kernel_SDV, d_hidden = jax.lax.scan(body, zeros, blocks)
-    return _unblocks(d_hidden, hidden.shape[1]), jnp.sum(d_kernel_SDV, axis=0).astype(kernel.dtype), None
+    return _unblocks(d_hidden, hidden.shape[1]), _stored(jnp.sum(d_kernel_SDV, axis=0).astype(kernel.dtype)), None
 
 
 cross_entropy.defvjp(_forward, _backward)

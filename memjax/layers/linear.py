@@ -6,6 +6,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from memjax.sharding import gathered
+
+COLUMNS, ROWS = ("fsdp", "tensor"), ("tensor", "fsdp")
+"""Layouts of the two matrices of a pair: over `tensor` the first has its outputs split, the second its inputs, and what lies between needs
+no exchange."""
+
 
 class Linear(nn.Module):
     """y = x @ kernel (+ bias), float32 parameters, product in `dtype`.
@@ -18,12 +24,15 @@ class Linear(nn.Module):
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    layout: tuple[str | None, str | None] = ("fsdp", None)
+    """Mesh axes its kernel is stored over (config.mesh.rules); where it is used, `fsdp` is gathered."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*any I"]) -> Float[Array, "*any O"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(self.dtype)
-        y = flat @ kernel.astype(self.dtype)
+        used = tuple(None if axis == "fsdp" else axis for axis in self.layout)
+        y = flat @ gathered(kernel.astype(self.dtype), self.layout, used)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)

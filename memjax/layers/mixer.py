@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from memjax.config import Backbone
-from memjax.layers.linear import Linear
+from memjax.layers.linear import COLUMNS, ROWS, Linear
 
 
 def mix_tokens(
@@ -75,11 +75,11 @@ class TokenMixer(nn.Module):
         bias = self.param("mixing_bias", uniform, (max(heads, 1), self.length))
         h = jnp.where(valid[..., None], x, 0)
         if heads:
-            h = Linear(width, use_bias=True, dtype=self.dtype, name="in")(h)
+            h = Linear(width, use_bias=True, dtype=self.dtype, layout=COLUMNS, name="in")(h)
             # The projection has a bias: zero again, so that an empty position adds nothing.
             h = jnp.where(valid[..., None], h, 0)
         h = h.reshape(batch, length, max(heads, 1), -1)
         h = mix_tokens(h, weight, bias, self.config.causal, self.dense_gradient).reshape(batch, length, width)
         if self.config.output_gate:
-            h = h * Linear(width, dtype=self.dtype, name="gate")(x)
-        return Linear(width, use_bias=True, dtype=self.dtype, name="out")(h) if heads else h
+            h = h * Linear(width, dtype=self.dtype, layout=COLUMNS, name="gate")(x)
+        return Linear(width, use_bias=True, dtype=self.dtype, layout=ROWS, name="out")(h) if heads else h

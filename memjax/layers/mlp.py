@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from memjax.config import Backbone
-from memjax.layers.linear import Linear
+from memjax.layers.linear import COLUMNS, ROWS, Linear
 
 
 class MLP(nn.Module):
@@ -22,9 +22,9 @@ class MLP(nn.Module):
         width = self.config.width
         hidden = int(width * self.config.mlp_ratio)
         if self.config.mlp in ("gelu", "silu"):
-            h = Linear(hidden, use_bias=True, dtype=self.dtype, name="up")(x)
+            h = Linear(hidden, use_bias=True, dtype=self.dtype, layout=COLUMNS, name="up")(x)
             h = nn.gelu(h, approximate=False) if self.config.mlp == "gelu" else nn.silu(h)
-            return Linear(width, use_bias=True, dtype=self.dtype, name="down")(h)
-        gate = Linear(hidden, dtype=self.dtype, name="gate")(x)
-        up = Linear(hidden, dtype=self.dtype, name="up")(x)
-        return Linear(width, dtype=self.dtype, name="down")(nn.silu(gate) * up)
+            return Linear(width, use_bias=True, dtype=self.dtype, layout=ROWS, name="down")(h)
+        gate = Linear(hidden, dtype=self.dtype, layout=COLUMNS, name="gate")(x)
+        up = Linear(hidden, dtype=self.dtype, layout=COLUMNS, name="up")(x)
+        return Linear(width, dtype=self.dtype, layout=ROWS, name="down")(nn.silu(gate) * up)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Backbone
-from memjax.layers.linear import Linear
+from memjax.layers.linear import COLUMNS, ROWS, Linear
 
 LEAST_DECAY = 0.9
 """Lower bound of gamma; the upper one, where it starts, is 1."""
@@ -118,8 +118,8 @@ class RepeatMixer(nn.Module):
         if config.decay_length:
             self.decay = self.param("decay", nn.initializers.ones, (_sums(config), heads))
         if config.heads:
-            self.project_in = Linear(config.width, use_bias=True, dtype=self.dtype, name="in")
-            self.project_out = Linear(config.width, use_bias=True, dtype=self.dtype, name="out")
+            self.project_in = Linear(config.width, use_bias=True, dtype=self.dtype, layout=COLUMNS, name="in")
+            self.project_out = Linear(config.width, use_bias=True, dtype=self.dtype, layout=ROWS, name="out")
         if config.output_gate:
             self.gate = Linear(config.width, dtype=self.dtype)
 

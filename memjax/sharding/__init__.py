@@ -6,14 +6,16 @@ from memjax.sharding.mesh import (
     batch_shards,
     check_rows,
     constrain,
+    gathered,
     local_rows,
     make_mesh,
     on_mesh,
     put_batch,
     replicated,
 )
-from memjax.sharding.processes import ProcessesError, Watch, agreed, barrier, connect, first_process, require_equal
+from memjax.sharding.processes import ProcessesError, agreed, barrier, connect, first_process, require_equal
 from memjax.sharding.rules import Placement, abstract, placements, shardings, spec_of, state_shardings
+from memjax.sharding.watch import Watch
 
 __all__ = [
     "Placement",
@@ -29,6 +31,7 @@ __all__ = [
     "connect",
     "constrain",
     "first_process",
+    "gathered",
     "local_rows",
     "make_mesh",
     "on_mesh",

@@ -19,6 +19,8 @@ from memjax.config import Mesh as MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+Layout = tuple[str | None, ...]
+"""Mesh axes of an array's first dimensions, as `constrain` takes them."""
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:  # noqa: B008
@@ -122,6 +124,33 @@ def on_mesh(function: Callable[..., Any], mesh: jax.sharding.Mesh | None, **kwar
             return jitted(*args)
 
     return call
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gathered(x: jax.Array, stored: Layout, used: Layout) -> jax.Array:
+    """A parameter brought from the layout it is stored in to the one it is used in; its gradient goes straight back to the first.
+
+    Said of every parameter that `fsdp` splits, this keeps the compiler from moving activations in its place, and from adding up whole
+    gradients on every device where each needs only its part.
+    """
+    return _lay_out(x, used)
+
+
+def _lay_out(x: jax.Array, layout: Layout) -> jax.Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    # Where parameters are whole there is nothing to bring together, and gradients need not be added up yet.
+    return x if mesh.empty or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1 else constrain(x, *layout)
+
+
+def _gathered_forward(x: jax.Array, stored: Layout, used: Layout) -> tuple[jax.Array, None]:
+    return _lay_out(x, used), None
+
+
+def _gathered_backward(stored: Layout, used: Layout, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (_lay_out(gradient, stored),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
