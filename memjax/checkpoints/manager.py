@@ -1,43 +1,57 @@
 """Checkpoints of one stage, by Orbax: asynchronous, atomic, and readable without the program that wrote them.
 
 A checkpoint is three items: `params` (all parameters, frozen ones too), `optimizer` (its state and the step) and `meta`
-(JSON: resolved config, stage, data position, tokenizer fingerprint, seconds trained, format version). A model is used by
-reading `params` and `meta` alone.
+(JSON: resolved config, stage, data position, tokenizer fingerprint, seconds trained, numbers on held-out rows, format version). A
+model is used by reading `params` and `meta` alone (reading.py).
 """
 
-import gc
+import functools
 import itertools
 import json
 import logging
+import math
 import os
 import re
-import shutil
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
 
-FORMAT_VERSION = 1
+from memjax.checkpoints.reading import FORMAT_VERSION, ITEMS, CheckpointError, absolute, attempt, checked, score
+
 _LOG = logging.getLogger(__name__)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is absent, damaged or of another model; the message names the folder."""
-
-
 class Checkpoints:
-    """The checkpoints in one folder, oldest deleted beyond `keep`."""
+    """The checkpoints in one folder: the latest `keep`, and the best one apart. With several processes all call the same methods."""
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 2, report: Callable[[str], None] = _LOG.warning):
-        """Opens or makes `folder`; what a killed save left there is removed, and `report` is told."""
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: str | os.PathLike, keep: int = 2, report: Callable[[str], None] = _LOG.warning, best: str = ""):
+        """Opens or makes `folder`; what a killed save left there is removed, and `report` is told.
+
+        Args:
+          folder: on disk or in a bucket (`gs://bucket/folder`).
+          keep: how many of the latest stay.
+          report: is told, in the first process, what was wrong with the folder.
+          best: number on held-out rows, as config.checkpoint_best, by which one more stays; empty for none.
+        """
+        self.folder = absolute(folder)
         self._report = report
-        self._set_aside_unfinished()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("params", "optimizer", "meta"))
+        self._score = functools.partial(score, best)
+        # The others come to the folder when Orbax lets them, after the first.
+        if jax.process_index() == 0:
+            self._set_aside_unfinished()
+        stay: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+        if best:
+            stay.append(policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(stay), best_fn=self._score, create=True
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+        self._best = self._best_there()
 
     def steps(self) -> list[int]:
         """Steps that have a finished checkpoint, ascending."""
@@ -47,16 +61,25 @@ class Checkpoints:
         """The last of `steps`."""
         return max(self.steps(), default=None)
 
+    def improves(self, metrics: Mapping[str, float]) -> bool:
+        """Whether these numbers on held-out rows are better than those of every checkpoint that is kept."""
+        return self._score(metrics) > self._best
+
     def save(self, step: int, params: Any, optimizer: Any, meta: Mapping[str, Any]) -> None:
-        """Starts saving. Arrays are copied before it returns, so they may be donated; a step that is there is left alone."""
+        """Starts saving. Arrays are copied before it returns, so they may be donated; a step that is there is left alone.
+
+        `meta["metrics"]`, where there are any, are the numbers on held-out rows after this step.
+        """
         if step in self.steps():
             return
+        metrics = meta.get("metrics", {})
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
             meta=ocp.args.JsonSave({**meta, "format_version": FORMAT_VERSION, "step": step}),
         )
-        self._manager.save(step, args=items)
+        self._manager.save(step, args=items, metrics=metrics)
+        self._best = max(self._best, self._score(metrics))
 
     def wait(self) -> None:
         """Returns when the last save is on disk."""
@@ -88,11 +111,11 @@ class Checkpoints:
         )
         damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
-            found, why = _attempt(lambda step=step: self._manager.restore(step, args=read))
+            found, why = attempt(lambda step=step: self._manager.restore(step, args=read))
             if found is None:
                 damaged.append((step, why))
                 continue
-            meta = _checked(found.meta, self.folder / str(step))
+            meta = checked(found.meta, self.folder / str(step))
             for bad, why in damaged:
                 self._set_aside(bad, why, f"going on from step {step}")
             return step, found.params, found.optimizer, meta
@@ -104,85 +127,51 @@ class Checkpoints:
             self._set_aside(bad, why, "it is the only one: starting this stage again")
         return None
 
+    def _best_there(self) -> float:
+        """Score of the best checkpoint, -inf if there is none."""
+        step = self._manager.best_step()
+        return -math.inf if step is None else self._score(self._manager.metrics(step))
+
     def _set_aside(self, step: int, why: str, going_on: str) -> None:
-        kept = _move_aside(self.folder / str(step))
+        path = self.folder / str(step)
+        if jax.process_index() == 0:
+            self._report(f"{path}: this checkpoint is damaged ({why}); kept as {_move_aside(path).name}, {going_on}")
+        multihost_utils.sync_global_devices(f"set aside {path}")
         self._manager.reload()
-        self._report(f"{self.folder / str(step)}: this checkpoint is damaged ({why}); kept as {kept.name}, {going_on}")
+        self._best = self._best_there()
 
     def _set_aside_unfinished(self) -> None:
         """Removes saves that a kill cut short; Orbax never counts them as checkpoints."""
-        for path in sorted(self.folder.glob("*orbax-checkpoint-tmp*")):
-            step = re.match(r"\d+", path.name)
-            self._report(
-                f"{self.folder}: the save of step {step.group() if step else path.name} was cut short; removed, the one before it counts"
-            )
-            shutil.rmtree(path, ignore_errors=True)
-        for path in sorted(p for p in self.folder.glob("*") if p.name.isdigit()):
-            missing = [item for item in ("params", "optimizer", "meta") if not (path / item).is_dir()]
-            if missing or not (path / "_CHECKPOINT_METADATA").exists():
-                damaged = _move_aside(path)
-                what = f"lacks {', '.join(missing)}" if missing else "lacks its closing mark"
-                self._report(f"{path}: this checkpoint {what}; kept as {damaged.name}, the one before it counts")
+        for path in sorted(self.folder.iterdir()) if self.folder.exists() else ():
+            # On disk a finished save is renamed; in a bucket, which cannot rename, a mark is put into it.
+            if ocp.path.step.is_path_temporary(path):
+                step = re.match(r"\d+", path.name)
+                ocp.path.deleter.PathDeleter(self.folder).delete(path)
+                self._report(
+                    f"{self.folder}: the save of step {step.group() if step else path.name} was cut short; removed, the one before it"
+                    " counts"
+                )
+            elif path.name.isdigit() and (lacks := _lacks(path)):
+                self._report(
+                    f"{path}: this checkpoint lacks {lacks}; kept as {_move_aside(path).name}, the one before it counts"
+                )
 
 
-def _move_aside(path: Path) -> Path:
+def _lacks(path: epath.Path) -> str:
+    """What a checkpoint needs to be opened and has not."""
+    missing = [item for item in ITEMS if not (path / item).is_dir()]
+    if missing:
+        return ", ".join(missing)
+    if not (path / "_CHECKPOINT_METADATA").exists():
+        return "its closing mark"
+    # Orbax reads the numbers of all checkpoints when it opens their folder, and fails if it cannot.
+    metrics = path / "metrics" / "metrics"
+    _, why = attempt(lambda: metrics.exists() and json.loads(metrics.read_text()))
+    return "metrics that can be read" if why else ""
+
+
+def _move_aside(path: epath.Path) -> epath.Path:
     """Renames a checkpoint so that it counts no more; what was moved before stays."""
     names = itertools.chain([f"damaged-{path.name}"], (f"damaged-{path.name}-{n}" for n in itertools.count(2)))
     name = next(name for name in names if not (path.parent / name).exists())
     return path.rename(path.parent / name)
-
-
-def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
-    """What `read` returns and "", or None and why it failed."""
-    try:
-        return read(), ""
-    except Exception as error:
-        text = str(error).strip()
-        why = text.splitlines()[0][:200] if text else type(error).__name__
-    # Orbax abandons its other reads, and each complains when it is collected: they are collected here, unheard.
-    log, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    disabled, log.disabled, sys.unraisablehook = log.disabled, True, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        log.disabled, sys.unraisablehook = disabled, hook
-    return None, why
-
-
-def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
-    version = meta.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: checkpoint of format {version}, while this memjax reads format {FORMAT_VERSION}")
-    return meta
-
-
-def load_params(folder: str | os.PathLike, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters and meta of a checkpoint folder's last (or given) step, on this machine's first device.
-
-    Needs neither the module nor the mesh that wrote them.
-
-    Raises:
-      CheckpointError: there is none, or it cannot be read.
-    """
-    folder = Path(folder).absolute()
-    steps = sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
-    if not steps or (step is not None and step not in steps):
-        there = ", ".join(map(str, steps)) or "none"
-        raise CheckpointError(
-            f"{folder}: no checkpoint{'' if step is None else f' of step {step}'} here (steps there: {there})"
-        )
-    path = folder / str(steps[-1] if step is None else step)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def read() -> tuple[dict[str, Any], dict[str, Any]]:
-        handler = ocp.StandardCheckpointHandler()
-        tree = handler.metadata(path / "params").tree
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-        params = handler.restore(path / "params", args=ocp.args.StandardRestore(abstract))
-        return params, json.loads((path / "meta" / "metadata").read_text())
-
-    found, why = _attempt(read)
-    if found is None:
-        raise CheckpointError(f"{path}: the checkpoint cannot be read ({why})")
-    params, meta = found
-    return params, _checked(meta, path)

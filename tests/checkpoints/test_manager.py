@@ -76,6 +76,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "optimizer gone": lambda path: shutil.rmtree(path / "optimizer"),
     "meta empty": lambda path: (path / "meta" / "metadata").write_text(""),
     "meta gone": lambda path: shutil.rmtree(path / "meta"),
+    "metrics empty": lambda path: (path / "metrics" / "metrics").write_text(""),
     "closing mark gone": lambda path: (path / "_CHECKPOINT_METADATA").unlink(),
     "empty folder": lambda path: [shutil.rmtree(path), path.mkdir()][0],
 }

@@ -1,0 +1,34 @@
+"""When a checkpoint is due: every so many steps, and every so many minutes in between."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+
+@dataclasses.dataclass
+class Schedule:
+    """The save policies of one stage, apart from its best and its last step."""
+
+    steps: int
+    """Steps between two checkpoints."""
+    minutes: float = 0.0
+    """Minutes after the last save, whatever its reason, until another is due; 0 is never."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds since some moment."""
+    agree: Callable[[bool], bool] = bool
+    """From what this process's clock says to what holds for all. Processes that save together must decide the same; theirs is a broadcast
+    from the first of them."""
+    ask_every: int = 1
+    """Steps between two looks at the clock: what agrees waits for the device."""
+
+    def __post_init__(self) -> None:
+        self._last = self.clock()
+
+    def due(self, step: int) -> bool:
+        """Whether to save after `step`. Every process asks at every step, so that all take part in `agree`."""
+        late = self.minutes > 0 and step % self.ask_every == 0 and self.agree(self.clock() - self._last >= 60 * self.minutes)
+        return late or step % self.steps == 0
+
+    def saved(self) -> None:
+        """Starts the minutes again."""
+        self._last = self.clock()
