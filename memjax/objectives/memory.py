@@ -1,12 +1,16 @@
 """Objectives of a memory model: one call of the encoder and one of the decoder for all that are asked.
 
-Shapes: B row, N = C * L tokens of a row, C chunk, X chunk to decode, L token, M chunk to encode.
+Where a batch brings the memories of its chunks from disk, the encoder is not called.
+
+Shapes: B row, N = C * L tokens of a row, C chunk, X chunk to decode, L token, M chunk to encode, K vector, E encoder width.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from memjax.config import Stage
 from memjax.models import MemoryModel
@@ -32,7 +36,11 @@ def score(
     if module.memory and encoded.shape[1]:
         valid = encoded != ids.pad
         rngs = None if key is None else {"noise": key}
-        memories = module.apply(variables, encoded, valid, method="encode", rngs=rngs)
+        encode = functools.partial(module.apply, method="encode", rngs=rngs)
+        if batch.memories is None:
+            memories = encode(variables, encoded, valid)
+        else:
+            memories = _stored(batch.memories, request, jax.eval_shape(encode, variables, encoded, valid))
         memory_valid = valid.any(axis=-1)
     scored: Any = module.apply(
         variables,
@@ -53,6 +61,20 @@ def score(
         scores[name] = Scores(nats[:, start:end], correct[:, start:end], part.weight, part.labels)
         start = end
     return scores
+
+
+def _stored(memories_BCKE: jax.Array, request: Request, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """The stored memories that take the place of what the encoder would give, whose shape and dtype are `wanted`.
+
+    Raises:
+      ValueError: they are of another shape, or chunks that are not the row's own are to be encoded.
+    """
+    if request.extra is not None:
+        raise ValueError("copies in their published form are encoded as they stand in the row: stored memories are not of them")
+    memories = memories_BCKE[:, : wanted.shape[1]]
+    if memories.shape != wanted.shape:
+        raise ValueError(f"stored memories are of shape {memories_BCKE.shape}; the encoder gives {wanted.shape}")
+    return jnp.asarray(memories, wanted.dtype)
 
 
 def weights(module: MemoryModel, batch: Batch, names: Sequence[str], ids: SpecialIds, stage: Stage) -> dict[str, jax.Array]:

@@ -1,7 +1,7 @@
 """What an objective returns: sums, so that means are exact over devices, hosts and microbatches.
 
-Shapes: B row, N token of a row, X chunk to decode, L token. A family whose models do not read chunks has X = 1; one that scores whole
-chunks has L = 1.
+Shapes: B row, N token of a row, C chunk of the row, X chunk to decode, L token, K vector of a memory, E its width. A family whose models
+do not read chunks has X = 1; one that scores whole chunks has L = 1.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,8 @@ class Batch:
     tokens: Int[Array, "B N"]
     attribution: Float[Array, "B N"] | None = None
     """Of every token, for objectives that weigh by it."""
+    memories: Float[Array, "B C K E"] | None = None
+    """Of every chunk, where they are read from disk: a memory model's encoder is then not run."""
 
 
 @flax.struct.dataclass
