@@ -6,7 +6,9 @@ The programs are those of `memjax.training.jitted`: what is measured here is wha
 import dataclasses
 import functools
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -107,11 +109,13 @@ def compile_program(config: Config, name: str, topology_name: str, mesh: Mesh | 
         traced = _trace(config, stage, grid, module, program)
         counted = counted_flops(traced.jaxpr) if program != "decode" else 0
         try:
-            compiled = traced.lower().compile()
+            lowered = traced.lower()
+            compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             return dataclasses.replace(report, problem=_too_large(error, config, stage), seconds=time.monotonic() - began)
+        text = _text(lowered, compiled)
     report = dataclasses.replace(report, seconds=time.monotonic() - began)
-    return _read(report, compiled, where, config, stage, counted)
+    return _read(report, compiled, hlo.parse(text), where, config, stage, counted)
 
 
 def _trace(config: Config, stage: Stage, mesh: jax.sharding.Mesh, module: nn.Module, program: str) -> Any:
@@ -136,7 +140,7 @@ def _trace(config: Config, stage: Stage, mesh: jax.sharding.Mesh, module: nn.Mod
 
 
 def _abstract_batch(config: Config, stage: Stage, mesh: jax.sharding.Mesh) -> Batch:
-    def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def rows(shape: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((stage.rows, *shape), dtype, sharding=batch_sharding(mesh))
 
     model, weighed = config.model, set(stage.objectives) & {*WEIGHTINGS, *REGRESSIONS}
@@ -148,11 +152,25 @@ def _abstract_batch(config: Config, stage: Stage, mesh: jax.sharding.Mesh) -> Ba
     )
 
 
-def _read(report: Report, compiled: Any, where: Topology, config: Config, stage: Stage, counted: int) -> Report:
+def _text(lowered: Any, compiled: Any) -> str:
+    """The compiled program as text."""
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        # libtpu 0.0.51 cannot hand over programs for v5p that look tokens up on a SparseCore. It can write them to files, the whole program
+        # beside what was taken out of it.
+        with tempfile.TemporaryDirectory() as folder:
+            lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            files = Path(folder).rglob("*.after_optimizations.txt")
+            return max(files, key=lambda file: file.stat().st_size).read_text(encoding="utf-8")
+
+
+def _read(
+    report: Report, compiled: Any, program: hlo.Module, where: Topology, config: Config, stage: Stage, counted: int
+) -> Report:
     """What the compiled program says of itself."""
-    memory, text = compiled.memory_analysis(), hlo.parse(compiled.as_text())
-    found = collectives(text, report.mesh)
-    traffic, moved = total(found), hbm_bytes(text)
+    memory, found = compiled.memory_analysis(), collectives(program, report.mesh)
+    traffic, moved = total(found), hbm_bytes(program)
     needed = model_flops(config, stage, stored=bool(config.data.memories))
     useful = {"train": needed.total, "evaluate": needed.forward}.get(report.program, 0.0) / report.chips
     work = Work(useful, counted / report.chips, moved, traffic.ici, traffic.dcn)
@@ -175,9 +193,10 @@ def _too_large(error: Exception, config: Config, stage: Stage) -> str:
     Raises:
       JaxRuntimeError: it complains of something else.
     """
-    used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", str(error))
-    if not used and "RESOURCE_EXHAUSTED" not in str(error):
+    if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
+    needs = re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)|Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+    used, there = [amount for amount in needs.groups() if amount] if needs else ("", "")
     advice = []
     if config.model.remat != "nothing_saveable":
         advice.append(f"config.model.remat='nothing_saveable' (now {config.model.remat!r})")
@@ -185,5 +204,5 @@ def _too_large(error: Exception, config: Config, stage: Stage) -> str:
         f"more microbatches (config.stages.NAME.microbatches, now {stage.microbatches}) or fewer rows (now {stage.rows})"
     )
     advice.append("a mesh that splits parameters over more chips (--mesh=fsdp or fsdp_tp)")
-    amount = f"{used[1]} of {used[2]} HBM a chip" if used else "more HBM than a chip has"
+    amount = f"{used} of {there} HBM a chip" if used else "more HBM than a chip has"
     return f"out of memory: needs {amount}; try {', or '.join(advice)}"

@@ -106,7 +106,7 @@ def parse(text: str) -> Module:
         if header:
             name, lines = header[2], []
             entry = name if header[1] else entry
-        elif line == "}" and name:
+        elif name and _END.match(line):
             found = [_instruction(line) for line in lines]
             root = next(one for one, line in zip(found, lines, strict=True) if line.lstrip().startswith("ROOT "))
             computations[name] = Computation(name, {one.name: one for one in found}, root)
@@ -122,6 +122,7 @@ def parse(text: str) -> Module:
     return Module(computations, computations[entry], devices)
 
 
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 
 

@@ -46,7 +46,8 @@ def parse_mesh(text: str) -> Mesh | None:
     pairs = re.findall(r"(\w+)=(-?\d+)(?:,|$)", text)
     if ",".join(f"{axis}={size}" for axis, size in pairs) != text or {axis for axis, _ in pairs} - {"data", "fsdp", "tensor"}:
         raise ConfigError(f"--mesh={text!r} is not a mesh; use {', '.join(MESHES)}, or axes such as data=2,fsdp=8,tensor=4")
-    return Mesh(**{"data": 1} | {axis: int(size) for axis, size in pairs})
+    sizes = {axis: int(size) for axis, size in pairs}
+    return Mesh(sizes.get("data", 1), sizes.get("fsdp", 1), sizes.get("tensor", 1))
 
 
 def run(args: Sequence[str]) -> int:
