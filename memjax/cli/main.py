@@ -11,6 +11,9 @@ from rich.markup import escape
 
 COMMANDS = {
     "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
+    "compile": "a stage's steps compiled for a TPU slice, without TPUs: memory, FLOPs, collectives, and the highest MFU",
+    "inspect": "what a checkpoint holds, without the devices that wrote it",
+    "encode-corpus": "write the memories of a corpus once, to train decoders on",
     "report": "write the page of a workdir again from its numbers",
     "import-reference": "make a folder of weights of the published PyTorch code, to load or to train on",
     "export-reference": "write such a folder's weights as they came",
@@ -48,11 +51,12 @@ def _expected(error: Exception) -> int | None:
     from memjax.data import CorpusError, RowsError, TokenizerError
     from memjax.interop import FolderError, SpecError, StateDictError
     from memjax.report import ReportError
+    from memjax.sharding import ProcessesError
     from memjax.training import Interrupted, NonFiniteError, WorkdirError
 
     if isinstance(error, Interrupted):
         return 128 + error.signal
-    if isinstance(error, NonFiniteError):
+    if isinstance(error, (NonFiniteError, ProcessesError)):
         return 1
     files = (CheckpointError, CorpusError, FolderError, ReportError, RowsError, StateDictError, TokenizerError, WorkdirError)
     wrong_input = (*files, ConfigError, SpecError)

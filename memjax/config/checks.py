@@ -77,6 +77,10 @@ def check(config: Config) -> None:
         0 < data.validation_share < 1, f"config.data.validation_share={data.validation_share} must lie strictly between 0 and 1"
     )
     _require(config.checkpoint_minutes >= 0, f"config.checkpoint_minutes={config.checkpoint_minutes} must be 0 (never) or more")
+    if config.checkpoint_best:
+        objectives = sorted({name for stage in config.stages.values() for name in stage.objectives} - {*REGRESSIONS})
+        numbers = tuple(f"{name}/{kind}" for name in objectives for kind in ("nats", "accuracy"))
+        _one_of(config.checkpoint_best, numbers, "checkpoint_best")
     families = {stage.family for stage in config.stages.values()}
     _check_model(model, data, families)
     _check_mesh(config.mesh)

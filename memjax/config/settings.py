@@ -187,7 +187,8 @@ class Model:
     dtype: str = "float32"
     """What matrix products compute in; parameters, sums between blocks, norms, softmax and losses are float32 always."""
     attention: str = "auto"
-    """`xla` everywhere, `splash` (a TPU kernel that never holds the scores), or `auto`: splash on a TPU where shapes allow it."""
+    """`xla` everywhere, `splash` (a TPU kernel that never holds the scores), or `auto`: splash on a TPU for 256 positions or
+    more and heads up to 256 wide."""
     remat: str = "none"
     """What a block keeps for the backward pass: everything (none), or what the jax.checkpoint_policies of that name saves."""
     encoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))

@@ -17,6 +17,7 @@ import numpy as np
 from memjax import objectives
 from memjax.config import Stage
 from memjax.objectives import SpecialIds
+from memjax.sharding import on_mesh
 
 _DEFAULT = Stage()
 
@@ -40,12 +41,13 @@ class Accuracy:
 def measure(
     module: nn.Module,
     params: Any,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[np.ndarray | jax.Array],
     names: Sequence[str],
     ids: SpecialIds,
     byte_lengths: np.ndarray,
     after_batch: Callable[[], None] = lambda: None,
     stage: Stage = _DEFAULT,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Accuracy]:
     """Scores rows under every named objective; sums are kept in float64 on the host, so that no token weighs more than another.
 
@@ -58,15 +60,16 @@ def measure(
       byte_lengths: [V], UTF-8 bytes each id stands for.
       after_batch: called when a batch is done.
       stage: where an objective's own settings come from.
+      mesh: the devices that parameters and batches lie on, if several.
 
     Raises:
       ValueError: there are no batches, nothing in them to score, or the module has no such objective.
     """
-    lengths_V = jnp.asarray(byte_lengths)
-    sums_fn = jax.jit(functools.partial(_batch_sums, module=module, names=tuple(names), ids=ids, stage=stage))
+    sums_fn = on_mesh(functools.partial(_batch_sums, module=module, names=tuple(names), ids=ids, stage=stage), mesh)
     totals: dict[str, Any] | None = None
     for batch in batches:
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(sums_fn(params, batch, lengths_V)))
+        found = jax.device_get(sums_fn(params, batch, np.asarray(byte_lengths)))
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         after_batch()
     if totals is None:

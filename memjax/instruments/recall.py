@@ -4,6 +4,7 @@ Shapes: B row, C chunk, X chunk decoded, L token, V vocabulary.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Int
 from memjax.models import MemoryModel
 from memjax.objectives import SpecialIds
 from memjax.objectives.requests import make_request, to_encode
+from memjax.sharding import on_mesh
 
 
 def regenerate(
@@ -22,22 +24,31 @@ def regenerate(
     ids: SpecialIds,
     ask: str = "copy",
     compat: tuple[str, ...] = (),
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Int[Array, "B X L"], Int[Array, "B X L"]]:
     """(what the model says, what the chunks hold) for the first half of each row, as the copy objective asks for it.
 
     No token of the text is shown: the decoder starts from the objective's start token and reads memories and its own greedy
     choices. `ask` is the objective: `copy`, or `plain_copy` for a model that knows no delimiter. `compat` are the quirks the model was
-    trained under (STAGE_QUIRKS): in the published form a chunk's tokens that are no target are given.
+    trained under (STAGE_QUIRKS): in the published form a chunk's tokens that are no target are given. `mesh` are the devices that parameters
+    and tokens lie on, if several.
     """
-    length = module.config.chunk_length
-    chunks_BCL = tokens.reshape(tokens.shape[0], -1, length)
-    return _regenerate(params, chunks_BCL, module=module, ids=ids, ask=ask, compat=compat)
+    regenerator: Any = _regenerator
+    return regenerator(module, ids, ask, compat, mesh)(params, tokens)
 
 
-@functools.partial(jax.jit, static_argnames=("module", "ids", "ask", "compat"))
+@functools.lru_cache(maxsize=8)
+def _regenerator(
+    module: MemoryModel, ids: SpecialIds, ask: str, compat: tuple[str, ...], mesh: jax.sharding.Mesh | None
+) -> Callable[..., Any]:
+    """The same function for the same arguments, so that it is compiled once."""
+    return on_mesh(functools.partial(_regenerate, module=module, ids=ids, ask=ask, compat=compat), mesh)
+
+
 def _regenerate(
-    params: Any, chunks_BCL: jax.Array, *, module: MemoryModel, ids: SpecialIds, ask: str, compat: tuple[str, ...]
+    params: Any, tokens: jax.Array, *, module: MemoryModel, ids: SpecialIds, ask: str, compat: tuple[str, ...]
 ) -> tuple[jax.Array, jax.Array]:
+    chunks_BCL = tokens.reshape(tokens.shape[0], -1, module.config.chunk_length)
     request = make_request(ask, chunks_BCL, ids, compat)
     variables = {"params": params}
     memories, memory_valid, slots = None, None, request.slots

@@ -1,5 +1,6 @@
 """Several processes as one program: how they find each other, and how they agree."""
 
+import functools
 import hashlib
 import os
 import threading
@@ -37,31 +38,35 @@ def connect(say: Callable[[str], None] = print) -> None:
         raise ProcessesError(
             f"{', '.join(given)} is set and {', '.join(missing)} is not; several processes need all three, one process none"
         )
-    # Its notices count steps from one and are lost when a stage ends; `Watch` has its own.
+    # It counts the steps of a stage, and its notices are lost where the stage ends before all have it; `Watch` has its own.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX ends a process without a word on the others: it must not be the first to find one dead.
-    patience = {"heartbeat_timeout_seconds": int(2 * DEAD_AFTER) + 10}
+    # JAX ends a process without a word on which other is dead: it must not be the first to find that.
+    join = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=int(2 * DEAD_AFTER) + 10)
     try:
         if not given:
-            _join_what_is_found(patience)
+            _join_what_is_found(join)
             return
         address, count, number = (given[name] for name in _VARIABLES)
         if int(count) > 1:
-            late = threading.Timer(SLOW_AFTER, say, [f"process {number} of {count} waits for the others; 0 is to be at {address}"])
+            late = threading.Timer(
+                SLOW_AFTER, say, [f"process {number} of {count} waits for the others; 0 is to be at {address}"]
+            )
             late.daemon = True
             late.start()
-            jax.distributed.initialize(address, int(count), int(number), **patience)
-            late.cancel()
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
+            try:
+                join(address, int(count), int(number))
+            finally:
+                late.cancel()
+    except (ValueError, RuntimeError) as error:
         raise ProcessesError(f"the processes do not come together ({error}); given were {given or 'no variables'}") from error
 
 
-def _join_what_is_found(patience: dict[str, int]) -> None:
-    """Joins whatever cluster JAX recognises, if it does."""
+def _join_what_is_found(join: Callable[[], None]) -> None:
+    """Joins whatever cluster JAX recognises, if it does and is not at work alone already."""
     try:
-        jax.distributed.initialize(**patience)
-    except ValueError as error:
-        if "should be defined" not in str(error):
+        join()
+    except (ValueError, RuntimeError) as error:
+        if not any(reason in str(error) for reason in ("should be defined", "must be called before")):
             raise
 
 

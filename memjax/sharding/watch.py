@@ -33,7 +33,13 @@ _RUNNING, _FINISHED, _FAILED, _CUT_OFF = "running", "finished", "failed", "cut o
 class Watch:
     """Watches the processes of a run, and for signals, while its block runs. Alone it only keeps the time and notes signals.
 
-    An error that leaves the block in one process ends the others too, which say where it was; so does the silence of one.
+    An error that leaves the block in one process ends the others too, which say where it was; so does the silence of one. Errors with a
+    `signal` all processes raise together.
+
+    Args:
+      say: is told what happens.
+      dead_after: seconds of silence after which a process counts as dead; five are enough once an exchange with it has failed.
+      slow_after: seconds of waiting for a batch after which that is said.
     """
 
     def __init__(self, say: Callable[[str], None], dead_after: float = DEAD_AFTER, slow_after: float = SLOW_AFTER):
@@ -48,11 +54,13 @@ class Watch:
         # What it knows of the others.
         self._orders: dict[str, Any] = {"end": "", "agree": False, "stop": None}
         self._last: dict[int, tuple[int, float]] = {}
-        self._first = {"who": "process 0", "heard": 0.0}
+        self._first = {"who": f"process 0 (at {distributed.global_state.coordinator_address})", "heard": 0.0}
         self._slow: set[int] = set()
         # Where it could have stopped so far, where all do, and what keeps it from going on until that is known.
         self._lock = threading.Lock()
-        self._places, self._place, self._stop = 0, None, (0, 0)
+        self._places = 0
+        self._place: int | None = None
+        self._stop = (0, 0)
 
     def __enter__(self) -> "Watch":
         if jax.process_count() > 1:
@@ -71,12 +79,11 @@ class Watch:
             self._leave(_FINISHED)
             return
         if _is_cut_off(error):
-            # Another process is gone. Who it is shows when it stays silent; then this one ends, with that word.
+            # Another process may be gone. Who it is shows when it stays silent; then `_end` comes before this is over.
             self._state = _CUT_OFF
-            self._stopped.wait(_LOST + 10 * BEAT)
-        self._leave(_FAILED, f"{type(error).__name__}: {error}")
-        if first_process():
-            time.sleep(3 * BEAT)
+            time.sleep(_LOST + 10 * BEAT)
+        self._leave(_FAILED, ": ".join([type(error).__name__, *str(error).splitlines()[:1]]))
+        _let_the_others_go_first()
         _forget_the_others()
 
     def _leave(self, state: str, why: str = "") -> None:
@@ -96,7 +103,10 @@ class Watch:
 
     @contextlib.contextmanager
     def stop_requests(self) -> Iterator[None]:
-        """SIGTERM and SIGINT are noted while the block runs, for `stop_here`; a second one ends the process at once."""
+        """SIGTERM and SIGINT are noted while the block runs, for `stop_here`; a second one ends the process at once.
+
+        So does a first one outside the block, where there is nothing to save; the other processes then name the one that is gone.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -135,12 +145,13 @@ class Watch:
                 else:
                     self._write()
                     self._read_orders()
-                self._follow(last)
+                self._follow()
             if last:
                 return
             self._stopped.wait(BEAT / 10 if self._asked or self._orders["agree"] else BEAT)
 
     def _write(self) -> None:
+        """Gives a sign of life."""
         waiting, self._beats = self._waiting_since, self._beats + 1
         sign = {
             "beat": self._beats,
@@ -155,13 +166,14 @@ class Watch:
         _store().key_value_set(f"{_FOLDER}/{jax.process_index()}/sign", json.dumps(sign), allow_overwrite=True)
 
     def _read_orders(self) -> None:
+        """Reads what the first process says."""
         for _, text in _store().key_value_dir_get(f"{_FOLDER}/0"):
             sign = json.loads(text)
             if self._is_new(0, sign["beat"]):
                 self._first = {"who": sign["who"], "heard": time.monotonic()}
             self._orders = sign["orders"]
             if sign["state"] == _FAILED:
-                self._orders["end"] = f"{sign['who']} failed with {sign['why']}"
+                self._orders["end"] = f"{sign['who']} failed: {sign['why']}"
 
     def _is_new(self, process: int, beat: int) -> bool:
         """Whether this is the first time that this beat of a process is seen."""
@@ -179,7 +191,7 @@ class Watch:
             self._is_new(process, sign["beat"])
             silent = time.monotonic() - self._last[process][1]
             if sign["state"] == _FAILED:
-                self._orders["end"] = f"{sign['who']} failed with {sign['why']}"
+                self._orders["end"] = f"{sign['who']} failed: {sign['why']}"
             elif sign["state"] != _FINISHED and silent > patience:
                 self._orders["end"] = f"{sign['who']} has given no sign of life for {silent:.0f} s and counts as dead"
         for process, sign in signs.items():
@@ -200,9 +212,11 @@ class Watch:
                 " (disk or network), not the computation"
             )
 
-    def _follow(self, last: bool) -> None:
+    def _follow(self) -> None:
+        """Does as the orders say: end, or stop together."""
         orders = self._orders
-        if orders["end"] and not last:
+        # An error that all processes come to by themselves leaves this one by its main thread.
+        if orders["end"] and not self._stopped.wait(BEAT):
             self._end(orders["end"])
         if orders["agree"] and self._place is None:
             # The main thread waits where it could stop next, until it is known where all do: the first place none has passed.
@@ -230,15 +244,19 @@ class Watch:
         )
         sys.stdout.flush()
         sys.stderr.flush()
-        if first_process():
-            # It goes last: JAX aborts the others as soon as it is gone.
-            time.sleep(3 * BEAT)
+        _let_the_others_go_first()
         os._exit(1)
 
 
 def _is_cut_off(error: BaseException) -> bool:
     """Whether this may come of an exchange with a process that is gone; XLA has no class for that."""
     return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
+def _let_the_others_go_first() -> None:
+    """JAX aborts the others as soon as the first process is gone."""
+    if first_process():
+        time.sleep(3 * BEAT)
 
 
 def _store() -> Any:

@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import Any
 from rich.table import Table
 
 from memjax.config import Config, differences, from_json, to_json
-from memjax.data import check_attributions, open_attributions, prepare
+from memjax.data import Prepared, check_attributions, open_attributions, open_memories, prepare
 from memjax.report import write_report
-from memjax.sharding import make_mesh
+from memjax.sharding import Watch, barrier, first_process, make_mesh, require_equal
 from memjax.training.evaluate import evaluate_run, write_results
 from memjax.training.loop import train_stage
 from memjax.training.preflight import check_stages
@@ -24,30 +26,55 @@ class WorkdirError(ValueError):
     """The workdir belongs to another run; the message names what differs."""
 
 
-def run_experiment(config: Config, workdir: Path, reporter: Reporter | None = None) -> dict[str, Any]:
+def run_experiment(config: Config, workdir: str | os.PathLike, reporter: Reporter | None = None) -> dict[str, Any]:
     """Does whatever of the run is not done yet and returns its results.
 
     Writes `config.json`, `data/`, `stages/NAME/` (checkpoints, metrics), `results.json`, `plots/` and `report.html` in
     `workdir`. Called again, it goes on where it stopped, with the same batches and bitwise the same weights.
 
+    Several processes (`memjax.sharding.connect`) are one run: all call this, with a workdir that all see. Of a workdir gs://BUCKET/FOLDER
+    only checkpoints are kept there; the rest lies in ./BUCKET/FOLDER of every machine.
+
     Raises:
       WorkdirError: the workdir was made with another config, or another process uses it.
       ConfigError: a stage cannot be built, or its batch does not divide over the devices.
       CorpusError, TokenizerError, RowsError: the data cannot be made or is damaged.
+      ProcessesError: processes have other settings or other data.
       CheckpointError, NonFiniteError, Interrupted: as `train_stage`.
     """
     began = time.monotonic()
     reporter = reporter or Reporter()
-    workdir = Path(workdir).absolute()
-    check_workdir(config, workdir)
-    check_stages(config, make_mesh())
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _only_one(workdir):
-        data = prepare(config.data, workdir / "data", reporter.say)
-        if config.data.attributions:
-            check_attributions(open_attributions(config.data.attributions), data.train)
-        claim_workdir(config, workdir)
-        return _run(Run(config, workdir, data, reporter), began)
+    say = reporter.say
+    if not first_process():
+        reporter = reporter.silenced()
+    remote = str(workdir) if "://" in str(workdir) else ""
+    workdir = Path(remote.partition("://")[2] or workdir).absolute()
+    with Watch(say) as watch:
+        require_equal(to_json(config), "the config")
+        check_workdir(config, workdir)
+        check_stages(config, make_mesh(config.mesh))
+        with _only_one(workdir) if first_process() else contextlib.nullcontext():
+            barrier("workdir")
+            data = _prepare(config, workdir / "data", reporter)
+            if first_process():
+                claim_workdir(config, workdir)
+            barrier("claimed")
+            return _run(Run(config, workdir, data, reporter, watch, remote), began)
+
+
+def _prepare(config: Config, folder: Path, reporter: Reporter) -> Prepared:
+    """The data, made by the first process; where the others do not see its folder, each makes its own."""
+    if not first_process():
+        barrier("prepared")
+    data = prepare(config.data, folder, reporter.say)
+    if first_process():
+        barrier("prepared")
+    require_equal(json.dumps([data.train.info["files"], data.validation.info["files"]]), "the data (files of rows)")
+    if config.data.attributions:
+        check_attributions(open_attributions(config.data.attributions), data.train)
+    if config.data.memories:
+        open_memories(config.data.memories, "train").check_rows(data.train)
+    return data
 
 
 def _run(run: Run, began: float) -> dict[str, Any]:
@@ -59,15 +86,17 @@ def _run(run: Run, began: float) -> dict[str, Any]:
     stages = {}
     for name in config.curriculum + config.controls:
         stages[name] = train_stage(run, name)
-        if not done:
+        if not done and first_process():
             _note_seconds(workdir, began)
     results = evaluate_run(run, stages)
-    # Looking again at a run that is done adds nothing to what it took.
-    results = {"seconds_total": before if done else _note_seconds(workdir, began)} | results
-    write_results(results, workdir / "results.json")
-    page = write_report(workdir)
-    _summarise(results, reporter)
-    reporter.say(f"results in {workdir / 'results.json'}, the page in {page}")
+    if first_process():
+        # Looking again at a run that is done adds nothing to what it took.
+        results = {"seconds_total": before if done else _note_seconds(workdir, began)} | results
+        write_results(results, workdir / "results.json")
+        page = write_report(workdir)
+        _summarise(results, reporter)
+        reporter.say(f"results in {workdir / 'results.json'}, the page in {page}")
+    barrier("reported")
     return results
 
 
@@ -108,7 +137,8 @@ def claim_workdir(config: Config, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(workdir: Path) -> Iterator[None]:
-    """Holds the workdir's lock; the system lets go of it when the process ends, however it ends."""
+    """Makes the workdir and holds its lock; the system lets go of it when the process ends, however it ends."""
+    workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

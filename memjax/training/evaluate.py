@@ -7,19 +7,22 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from memjax import __version__
 from memjax.checkpoints import load_params
 from memjax.config import REGRESSIONS, WEIGHTINGS, Stage
-from memjax.data import evaluation_batches, spread
+from memjax.data import evaluation_batches
 from memjax.instruments import Accuracy, measure, regenerate
 from memjax.models import Autoencoder, MemoryModel, build
+from memjax.sharding import batch_shards, local_rows, on_mesh, put_batch
 from memjax.training.optimizer import split
 from memjax.training.start import Run, abstract_params
 
@@ -37,7 +40,7 @@ def evaluate_run(run: Run, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """
     config = run.config
     order = config.curriculum + config.controls
-    total = sum(_batches(run, config.evaluation_rows) + _batches(run, config.recall_rows) for _ in order)
+    total = sum(_count(run, config.evaluation_rows) + _count(run, config.recall_rows) for _ in order)
     models, regenerated = {}, {}
     with run.reporter.bar("evaluation", total) as bar:
         for name in order:
@@ -81,24 +84,41 @@ def headline(results: dict[str, Any], final: str, controls: tuple[str, ...]) -> 
     return top
 
 
-def _batches(run: Run, rows: int) -> int:
-    return -(-min(rows, len(run.data.validation)) // BATCH_ROWS)
+def _batch_rows(run: Run) -> int:
+    """Rows in a batch: at least `BATCH_ROWS`, and as many on every device."""
+    shards = batch_shards(run.mesh)
+    return -(-BATCH_ROWS // shards) * shards
+
+
+def _count(run: Run, rows: int) -> int:
+    """Batches that hold `rows` of the held-out rows."""
+    return -(-min(rows, len(run.data.validation)) // _batch_rows(run))
+
+
+def _batches(run: Run, rows: int) -> Iterator[jax.Array]:
+    """Up to `rows` held-out rows, over all devices."""
+    batch_rows = _batch_rows(run)
+    part = local_rows(run.mesh, batch_rows)
+    for batch in evaluation_batches(run.data.validation, batch_rows, rows, run.ids.pad, part):
+        yield put_batch(batch, run.mesh, batch_rows)
 
 
 def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
     config, stage, data = run.config, run.config.stages[name], run.data
-    params, _ = load_params(run.folder(name) / "checkpoints")
+    params, _ = load_params(run.checkpoints(name), place=run.places)
     module = build(config, stage)
-    rows = evaluation_batches(data.validation, BATCH_ROWS, config.evaluation_rows, run.ids.pad)
+    rows = _batches(run, config.evaluation_rows)
     lengths = data.tokenizer.byte_lengths
     if not isinstance(module, MemoryModel):
         names = _measurable(stage)
-        found = measure(module, params, rows, names, run.ids, lengths, advance, stage) if names else {}
-        advance(_batches(run, config.recall_rows))
+        found = measure(module, params, rows, names, run.ids, lengths, advance, stage, run.mesh) if names else {}
+        advance(_count(run, config.recall_rows))
         if isinstance(module, Autoencoder):
             found["autoencoder"] = found.pop("reconstruction")
         return _numbers(found), None
-    found = measure(module, params, rows, ("next_token", "copy", "plain_copy", "blank_copy"), run.ids, lengths, advance, stage)
+    found = measure(
+        module, params, rows, ("next_token", "copy", "plain_copy", "blank_copy"), run.ids, lengths, advance, stage, run.mesh
+    )
     # Each model is asked in the way it answers best: one that never trained to copy knows neither delimiter nor mark.
     ask = max(("copy", "plain_copy"), key=lambda name: found[name].accuracy)
     found["copy"] = found[ask]
@@ -134,11 +154,13 @@ def _numbers(found: dict[str, Accuracy]) -> dict[str, Any]:
 def _recall(run: Run, module: MemoryModel, params: Any, ask: str, stage: Stage, advance: Any) -> tuple[np.ndarray, np.ndarray]:
     """What the model regenerates of held-out chunks, and the chunks: int [chunks, L] each."""
     said, held = [], []
-    for batch in evaluation_batches(run.data.validation, BATCH_ROWS, run.config.recall_rows, run.ids.pad):
-        real = batch[(batch != run.ids.pad).any(axis=1)]
-        one, other = regenerate(module, params, real, run.ids, ask, stage.compat)
-        said.append(np.asarray(one))
-        held.append(np.asarray(other))
+    for batch in _batches(run, run.config.recall_rows):
+        found = regenerate(module, params, batch, run.ids, ask, stage.compat, run.mesh)
+        one, other = map(np.asarray, found)
+        # The last batch is filled up with rows of padding.
+        real = (other != run.ids.pad).any(axis=(1, 2))
+        said.append(one[real])
+        held.append(other[real])
         advance()
     return tuple(np.concatenate(x).reshape(-1, module.config.chunk_length) for x in (said, held))  # type: ignore[return-value]
 
@@ -202,10 +224,12 @@ def _data(run: Run) -> dict[str, Any]:
 
 def _chance(run: Run) -> dict[str, float]:
     """What guessing gives: uniform over the vocabulary, and always the most frequent token."""
-    rows = np.stack([run.data.validation[i] for i in spread(len(run.data.validation), run.config.evaluation_rows)])
-    counts = np.bincount(rows.ravel(), minlength=run.config.data.vocabulary)
+    vocabulary = run.config.data.vocabulary
+    count = on_mesh(lambda rows: jnp.bincount(rows.ravel(), length=vocabulary), run.mesh)
+    counts = np.sum([count(batch) for batch in _batches(run, run.config.evaluation_rows)], axis=0)
+    counts[run.ids.pad] = 0  # What the last batch is filled up with.
     return {
-        "uniform_nats": float(np.log(run.config.data.vocabulary)),
+        "uniform_nats": float(np.log(vocabulary)),
         "most_frequent_token_accuracy": float(counts.max() / counts.sum()),
     }
 

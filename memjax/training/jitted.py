@@ -28,9 +28,10 @@ def abstract_state(
     params = abstract(shapes, shardings(shapes, config.mesh.rules, mesh))
     trainable, frozen = split(params, stage.trainable, "trainable")
     moments = jax.eval_shape(optimizer.init, trainable)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     places = jax.tree.map(lambda x: x.sharding, trainable)
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
+        step=step,
         trainable=trainable,
         frozen=frozen,
         opt_state=abstract(moments, state_shardings(moments, trainable, places, mesh)),

@@ -4,14 +4,11 @@ On start the weights come from, in this order: the stage's own last whole checkp
 initialisation.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,15 +16,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from memjax.checkpoints import Checkpoints
+from memjax.checkpoints import Checkpoints, Schedule
 from memjax.config import REGRESSIONS, WEIGHTINGS, Stage, to_json
-from memjax.data import TrainBatches, evaluation_batches, open_attributions
+from memjax.data import Memories, TrainBatches, evaluation_batches, open_attributions
 from memjax.models import build
 from memjax.objectives import Batch, Term
-from memjax.sharding import abstract, batch_sharding, check_rows, put_batch, replicated
+from memjax.sharding import agreed, batch_shards, check_rows, local_rows, put_batch
+from memjax.training.encode_corpus import stored_memories
+from memjax.training.jitted import abstract_state, jit_evaluation_step, jit_train_step
 from memjax.training.optimizer import learning_rate, make_optimizer, split
+from memjax.training.placement import say_placement
 from memjax.training.start import Run, abstract_params, check_origin, first_row, fresh_state
-from memjax.training.step import Metrics, TrainState, evaluation_step, train_step
+from memjax.training.step import Metrics, TrainState
 from memjax.training.writers import Writer, make_writers
 
 WATCHED_ROWS = 64
@@ -53,18 +53,17 @@ def train_stage(run: Run, name: str) -> dict[str, Any]:
       NonFiniteError: a loss was NaN or infinite.
       Interrupted: SIGTERM or SIGINT came; the step it came in is saved.
       CheckpointError: the weights to start from do not fit, or are of another config or tokenizer.
+      MemoriesError: stored memories are of other rows or of another encoder.
       ConfigError: the batch does not divide over the devices.
     """
     config, stage = run.config, run.config.stages[name]
     check_rows(stage.rows, stage.microbatches, run.mesh, f"config.stages.{name}.rows")
     module = build(config, stage)
-    shapes = abstract_params(module, config)
-    trainable_shapes, _ = split(shapes, stage.trainable, f"config.stages.{name}.trainable")
+    trainable_shapes, _ = split(abstract_params(module, config), stage.trainable, f"config.stages.{name}.trainable")
     optimizer = make_optimizer(config.optimizer, stage, trainable_shapes)
-    saved_shapes = {"opt_state": jax.eval_shape(optimizer.init, trainable_shapes), "step": jax.ShapeDtypeStruct((), jnp.int32)}
-    whole = replicated(run.mesh)
-    with Checkpoints(run.folder(name) / "checkpoints", config.checkpoints_kept, run.reporter.say) as checkpoints:
-        found = checkpoints.restore_latest(abstract(shapes, whole), abstract(saved_shapes, whole))
+    wanted = abstract_state(config, stage, run.mesh, module, optimizer)
+    with Checkpoints(run.checkpoints(name), config.checkpoints_kept, run.reporter.say, config.checkpoint_best) as checkpoints:
+        found = checkpoints.restore_latest(wanted.params, {"opt_state": wanted.opt_state, "step": wanted.step})
         if found:
             step, params, saved, meta = found
             check_origin(run, meta, f"{checkpoints.folder}/{step}")
@@ -77,8 +76,11 @@ def train_stage(run: Run, name: str) -> dict[str, Any]:
             seconds = float(meta["seconds"])
         else:
             state, seconds = fresh_state(run, name, module, optimizer), 0.0
-        stage_run = _StageRun(run, name, stage, module, optimizer, checkpoints, seconds)
-        return stage_run.train(state)
+        say_placement(run.reporter, name, config, run.mesh, state)
+        memories = stored_memories(run, name, state)
+        stage_run = _StageRun(run, name, stage, module, optimizer, checkpoints, seconds, memories)
+        with jax.set_mesh(run.mesh):
+            return stage_run.train(state)
 
 
 @dataclasses.dataclass
@@ -93,9 +95,15 @@ class _StageRun:
     checkpoints: Checkpoints
     seconds: float
     """Seconds trained before this process took over."""
+    memories: Memories | None = None
+    """What is read in place of running the encoder."""
     began: float = dataclasses.field(default_factory=time.monotonic)
     logged: tuple[float, int] = (0.0, 0)
     """When numbers were last written, and at which step."""
+    blocked: float = 0.0
+    """Seconds that training stood still for saves since then."""
+    waited: float = 0.0
+    """Seconds that it waited for batches since then."""
 
     def elapsed(self) -> float:
         """Seconds trained so far, over all processes."""
@@ -104,28 +112,32 @@ class _StageRun:
     def train(self, state: TrainState) -> dict[str, Any]:
         run, stage, config = self.run, self.stage, self.run.config
         first = int(state.step)
-        whole, by_rows = replicated(run.mesh), batch_sharding(run.mesh)
-        step_fn = jax.jit(
-            functools.partial(
-                train_step, module=self.module, stage=stage, optimizer=self.optimizer, ids=run.ids, seed=config.seed
-            ),
-            in_shardings=(whole, by_rows),
-            out_shardings=(whole, whole),
-            donate_argnums=0,
-        )
+        step_fn = jit_train_step(config, stage, run.mesh, self.module, self.optimizer, run.ids)
         weighed = set(stage.objectives) & {*WEIGHTINGS, *REGRESSIONS}
         attributions = open_attributions(config.data.attributions) if weighed else None
-        order = TrainBatches(run.data.train, stage.rows, config.seed, first_row(config, stage), attributions)
+        order = TrainBatches(
+            run.data.train,
+            stage.rows,
+            config.seed,
+            first_row(config, stage),
+            attributions,
+            self.memories,
+            part=local_rows(run.mesh, stage.rows),
+        )
         batches = order.from_step(first)
         watch = self._watcher()
         writers = make_writers(config, self.name, run.folder(self.name), first)
         pending: list[tuple[int, Metrics]] = []
+        schedule = Schedule(config.checkpoint_every, config.checkpoint_minutes, agree=agreed, ask_every=config.log_every)
+        held_out: dict[str, float] = {}
         self.logged = (time.monotonic(), first)
         try:
-            with run.reporter.bar(self.name, stage.steps, first) as bar, _stop_requests() as stop:
+            with run.reporter.bar(self.name, stage.steps, first) as bar, run.watch.stop_requests():
                 for step in range(first + 1, stage.steps + 1):
-                    state, metrics = step_fn(state, Batch(**put_batch(next(batches), run.mesh)))
-                    text = None
+                    batch, waited = run.watch.next(batches)
+                    self.waited += waited
+                    state, metrics = step_fn(state, Batch(**put_batch(batch, run.mesh, stage.rows)))
+                    text, held_out = None, {}
                     last = step == stage.steps
                     if step % config.log_every == 0:
                         # The newest step is still being computed: read those before it and do not wait.
@@ -135,24 +147,30 @@ class _StageRun:
                     if step % config.evaluate_every == 0 or last:
                         text = self._log(pending, writers) or text
                         pending = []
-                        watch(state, step, writers)
-                    stopping = stop.is_set()
-                    if step % config.checkpoint_every == 0 or last or stopping:
+                        held_out = watch(state, step, writers)
+                    stopping = run.watch.stop_here()
+                    if schedule.due(step) or self.checkpoints.improves(held_out) or last or stopping:
                         self._log(pending, writers)
                         pending = []
-                        self._save(state, step)
+                        self._save(state, step, held_out)
+                        schedule.saved()
                     bar.advance(1, text)
                     if stopping:
                         self.checkpoints.wait()
                         raise Interrupted(
                             f"{self.name}: asked to stop; step {step} is saved, the same command goes on from there",
-                            stop.number,
+                            stopping,
                         )
-            self.checkpoints.wait()
+                self.checkpoints.wait()
+                if stopping := run.watch.stop_here():
+                    raise Interrupted(
+                        f"{self.name}: asked to stop; all {stage.steps} steps are saved, the same command goes on from there",
+                        stopping,
+                    )
         finally:
             for writer in writers:
                 writer.close()
-        return self._meta(stage.steps)
+        return self._meta(stage.steps, held_out)
 
     def _log(self, pending: list[tuple[int, Metrics]], writers: list[Writer]) -> str | None:
         """Writes the mean over the pending steps, at the last of them; stops the run if one is not finite."""
@@ -174,6 +192,9 @@ class _StageRun:
             "tokens_per_second": tokens / max(now - since, 1e-9),
             "seconds": self.elapsed(),
         }
+        rest["loader_seconds"], self.waited = self.waited, 0.0
+        if self.blocked:
+            rest["checkpoint_seconds"], self.blocked = self.blocked, 0.0
         for writer in writers:
             writer.write(step, "train", values | rest)
         return "  ".join(f"{name} {values[f'{name}/nats']:.3f} nats" for name in latest.terms)
@@ -197,30 +218,32 @@ class _StageRun:
             " folders of the stages that are done"
         )
 
-    def _watcher(self) -> Callable[[TrainState, int, list[Writer]], None]:
-        """A look at a few held-out rows, written as split `validation`."""
+    def _watcher(self) -> Callable[[TrainState, int, list[Writer]], dict[str, float]]:
+        """A look at a few held-out rows, written as split `validation` and returned."""
         run = self.run
         # Held-out rows have no attributions, so there is nothing to compare an estimate of them with.
         names = tuple(sorted(set(self.stage.objectives) - set(REGRESSIONS)))
-        step_fn = jax.jit(functools.partial(evaluation_step, module=self.module, names=names, ids=run.ids, stage=self.stage))
+        step_fn = jit_evaluation_step(self.stage, run.mesh, self.module, names, run.ids)
         limit = min(WATCHED_ROWS, len(run.data.validation))
-        shards = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+        shards = batch_shards(run.mesh)
         batch_rows = -(-limit // shards) * shards
-        batches = list(evaluation_batches(run.data.validation, batch_rows, limit, run.ids.pad))
+        part = local_rows(run.mesh, batch_rows)
+        batches = list(evaluation_batches(run.data.validation, batch_rows, limit, run.ids.pad, part))
 
-        def watch(state: TrainState, step: int, writers: list[Writer]) -> None:
+        def watch(state: TrainState, step: int, writers: list[Writer]) -> dict[str, float]:
             if not names:
-                return
-            terms = [jax.device_get(step_fn(state.params, put_batch(batch, run.mesh))) for batch in batches]
+                return {}
+            terms = [jax.device_get(step_fn(state.params, put_batch(batch, run.mesh, batch_rows))) for batch in batches]
             values: dict[str, float] = {}
             for name in names:
                 values |= term_values(name, sum_terms([t[name] for t in terms]))
             for writer in writers:
                 writer.write(step, "validation", values)
+            return values
 
         return watch
 
-    def _meta(self, step: int) -> dict[str, Any]:
+    def _meta(self, step: int, held_out: dict[str, float]) -> dict[str, Any]:
         run = self.run
         return {
             "stage": self.name,
@@ -229,10 +252,13 @@ class _StageRun:
             "tokenizer": run.data.tokenizer.fingerprint,
             "next_row": first_row(run.config, self.stage) + step * self.stage.rows,
             "seconds": self.elapsed(),
+            "metrics": held_out,
         }
 
-    def _save(self, state: TrainState, step: int) -> None:
-        self.checkpoints.save(step, state.params, {"opt_state": state.opt_state, "step": state.step}, self._meta(step))
+    def _save(self, state: TrainState, step: int, held_out: dict[str, float]) -> None:
+        began, optimizer = time.monotonic(), {"opt_state": state.opt_state, "step": state.step}
+        self.checkpoints.save(step, state.params, optimizer, self._meta(step, held_out))
+        self.blocked += time.monotonic() - began
 
 
 def sum_terms(terms: list[Term]) -> Term:
@@ -244,35 +270,3 @@ def term_values(name: str, term: Term) -> dict[str, float]:
     """A term as means: nats a token and accuracy."""
     count = max(float(term.count), 1.0)
     return {f"{name}/nats": float(term.nats) / count, f"{name}/accuracy": float(term.correct) / count}
-
-
-class _Stop(threading.Event):
-    """Set when the process is asked to stop."""
-
-    number: int = signal.SIGTERM
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """An event that SIGTERM and SIGINT set while the block runs; a second signal ends the process at once."""
-    event = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        event.number = number
-        event.set()
-
-    try:
-        for number in signals:
-            signal.signal(number, handle)
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

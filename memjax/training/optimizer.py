@@ -27,12 +27,6 @@ def learning_rate(stage: Stage) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [stage.warmup_steps])
 
 
-def by_rules(tree: Tree, rules: Rules, key: str) -> Tree:
-    """The tree with every leaf replaced by what the first rule that matches its path says."""
-    flat = flatten_dict(tree, sep="/")
-    return unflatten_dict({path: match_rules(rules, path, key) for path in flat}, sep="/")
-
-
 def split(tree: Tree, rules: Rules, key: str) -> tuple[Tree, Tree]:
     """(leaves whose rule says True, the others), as two trees; `merge` puts them together again."""
     flat = flatten_dict(tree, sep="/")

@@ -47,6 +47,10 @@ class Reporter:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(soft_wrap=True)
 
+    def silenced(self) -> "Reporter":
+        """One that shows nothing: of several processes one speaks."""
+        return Reporter(Console(quiet=True))
+
     def say(self, text: str) -> None:
         """A line of plain text, above any bar."""
         self.console.print(escape(text), highlight=False)

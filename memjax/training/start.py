@@ -10,14 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 
 from memjax.checkpoints import CheckpointError, load_params, parts_of, transplant
 from memjax.config import FUNCTION_QUIRKS, Config, Stage, differences, from_json
 from memjax.data import Prepared
-from memjax.interop.initialize import reference_init
 from memjax.models import example
 from memjax.objectives import SpecialIds
-from memjax.sharding import make_mesh, replicated
+from memjax.sharding import Watch, make_mesh, replicated, shardings, state_shardings
+from memjax.training.initialize import reference_init
 from memjax.training.optimizer import Tree, split
 from memjax.training.progress import Reporter
 from memjax.training.step import TrainState
@@ -31,7 +32,18 @@ class Run:
     workdir: Path
     data: Prepared
     reporter: Reporter
-    mesh: jax.sharding.Mesh = dataclasses.field(default_factory=make_mesh)
+    watch: Watch = dataclasses.field(default_factory=lambda: Watch(print))
+    remote: str = ""
+    """Where checkpoints go if that is no folder of this machine: gs://bucket/folder."""
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices of all processes, as `config.mesh` lays them out."""
+        return make_mesh(self.config.mesh)
+
+    def places(self, params: Tree) -> Tree:
+        """The layout of parameters, arrays or abstract."""
+        return shardings(params, self.config.mesh.rules, self.mesh)
 
     @property
     def ids(self) -> SpecialIds:
@@ -40,13 +52,18 @@ class Run:
         return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.blank_id, tokenizer.delimiter_id)
 
     def folder(self, stage: str) -> Path:
-        """Where a stage keeps its checkpoints and metrics."""
+        """Where a stage keeps its metrics."""
         return self.workdir / "stages" / stage
+
+    def checkpoints(self, stage: str) -> epath.Path:
+        """Where a stage keeps its checkpoints: beside its metrics, or in the bucket."""
+        return epath.Path(self.remote or self.workdir) / "stages" / stage / "checkpoints"
 
 
 def abstract_params(module: nn.Module, config: Config) -> Tree:
     """Paths, shapes and dtypes of a module's parameters; nothing is computed."""
-    return jax.eval_shape(functools.partial(module.init, jax.random.key(0)), example(module, config))["params"]
+    # The key is abstract too: where the mesh in context is of a machine that is not there, nothing can be made.
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), example(module, config))["params"])
 
 
 def first_row(config: Config, stage: Stage) -> int:
@@ -65,21 +82,33 @@ def fresh_state(run: Run, name: str, module: nn.Module, optimizer: optax.Gradien
     """
     config, stage = run.config, run.config.stages[name]
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    init = jax.jit(lambda key: module.init(key, example(module, config))["params"], out_shardings=replicated(run.mesh))
-    params = init(key)
-    if "reference_init" in config.model.compat:
-        redraw = functools.partial(reference_init, config=config, stage=stage, key=key)
-        params = jax.jit(redraw, out_shardings=replicated(run.mesh))(params)
+    shapes = abstract_params(module, config)
+    places = run.places(shapes)
+
+    def init(key: jax.Array) -> Tree:
+        params = module.init(key, example(module, config))["params"]
+        return reference_init(params, config, stage, key) if "reference_init" in config.model.compat else params
+
+    # Every device draws its own part: the whole is nowhere.
+    params = jax.jit(init, out_shardings=places)(key)
     if stage.init_from:
-        folder = run.folder(stage.init_from) if stage.init_from in config.stages else Path(stage.init_from)
-        source, meta = load_params(folder / "checkpoints")
+        inside = stage.init_from in config.stages
+        folder = run.checkpoints(stage.init_from) if inside else epath.Path(stage.init_from) / "checkpoints"
+        source, meta = load_params(folder, place=run.places)
         _check_source(run, meta, stage, folder)
         given = transplant(params, source, stage.init_part, str(folder), "untrained_layers" in stage.compat)
-        # A copy on this mesh: the state is donated to the first step, the source must not be.
-        params = jax.tree.map(lambda x: jax.device_put(x, replicated(run.mesh), may_alias=False), given)
+        # A copy where it belongs: the state is donated to the first step, the source must not be.
+        params = jax.tree.map(lambda x, place: jax.device_put(x, place, may_alias=False), given, places)
     trainable, frozen = split(params, stage.trainable, "trainable")
-    opt_state = jax.jit(optimizer.init, out_shardings=replicated(run.mesh))(trainable)
-    return TrainState(jax.device_put(jnp.int32(0), replicated(run.mesh)), trainable, frozen, opt_state)
+    return TrainState(
+        jax.device_put(jnp.int32(0), replicated(run.mesh)), trainable, frozen, fresh_moments(run, optimizer, trainable)
+    )
+
+
+def fresh_moments(run: Run, optimizer: optax.GradientTransformation, trainable: Tree) -> optax.OptState:
+    """The optimizer's state before the first step, laid out as the parameters are."""
+    state = jax.eval_shape(optimizer.init, trainable)
+    return jax.jit(optimizer.init, out_shardings=state_shardings(state, trainable, run.places(trainable), run.mesh))(trainable)
 
 
 def check_origin(run: Run, meta: dict[str, Any], path: str) -> None:
@@ -92,7 +121,7 @@ def check_origin(run: Run, meta: dict[str, Any], path: str) -> None:
         raise CheckpointError(f"{path} is of tokenizer {meta['tokenizer']}, this run has {fingerprint}; use another --workdir")
 
 
-def _check_source(run: Run, meta: dict[str, Any], stage: Stage, folder: Path) -> None:
+def _check_source(run: Run, meta: dict[str, Any], stage: Stage, folder: epath.Path) -> None:
     """Refuses weights that would fit in shape and yet mean something else (heads, kernel, norm, another vocabulary)."""
     if not meta["tokenizer"]:
         run.reporter.say(f"{folder} does not say which tokenizer it was trained with; its ids are taken for those of this run")

@@ -96,7 +96,7 @@ def _accumulate(grad_fn: Callable, trainable: Tree, batch: Batch, key: jax.Array
     if microbatches == 1:
         return grad_fn(trainable, batch, key)
     # Rows are dealt out in turn, so that every device keeps a share of every microbatch.
-    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, x.shape[-1]).swapaxes(0, 1), batch)
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
     keys = jax.random.split(key, microbatches)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, trainable, first, key))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memjax.config import Config, to_json
+from memjax.sharding import first_process
 
 
 class Writer(Protocol):
@@ -79,7 +80,9 @@ class WeightsAndBiases:
 
 
 def make_writers(config: Config, stage: str, folder: Path, first_step: int) -> list[Writer]:
-    """All writers of one stage."""
+    """All writers of one stage; none but on the first process."""
+    if not first_process():
+        return []
     writers: list[Writer] = [JsonLines(folder / "metrics.jsonl"), TensorBoard(folder / "tensorboard", first_step)]
     if config.wandb_project:
         writers.append(WeightsAndBiases(config, stage, folder))

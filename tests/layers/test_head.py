@@ -130,6 +130,8 @@ def test_block_length_is_a_large_divisor_or_leaves_few_blocks(batch, length, tok
         assert -(-length // block) == -(-length // fits), "no more blocks than are needed"
 
 
-@pytest.mark.parametrize(("batch", "length", "block"), [(32, 128, 32), (1, 1000, 1000), (1024, 7, 1), (3, 700, 175), (8, 509, 128)])
+@pytest.mark.parametrize(
+    ("batch", "length", "block"), [(32, 128, 32), (1, 1000, 1000), (1024, 7, 1), (3, 700, 175), (8, 509, 128)]
+)
 def test_block_length_by_hand(batch, length, block):
     assert block_length(batch, length) == block

@@ -42,7 +42,10 @@ SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
 def family_config(family: str, frozen: bool = False) -> Config:
-    """All objectives that one call of the model scores; their gradients are summed over devices once. Adam's epsilon is so large that an update is proportional to its gradient."""
+    """All objectives that one call of the model scores; their gradients are summed over devices once.
+
+    Adam's epsilon is so large that an update is proportional to its gradient.
+    """
     config = tiny_config("unused", optimizer=Optimizer(epsilon=1e3, clip_norm=0.0))
     stage = Stage(
         family=family,

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from memjax.config import ConfigError, Optimizer, Stage
-from memjax.training.optimizer import by_rules, learning_rate, make_optimizer, merge, split
+from memjax.training.optimizer import learning_rate, make_optimizer, merge, split
 
 PARAMS = {
     "encoder": {"kernel": jnp.ones((3, 4, 5)), "bias": jnp.ones(5)},
@@ -30,13 +30,6 @@ def test_rate_rises_to_its_peak_and_falls_to_the_final_share(decay: str, middle:
 
 def test_rate_without_warm_up_starts_at_the_peak() -> None:
     np.testing.assert_allclose(rates(Stage(steps=4, warmup_steps=0, learning_rate=1.0, decay="linear"))[:2], [1.0, 0.75])
-
-
-def test_first_matching_rule_decides_and_an_unmatched_parameter_is_an_error() -> None:
-    chosen = by_rules(PARAMS, (("encoder/.*kernel", 1), ("kernel", 2), ("bias", 3)), "config.x")
-    assert chosen == {"encoder": {"kernel": 1, "bias": 3}, "head": {"kernel": 2}}
-    with pytest.raises(ConfigError, match=r"config\.x: no rule matches parameter 'encoder/bias'"):
-        by_rules(PARAMS, (("kernel", 1),), "config.x")
 
 
 def test_split_and_merge_are_inverse() -> None:

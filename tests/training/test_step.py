@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -106,31 +103,3 @@ def test_bfloat16_compute_keeps_float32_parameters_and_nearly_the_loss() -> None
         losses[dtype] = float(metrics.loss)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert losses["bfloat16"] != losses["float32"]
-
-
-DEVICES = """
-import jax, sys
-sys.path.insert(0, sys.argv[1])
-import numpy as np
-import test_step as t
-from memjax.sharding import make_mesh, put_batch, replicated
-assert jax.device_count() == 8
-mesh = make_mesh()
-for microbatches in (1, 2):
-    stage = t.dataclasses.replace(t.COMBINED, microbatches=microbatches, rows=16)
-    state, step = t.start(t.CONFIG, stage)
-    single_state, single = jax.jit(step)(state, t.rows(16))
-    spread = jax.device_put(state, replicated(mesh))
-    many_state, many = jax.jit(step)(spread, put_batch(t.rows(16), mesh))
-    t.close(single, many)
-    t.close(single_state.trainable, many_state.trainable, 2e-5)
-print("equal on 8 devices")
-"""
-
-
-def test_eight_devices_compute_what_one_does() -> None:
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES, os.path.dirname(__file__)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert "equal on 8 devices" in done.stdout, done.stderr[-2000:]

@@ -1,0 +1,392 @@
+"""Several real processes are one run: they compute what one does, read each its own rows, stop together, and name the one that is gone."""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from memjax.checkpoints import load_params
+from memjax.config import Config, Optimizer, to_json
+from memjax.data import TrainBatches, spread
+from memjax.sharding import ProcessesError, connect
+from memjax.testing import tiny_config, write_corpus
+from memjax.training.evaluate import BATCH_ROWS
+from memjax.training.loop import WATCHED_ROWS
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+CONFIG_FILE = """
+from memjax.config import from_json, to_config_dict
+def get_config():
+    return to_config_dict(from_json({text!r}))
+"""
+STEPS, ROWS, STOPPED_AT = 14, 8, 3
+SPLIT = "--config.mesh.data=1", "--config.mesh.fsdp=-1"
+"""Parameters split over all devices."""
+READ_AHEAD = 24
+"""Batches that are read before they are asked for, at most."""
+CLOCK = {"tokens_per_second", "seconds", "checkpoint_seconds", "loader_seconds"}
+DEAD_AFTER = "6"
+END_OF_STAGE = 11
+"""What follows the meetings of a stage (process.py)."""
+
+
+class Ended(NamedTuple):
+    """How a process ended and what it said."""
+
+    status: int
+    said: str
+    pid: int
+
+
+def together(
+    folder: Path, script: str, args: list[list[str]], devices: int = 1, hung: int | None = None, **environment: str
+) -> list[Ended]:
+    """Runs a script in as many processes as there are lists of arguments, each with some devices, and waits for all but the one that hangs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    started = []
+    for process, own in enumerate(args):
+        joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(args)), "JAX_PROCESS_ID": str(process)}
+        command = [sys.executable, str(HERE / script), *own]
+        started.append(
+            subprocess.Popen(
+                command, env=shared | joined | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    with concurrent.futures.ThreadPoolExecutor(len(started)) as readers:
+        said = [readers.submit(process.communicate) for process in started]
+        try:
+            for process, output in enumerate(said):
+                if process != hung:
+                    output.result(timeout=300)
+        finally:
+            for process in started:
+                process.kill()
+    return [Ended(process.returncode, output.result()[0], process.pid) for process, output in zip(started, said, strict=True)]
+
+
+def train(
+    folder: Path, workdir: str, devices: int, plans: list[dict[int, dict]], flags: tuple[str, ...] = (), **environment: str
+) -> list[Ended]:
+    """`memjax train` in as many processes as there are plans of what happens to them."""
+    args = []
+    for process, plan in enumerate(plans):
+        plan = json.dumps(plan | {"record": str(folder / f"{workdir}-rows-{process}")})
+        args.append([plan, "train", f"--config={folder / 'tiny.py'}", f"--workdir={folder / workdir}", *flags])
+    return together(folder, "process.py", args, devices, **environment)
+
+
+def all_done(ended: list[Ended]) -> list[Ended]:
+    for process in ended:
+        assert process.status == 0, process.said[-3000:]
+        assert "Traceback" not in process.said and " ends: " not in process.said
+    return ended
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus and a config of one stage."""
+    folder = tmp_path_factory.mktemp("processes")
+    config = tiny_config(
+        write_corpus(folder / "corpus.jsonl", documents=120),
+        optimizer=Optimizer(),
+        checkpoint_every=5,
+        evaluate_every=7,
+        evaluation_rows=48,
+        controls=(),
+    )
+    only = dataclasses.replace(config.stages["causal_control"], rows=ROWS, steps=STEPS)
+    config = dataclasses.replace(config, stages={"only": only}, curriculum=("only",))
+    (folder / "tiny.py").write_text(CONFIG_FILE.format(text=to_json(config)))
+    return folder
+
+
+class Runs(NamedTuple):
+    """What the runs of one config said; their workdirs have their names."""
+
+    alone: list[Ended]
+    """One process with four devices."""
+    stopped: list[Ended]
+    """Two with two each, of which the second was sent SIGTERM."""
+    continued: list[Ended]
+    """The same two again."""
+    moved: list[Ended]
+    """Four with one each, in a copy of the workdir, parameters whole."""
+    at: int
+    """Step of the checkpoint that was written when they were stopped."""
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Runs:
+    alone = all_done(train(folder, "alone", 4, [{}], SPLIT))
+    slowly = {"pause": 1.0}
+    plans = [{STOPPED_AT: slowly}, {STOPPED_AT: slowly | {"signal": signal.SIGTERM}}]
+    stopped = train(folder, "pair", 2, plans, SPLIT)
+    steps = sorted(int(path.name) for path in checkpoints(folder / "pair").iterdir() if path.name.isdigit())
+    shutil.copytree(folder / "pair", folder / "four")
+    for process in range(2):
+        (folder / f"pair-rows-{process}").rename(folder / f"stopped-rows-{process}")
+    continued = all_done(train(folder, "pair", 2, [{}, {}], SPLIT))
+    moved = all_done(train(folder, "four", 1, [{}, {}, {}, {}]))
+    return Runs(alone, stopped, continued, moved, steps[-1])
+
+
+def checkpoints(workdir: Path) -> Path:
+    return workdir / "stages" / "only" / "checkpoints"
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    text = (workdir / "stages" / "only" / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def metrics(workdir: Path) -> dict[str, dict[str, float]]:
+    """The last line of every step and split, without what the clock says."""
+    left_out = CLOCK | {"split"}
+    return {
+        f"{line['step']} {line['split']}": {key: value for key, value in line.items() if key not in left_out}
+        for line in lines(workdir)
+    }
+
+
+def results(workdir: Path) -> dict[str, Any]:
+    found = json.loads((workdir / "results.json").read_text())
+    return {key: found[key] for key in ("models", "chance", "data", "passages")}
+
+
+def read(folder: Path, workdir: str, process: int, split: str) -> set[int]:
+    """Rows that a process read."""
+    lines = (line.split() for line in (folder / f"{workdir}-rows-{process}").read_text().splitlines())
+    return {int(row) for name, row in lines if name == split}
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
+    """Two trees with the same leaves but for rounding; texts are the same."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if isinstance(one, (str, bool)):
+            assert one == other
+        else:
+            np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("workdir", ["pair", "four"])
+def test_processes_end_where_one_ends(folder: Path, runs: Runs, workdir: str) -> None:
+    """Stopped in between, and `four` in another number than those that began and on another mesh."""
+    alone, several = folder / "alone", folder / workdir
+    assert set(metrics(several)) == {f"{step} train" for step in range(1, STEPS + 1)} | {"7 validation", "14 validation"}
+    assert_close(metrics(several), metrics(alone), 1e-5)
+    assert_close(results(several), results(alone), 1e-5)
+    (ours, meta), (theirs, _) = (load_params(checkpoints(path)) for path in (several, alone))
+    assert meta["step"] == STEPS
+    assert_close(ours, theirs, 1e-5)
+
+
+def test_parameters_are_split_over_processes_where_the_mesh_says_so(runs: Runs) -> None:
+    """16 * 320 numbers of 4 bytes, split in four or not."""
+    kernel = [
+        next(line for line in ended[0].said.splitlines() if "head/kernel" in line) for ended in (runs.continued, runs.moved)
+    ]
+    assert "fsdp" in kernel[0] and " 5.0 " in kernel[0]
+    assert "fsdp" not in kernel[1] and " 20.0 " in kernel[1]
+
+
+def test_one_asked_to_stop_all_stop_after_the_same_step(runs: Runs) -> None:
+    assert STOPPED_AT <= runs.at < STEPS
+    for process in runs.stopped:
+        assert process.status == 128 + signal.SIGTERM, process.said[-3000:]
+        assert f"only: asked to stop; step {runs.at} is saved" in process.said
+        assert "Traceback" not in process.said
+    for ended in (runs.continued, runs.moved):
+        assert f"only: going on from step {runs.at}" in ended[0].said
+
+
+class _Numbers:
+    """Rows that say which they are."""
+
+    row_tokens = 1
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.array([index], np.int32)
+
+
+@pytest.mark.parametrize(("workdir", "processes"), [("stopped", 2), ("pair", 2), ("four", 4)])
+def test_a_process_reads_its_own_rows_alone(folder: Path, runs: Runs, workdir: str, processes: int) -> None:
+    data = results(folder / "alone")["data"]
+    rows = data["train_tokens"] // data["row_tokens"]
+    assert rows > ROWS * (STEPS + READ_AHEAD), "no row comes twice"
+    order = TrainBatches(_Numbers(rows), ROWS, seed=0)
+    first, last = (0, runs.at) if workdir == "stopped" else (runs.at, STEPS)
+    for process in range(processes):
+        own = slice(process * ROWS // processes, (process + 1) * ROWS // processes)
+        needed = {int(row) for step in range(first, last) for row in order.batch(step)["tokens"][own, 0]}
+        ahead = {int(row) for step in range(last, last + READ_AHEAD) for row in order.batch(step)["tokens"][own, 0]}
+        assert needed <= read(folder, workdir, process, "train") <= needed | ahead
+
+
+@pytest.mark.parametrize(("workdir", "processes"), [("pair", 2), ("four", 4)])
+def test_a_process_evaluates_its_own_rows_alone(folder: Path, runs: Runs, workdir: str, processes: int) -> None:
+    data = results(folder / "alone")["data"]
+    rows = data["validation_tokens"] // data["row_tokens"]
+    config: Config = tiny_config("")
+    watched = min(WATCHED_ROWS, rows)
+    looks = [(watched, -(-watched // 4) * 4), (48, BATCH_ROWS), (config.recall_rows, BATCH_ROWS)]
+    for process in range(processes):
+        own = set()
+        for limit, batch in looks:
+            share = batch // processes
+            own |= {row for i, row in enumerate(spread(rows, limit)) if i % batch // share == process}
+        assert read(folder, workdir, process, "validation") == own
+
+
+@pytest.fixture(scope="module")
+def broken(folder: Path) -> list[Ended]:
+    """Two processes whose data come late, to each once, and of the second then no more."""
+    late = {"sleep": 5.0}
+    plans = [{2: late}, {3: late, 5: {"error": "the disk is gone"}}]
+    return train(folder, "broken", 2, plans, SPLIT, MEMJAX_SLOW_AFTER_SECONDS="1")
+
+
+def test_a_slow_loader_is_named_and_its_seconds_are_in_the_metrics(folder: Path, broken: list[Ended]) -> None:
+    for process, ended in enumerate(broken):
+        who = f"process {process} ({socket.gethostname()}, pid {ended.pid})"
+        assert re.search(rf"{re.escape(who)} has waited \d s for its next batch, and the others for it", broken[0].said)
+    waited = {line["step"]: line["loader_seconds"] for line in lines(folder / "broken")}
+    assert waited[1] >= 5.0, "a step's numbers are written when the next one is under way"
+
+
+def test_an_error_in_one_process_ends_all_and_says_where_it_was(broken: list[Ended]) -> None:
+    first, second = broken
+    assert second.status == 2
+    assert "memjax: the disk is gone" in second.said
+    assert first.status == 1
+    failed = f"process 0 ends: process 1 ({socket.gethostname()}, pid {second.pid}) failed: OSError: the disk is gone"
+    assert failed in first.said
+    assert "Traceback" not in first.said + second.said
+
+
+def test_processes_with_different_configs_do_not_start(folder: Path) -> None:
+    command = ["{}", "train", f"--config={folder / 'tiny.py'}", f"--workdir={folder / 'different'}"]
+    for process in together(folder, "process.py", [command, [*command, "--config.seed=1"]]):
+        assert process.status == 1
+        assert "the config of process 1 is not that of process 0" in process.said
+    assert not (folder / "different").exists()
+
+
+def test_a_request_after_the_last_step_of_a_stage_stops_all_in_the_next(folder: Path) -> None:
+    slowly = {"pause": 0.5}
+    plans = [{END_OF_STAGE: slowly}, {END_OF_STAGE: slowly | {"signal": signal.SIGINT}}]
+    ended = together(folder, "process.py", [[json.dumps(plan)] for plan in plans])
+    (said, other) = (process.said.splitlines()[-1] for process in ended)
+    assert said == other
+    assert said.startswith("stopped in stage 2 after meeting ")
+    assert [process.status for process in ended] == [128 + signal.SIGINT] * 2
+
+
+@pytest.mark.parametrize(
+    ("gone", "when", "number"), [(0, 5, signal.SIGKILL), (1, 2 * END_OF_STAGE + 5, signal.SIGTERM)], ids=["killed", "asked"]
+)
+def test_a_process_that_ends_alone_is_named_by_the_others_who_end(folder: Path, gone: int, when: int, number: int) -> None:
+    """A request to stop does that where there is no step to save, as in the evaluation of a run."""
+    plans: list[dict[int, dict]] = [{when - 1: {"sleep": 2.0}} for _ in range(3)]
+    plans[gone][when] = {"signal": number}
+    ended = together(folder, "process.py", [[json.dumps(plan)] for plan in plans], MEMJAX_DEAD_AFTER_SECONDS=DEAD_AFTER)
+    assert ended[gone].status == -number
+    for process in (ended[i] for i in range(3) if i != gone):
+        assert process.status == 1, process.said
+        assert f"ends: process {gone} ({socket.gethostname()}, pid {ended[gone].pid})" in process.said
+        assert "The same command, on all processes, goes on from the last checkpoint" in process.said
+
+
+def test_a_process_that_hangs_counts_as_dead(folder: Path) -> None:
+    """Its connections stay open, so nothing but its silence tells."""
+    plans = [["{}"], [json.dumps({5: {"signal": signal.SIGSTOP}})]]
+    first, second = together(folder, "process.py", plans, hung=1, MEMJAX_DEAD_AFTER_SECONDS=DEAD_AFTER)
+    assert first.status == 1, first.said
+    who = f"process 1 ({socket.gethostname()}, pid {second.pid})"
+    assert f"process 0 ends: {who} has given no sign of life for" in first.said
+
+
+@pytest.fixture(scope="module")
+def agreement(folder: Path) -> list[dict[str, Any]]:
+    """What each of four processes said (agreement.py)."""
+    ended = all_done(together(folder, "agreement.py", [[str(folder / "damaged")]] * 4))
+    return [json.loads(process.said.splitlines()[-1]) for process in ended]
+
+
+def test_processes_agree_and_name_the_one_that_differs(agreement: list[dict[str, Any]]) -> None:
+    for process, said in enumerate(agreement):
+        assert (said["process"], said["first"]) == (process, process == 0)
+        assert (said["number"], said["truth"], said["same"]) == (10.5, True, "")
+        assert said["last differs"] == "the text of process 3 is not that of process 0; all processes need the same"
+
+
+def test_a_process_holds_the_rows_it_reads(agreement: list[dict[str, Any]]) -> None:
+    halves = [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
+    for process, said in enumerate(agreement):
+        quarter = [2 * process, 2 * process + 1]
+        rows = {"ddp": quarter, "fsdp": quarter, "fsdp_tp": halves[process], "tp": list(range(8))}
+        assert said["meshes"] == {mesh: {"read": read, "held": read, "sum": 2 * sum(range(8))} for mesh, read in rows.items()}
+
+
+def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(agreement: list[dict[str, Any]]) -> None:
+    for process, said in enumerate(agreement):
+        assert said["restored"]["step"] == 1
+        assert {"1", "damaged-2"} <= set(said["restored"]["there"])
+        assert "2" not in said["restored"]["there"]
+        assert bool(said["restored"]["said"]) == (process == 0)
+    (report,) = agreement[0]["restored"]["said"]
+    assert "2: this checkpoint is damaged (in process 3: " in report
+    assert "kept as damaged-2, going on from step 1" in report
+
+
+def test_a_process_says_whom_it_waits_for(folder: Path) -> None:
+    joined = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    environment = os.environ | joined | {"PYTHONPATH": str(ROOT), "MEMJAX_SLOW_AFTER_SECONDS": "0.1"}
+    command = [sys.executable, "-u", str(HERE / "agreement.py")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and next(process.stdout) == "process 1 of 2 waits for the others; 0 is to be at 127.0.0.1:1\n"
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"JAX_PROCESS_ID": "1"}, "JAX_PROCESS_ID is set and JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES is not"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "do not come together"),
+    ],
+)
+def test_what_says_where_the_others_are_must_be_whole(given: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ProcessesError, match=message):
+        connect()
