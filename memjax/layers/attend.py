@@ -10,6 +10,7 @@ Shapes: B batch, T position, H query head, G key and value head, E head width; S
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,5 +129,5 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array
         interpret=interpret,
     )
     segments = splash_attention.SegmentIds(segment_BS, segment_BS)
-    mixed_BHSE = jax.vmap(kernel)(lay_out(query), lay_out(key), lay_out(value), segments)
+    mixed_BHSE: Any = jax.vmap(kernel)(lay_out(query), lay_out(key), lay_out(value), segments)
     return jnp.swapaxes(mixed_BHSE[:, :, :length], 1, 2)
