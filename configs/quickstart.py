@@ -10,6 +10,9 @@ that the controls see as many of them.
 About nine minutes on two CPU cores and 3.3 GB of memory. Expect a copy accuracy of about 0.97 on held-out text against 0.3 of
 the controls, and a next-token loss about 7 % above that of the control trained on nothing else.
 
+`configs/quickstart.py:decoder` trains the decoders alone, on the autoencoder that runs/quickstart holds; its encoder need not be run where
+`memjax encode-corpus` has written its memories (--config.data.memories=FOLDER).
+
 `configs/quickstart.py:small` is the same run in miniature: about a minute, to see that everything works rather than that
 memories do.
 """
@@ -29,7 +32,7 @@ DECODER = c.Backbone(kind="transformer", width=128, layers=4, heads=4, mlp_ratio
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The config; `small` for the miniature."""
+    """The config; `small` for the miniature, `decoder` for decoders on an encoder that is there."""
     stage = c.Stage(rows=32, learning_rate=3e-3, warmup_steps=20)
     reading = dataclasses.replace(stage, trainable=FROZEN_ENCODER, final_rate=0.5)
     # Both objectives, from the copy stage on.
@@ -66,9 +69,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     if variant == "small":
         config = _small(config)
+    elif variant == "decoder":
+        config = _decoder(config)
     elif variant:
-        raise ValueError(f"quickstart.py has no variant {variant!r}; it has 'small'")
+        raise ValueError(f"quickstart.py has no variant {variant!r}; it has 'small' and 'decoder'")
     return c.to_config_dict(config)
+
+
+def _decoder(config: c.Config) -> c.Config:
+    """The decoder stages on the encoder of another run, and the control without memories."""
+    stages = {name: config.stages[name] for name in ("blank_copy", "copy", "combined", "no_memory")}
+    stages["blank_copy"] = dataclasses.replace(stages["blank_copy"], init_from="runs/quickstart/stages/autoencoder")
+    curriculum = ("blank_copy", "copy", "combined")
+    return dataclasses.replace(config, name="quickstart-decoder", stages=stages, curriculum=curriculum, controls=("no_memory",))
 
 
 def _small(config: c.Config) -> c.Config:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from memjax.cli.arguments import read_flags
 from memjax.cli.main import COMMANDS
-from memjax.cli.train import read_flags
+from memjax.cli.train import EXAMPLE, define_flags
 from memjax.data import prepare
 from memjax.testing import tiny_config, write_corpus
 from memjax.training import Reporter, Run, train_stage
@@ -70,7 +71,7 @@ def test_memjax_commands_are_understood(monkeypatch):
     assert {args[0] for args in seen} == set(COMMANDS), "the README shows every command, and no other"
     for args in seen:
         if args[0] == "train":
-            read_flags(args)
+            read_flags(args, EXAMPLE, define_flags, ("workdir",))
 
 
 def test_shell_blocks_hold_nothing_untested():
