@@ -59,7 +59,11 @@ def entries(everything: bool = False) -> list[Entry]:
     wanted += [Entry(variant, "v5e-256") for variant in scaling.VARIANTS]
     wanted += [Entry(MAIN, name) for name in (*ones, "v5p-512")]
     wanted += [Entry(MAIN, "v5e-256", program=program) for program in ("evaluate", "decode")]
-    wanted += [Entry(MAIN, "v5e-256", mesh) for mesh in ("data=16,fsdp=16", "fsdp_tp")]
+    wanted += [
+        Entry(WEAK, "v5e-256", "data=8,fsdp=32"),
+        Entry(MAIN, "v5e-256", "data=16,fsdp=16"),
+        Entry(MAIN, "v5e-256", "fsdp_tp"),
+    ]
     if everything:
         wanted += [Entry(variant, name) for name in (*pods, *ones, "v5p-128") for variant in scaling.VARIANTS]
     return list(dict.fromkeys(wanted))
