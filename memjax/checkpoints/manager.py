@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -104,21 +105,16 @@ class Checkpoints:
 
         A checkpoint that cannot be read is renamed to `damaged-STEP`, reported, and the one before it is tried.
         """
-        read = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            optimizer=ocp.args.StandardRestore(optimizer),
-            meta=ocp.args.JsonRestore(),
-        )
         damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
-            found, why = attempt(lambda step=step: self._manager.restore(step, args=read))
-            if found is None:
+            found, why = attempt(functools.partial(_read, self.folder / str(step), params, optimizer))
+            if why := _why_anywhere(why):
                 damaged.append((step, why))
                 continue
-            meta = checked(found.meta, self.folder / str(step))
+            meta = checked(found[2], self.folder / str(step))
             for bad, why in damaged:
                 self._set_aside(bad, why, f"going on from step {step}")
-            return step, found.params, found.optimizer, meta
+            return step, found[0], found[1], meta
         if len(damaged) > 1:
             # Several at once are no accident of one save: a full disk, a changed program. Nothing is moved.
             step, why = damaged[0]
@@ -155,6 +151,25 @@ class Checkpoints:
                 self._report(
                     f"{path}: this checkpoint lacks {lacks}; kept as {_move_aside(path).name}, the one before it counts"
                 )
+
+
+def _read(path: epath.Path, params: Any, optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The items of a checkpoint. The manager would read them too, and then wait for processes that failed to."""
+    handler = ocp.StandardCheckpointHandler()
+    return (
+        handler.restore(path / "params", args=ocp.args.StandardRestore(params)),
+        handler.restore(path / "optimizer", args=ocp.args.StandardRestore(optimizer)),
+        json.loads((path / "meta" / "metadata").read_text()),
+    )
+
+
+def _why_anywhere(why: str) -> str:
+    """Why this process or another failed, which all must know to go on alike; empty if none did."""
+    if jax.process_count() == 1:
+        return why
+    everyone = multihost_utils.process_allgather(np.frombuffer(why.encode()[:200].ljust(200), np.uint8))
+    texts = [bytes(text).decode(errors="ignore").strip() for text in everyone]
+    return next((f"in process {i}: {text}" for i, text in enumerate(texts) if text), "")
 
 
 def _lacks(path: epath.Path) -> str:

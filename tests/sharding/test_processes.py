@@ -36,6 +36,8 @@ SPLIT = "--config.mesh.data=1", "--config.mesh.fsdp=-1"
 """Parameters split over all devices."""
 READ_AHEAD = 24
 """Batches that are read before they are asked for, at most."""
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""Compiles in three quarters of the time."""
 CLOCK = {"tokens_per_second", "seconds", "checkpoint_seconds", "loader_seconds"}
 DEAD_AFTER = "6"
 END_OF_STAGE = 11
@@ -59,7 +61,7 @@ def together(
         address = f"127.0.0.1:{free.getsockname()[1]}"
     shared = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {QUICK} --xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -266,16 +268,16 @@ def test_a_process_evaluates_its_own_rows_alone(folder: Path, runs: Runs, workdi
 
 @pytest.fixture(scope="module")
 def broken(folder: Path) -> list[Ended]:
-    """Two processes whose data come late, to each once, and of the second then no more."""
+    """Two processes whose data come late once, and of the second then no more."""
     late = {"sleep": 5.0}
-    plans = [{2: late}, {3: late, 5: {"error": "the disk is gone"}}]
+    plans = [{2: late}, {2: late, 4: {"error": "the disk is gone"}}]
     return train(folder, "broken", 2, plans, SPLIT, MEMJAX_SLOW_AFTER_SECONDS="1")
 
 
 def test_a_slow_loader_is_named_and_its_seconds_are_in_the_metrics(folder: Path, broken: list[Ended]) -> None:
     for process, ended in enumerate(broken):
         who = f"process {process} ({socket.gethostname()}, pid {ended.pid})"
-        assert re.search(rf"{re.escape(who)} has waited \d s for its next batch, and the others for it", broken[0].said)
+        assert re.search(rf"{re.escape(who)} has waited \d+ s for its next batch, and the others for it", broken[0].said)
     waited = {line["step"]: line["loader_seconds"] for line in lines(folder / "broken")}
     assert waited[1] >= 5.0, "a step's numbers are written when the next one is under way"
 
