@@ -1,0 +1,88 @@
+"""`memjax bench`: flags, what is printed and what is written."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from memjax.cli import bench
+from memjax.config import ConfigError, to_json
+from memjax.testing import tiny_config
+
+CONFIG_FILE = """
+from memjax.config import from_json, to_config_dict
+def get_config():
+    return to_config_dict(from_json({text!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config file."""
+    path = tmp_path_factory.mktemp("bench") / "tiny.py"
+    path.write_text(CONFIG_FILE.format(text=to_json(tiny_config("unused"))))
+    return path
+
+
+def test_a_comparison_is_printed_and_written(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.json"
+    args = [
+        f"--config={file}",
+        "--stage=combined",
+        "--program=encode",
+        "--steps=2",
+        "--warmup=1",
+        "--profile=1",
+        f"--out={out}",
+    ]
+    assert bench.run(["bench", *args, "--against.model.encoder.width=32", "--against.model.encoder.heads=4"]) == 0
+    told = json.loads(out.read_text())
+    labels = [report["label"] for report in told["reports"]]
+    assert labels == [str(file), f"{file} model.encoder.width=32 model.encoder.heads=4"]
+    narrow, wide = (report["model_flops"] for report in told["reports"])
+    assert told["comparisons"][0]["allowed"] == wide / narrow > 2
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"^encode: {re.escape(labels[0])} is \d+\.\d{{3}} times as fast as {re.escape(labels[1])} \(95 %", said, re.M
+    )
+    assert re.search(r"model FLOPs allow \d\.\d{3}, of which that is \d+\.\d%$", said, re.M)
+    assert "encode, by kind of operation" in said and re.search(r"matrix products .* \d+\.\d%", said)
+    assert re.search(r"^peak memory since the process began, compiling included: resident \d+\.\d\d GiB", said, re.M)
+    shown = [" ".join(line.replace("│", " ").split()) for line in said.splitlines()]
+    assert "stage combined combined" in shown and "MFU peak not known peak not known" in shown
+
+
+def test_against_is_a_config_of_its_own_or_this_one_with_changes() -> None:
+    own = ["bench", "--config=a.py:x", "--config.seed=1", "--steps=3"]
+    assert bench.split_against(own) == (own, [])
+    assert bench.split_against([*own, "--against=two_passes"]) == (own, own)
+    assert bench.split_against([*own, "--against=b.py"]) == (own, ["bench", "--config=b.py"])
+    changed = bench.split_against([*own, "--against.seed=2"])
+    assert changed == (own, ["bench", "--config=a.py:x", "--config.seed=1", "--config.seed=2"])
+    other = bench.split_against(["bench", "--against=b.py:y", "--against.model.vectors=2", "--config=a.py"])
+    assert other == (["bench", "--config=a.py"], ["bench", "--config=b.py:y", "--config.model.vectors=2"])
+    assert bench.label(other[1]) == "b.py:y model.vectors=2"
+
+
+WRONG = {
+    "no config": ([], flags.Error, "--config is missing; for example: memjax bench"),
+    "against without a value": (["--against", "b.py"], flags.Error, "--against is followed by = and a config file"),
+    "a file that is not there": (["--against=absent.py"], ConfigError, "--config=absent.py cannot be loaded"),
+    "a setting that is not there": (["--against.sead=1"], ConfigError, "config.sead is not a setting"),
+    "a stage that is not there": (["--stage=none"], ConfigError, "--stage='none' is no stage of this config"),
+    "a program that is not there": (["--program=serve"], ConfigError, "--program='serve' is not known; it can be train"),
+    "passes of one objective": (["--stage=causal_control", "--against=two_passes"], ConfigError, "two_passes is the step of"),
+    "a mesh that is none": (["--mesh=round"], ConfigError, "--mesh='round' is not a mesh"),
+    "more devices than there are": (["--mesh=data=2,fsdp=64"], ConfigError, "is of 128 devices and there are"),
+}
+
+
+@pytest.mark.parametrize(("args", "error", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_timed_is_one_line(file: Path, args: list[str], error: type[Exception], message: str) -> None:
+    config = [] if not args else [f"--config={file}"]
+    with pytest.raises(error) as caught:
+        bench.run(["bench", *config, *args])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value).strip()
