@@ -12,6 +12,7 @@ from rich.markup import escape
 COMMANDS = {
     "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
     "compile": "a stage's steps compiled for a TPU slice, without TPUs: memory, FLOPs, collectives, and the highest MFU",
+    "bench": "time the real steps on the devices at hand, or two configs against each other",
     "inspect": "what a checkpoint holds, without the devices that wrote it",
     "encode-corpus": "write the memories of a corpus once, to train decoders on",
     "report": "write the page of a workdir again from its numbers",
