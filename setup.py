@@ -38,6 +38,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "rich>=13.9",
         "safetensors>=0.4.5",
+        "scipy>=1.11",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",

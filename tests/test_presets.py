@@ -32,8 +32,10 @@ from memjax.training.optimizer import split
 from memjax.training.start import abstract_params
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
-OURS = {"quickstart": ("", "small")}
+OTHER_SIZES = {"benchmark", "scaling"}
+"""Files whose models differ from those of others in size alone."""
+FILES = sorted({path.stem for path in FOLDER.glob("*.py")} - OTHER_SIZES)
+OURS = {"quickstart": ("", "small", "decoder")}
 """Files whose variants are not published experiments."""
 STACKS = {
     "autoencoder": ("encoder", "reconstructor"),

@@ -93,8 +93,8 @@ def fresh_state(run: Run, name: str, module: nn.Module, optimizer: optax.Gradien
     params = jax.jit(init, out_shardings=places)(key)
     if stage.init_from:
         inside = stage.init_from in config.stages
-        folder = run.checkpoints(stage.init_from) if inside else epath.Path(stage.init_from) / "checkpoints"
-        source, meta = load_params(folder, place=run.places)
+        folder = run.checkpoints(stage.init_from).parent if inside else epath.Path(stage.init_from)
+        source, meta = load_params(folder / "checkpoints", place=run.places)
         _check_source(run, meta, stage, folder)
         given = transplant(params, source, stage.init_part, str(folder), "untrained_layers" in stage.compat)
         # A copy where it belongs: the state is donated to the first step, the source must not be.

@@ -105,7 +105,8 @@ def test_setup_comes_before_memjax():
     assert command[4:] == ["memjax", "train", "--config=configs/scaling.py:1.3b-512x8", "--workdir=gs://bucket/tiny", "--a=b c"]
     done = subprocess.run([*command[:4], "printf", " <%s>", *command[5:]], capture_output=True, text=True, check=True)
     assert (
-        done.stdout == "first bash\nsecond <train> <--config=configs/scaling.py:1.3b-512x8> <--workdir=gs://bucket/tiny> <--a=b c>"
+        done.stdout
+        == "first bash\nsecond <train> <--config=configs/scaling.py:1.3b-512x8> <--workdir=gs://bucket/tiny> <--a=b c>"
     )
 
 

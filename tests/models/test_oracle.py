@@ -11,6 +11,7 @@ import pytest
 
 from memjax.config import Backbone, Model, Stage
 from memjax.layers import Backbone as BackboneModule
+from memjax.layers import Embed
 from memjax.models import Encoder, Oracle
 from memjax.objectives import Batch, SpecialIds, score, total, weights
 
@@ -246,7 +247,7 @@ def test_future_reaches_a_position_through_the_memory_only(model, name, quick):
     def outputs(encoder_gain, decoder_gain, *memory):
         def scaled(call, args, kwargs, context):
             y = call(*args, **kwargs)
-            if not isinstance(context.module, nn.Embed) or context.method_name != "__call__":
+            if not isinstance(context.module, Embed) or context.method_name != "__call__":
                 return y
             gain = encoder_gain if isinstance(context.module.parent, Encoder) else decoder_gain
             return y * gain[:, None]
