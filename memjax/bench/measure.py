@@ -1,6 +1,7 @@
 """Programs timed, alone or in turns with those they are compared with, and what is reported of them."""
 
 import dataclasses
+import itertools
 import os
 import resource
 import sys
@@ -12,7 +13,7 @@ import jax
 from memjax.aot.topologies import peak_flops
 from memjax.bench import timing
 from memjax.bench.profile import Profile, profile
-from memjax.bench.programs import Program, make_program
+from memjax.bench.programs import Program, check_program, make_program
 from memjax.config import Config, ConfigError
 
 
@@ -129,16 +130,18 @@ def measure(
       say: told what is being done.
 
     Raises:
-      ConfigError: as `make_program`; a number of steps is impossible; or what is compared is not one thing.
+      ConfigError: as `make_program`; or a number of steps is impossible, or programs are compared that are not of one kind.
     """
     for name, value, least in (("steps", steps, 1), ("warmup", warmup, 1), ("profile", profiled, 0)):
         if value < least:
             raise ConfigError(f"--{name}={value} must be {least} or more")
     if against is not None and against.program and set(programs) != {"train"}:
         raise ConfigError(f"--against={against.program} is a training step: --program={','.join(programs)} must be train")
+    sides = [subject] if against is None else [subject, against]
+    for name, side in itertools.product(programs, sides):
+        check_program(side.config, side.stage, side.program or name)
     reports, comparisons, profiles = [], [], {}
     for name in programs:
-        sides = [subject] if against is None else [subject, against]
         made = []
         for side in sides:
             say(f"compiling {side.program or name} of {side.label}")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from memjax.aot.flops import model_flops, token_flops
-from memjax.bench.two_passes import jit_two_pass_step
+from memjax.bench.two_passes import check_two_passes, jit_two_pass_step
 from memjax.config import REGRESSIONS, WEIGHTINGS, Config, ConfigError, Stage
 from memjax.instruments import regenerate
 from memjax.models import build, example
@@ -64,18 +64,8 @@ class Program:
         return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
 
 
-def make_program(config: Config, stage_name: str, name: str) -> Program:
-    """Compiles a program for all devices, as `config.mesh` lays them out, and draws what it computes on.
-
-    Args:
-      config: the run. With `config.data.memories` a training step is given random memories, whether or not the folder is there.
-      stage_name: whose program it is.
-      name: one of PROGRAMS.
-
-    Raises:
-      ConfigError: there is no such stage or program, the stage's family has none of that name, the batch does not divide over the
-        devices, or the stage trains an encoder whose memories are to be read.
-    """
+def check_program(config: Config, stage_name: str, name: str) -> None:
+    """Raises ConfigError if there is no such stage or program, or the stage's family has none of that name."""
     if stage_name not in config.stages:
         raise ConfigError(
             f"--stage={stage_name!r} is no stage of this config; its stages are {', '.join(sorted(config.stages))}"
@@ -87,6 +77,24 @@ def make_program(config: Config, stage_name: str, name: str) -> Program:
         raise ConfigError(
             f"--program={name} needs memories, and config.stages.{stage_name} has none: it trains no memory model"
         )
+    if name == "two_passes":
+        check_two_passes(config, stage)
+
+
+def make_program(config: Config, stage_name: str, name: str) -> Program:
+    """Compiles a program for all devices, as `config.mesh` lays them out, and draws what it computes on.
+
+    Args:
+      config: the run. With `config.data.memories` a training step is given random memories, whether or not the folder is there.
+      stage_name: whose program it is.
+      name: one of PROGRAMS.
+
+    Raises:
+      ConfigError: as `check_program`; the batch does not divide over the devices; or the stage trains an encoder whose memories are to be
+        read.
+    """
+    check_program(config, stage_name, name)
+    stage = config.stages[stage_name]
     mesh = make_mesh(config.mesh)
     check_rows(stage.rows, stage.microbatches, mesh, f"config.stages.{stage_name}.rows")
     module = build(config, stage)

@@ -125,12 +125,7 @@ def jit_two_pass_step(
     optimizer: optax.GradientTransformation,
     ids: SpecialIds,
 ) -> Any:
-    """`two_pass_step` of (state, batch), jitted as `training.jitted.jit_train_step` does it.
-
-    Raises:
-      ConfigError: the stage's step has no form in two passes.
-    """
-    check_two_passes(config, stage)
+    """`two_pass_step` of (state, batch), jitted as `training.jitted.jit_train_step` does it; for stages that pass `check_two_passes`."""
     state = jax.tree.map(lambda x: x.sharding, abstract_state(config, stage, mesh, module, optimizer))
     step = functools.partial(two_pass_step, module=module, stage=stage, optimizer=optimizer, ids=ids)
     return jax.jit(step, in_shardings=(state, batch_sharding(mesh)), out_shardings=(state, replicated(mesh)), donate_argnums=0)

@@ -110,9 +110,10 @@ def run(args: Sequence[str]) -> int:
 
 def show(result: "Result", console: Console) -> None:
     """All tables of a result."""
+    labels = dict.fromkeys(report.label for report in result.reports)
     table = Table(
-        title=f"random tokens on {result.devices}",
-        caption="FLOPs are the model's, by formula; a step is one run of the program",
+        title=f"{' against '.join(labels)}, random tokens on {result.devices}",
+        caption="FLOPs are the model's, by formula; a step is one run of the program; memory is of a device",
     )
     table.add_column("program", no_wrap=True)
     for report in result.reports:
@@ -132,16 +133,17 @@ def _column(report: "Report") -> list[tuple[str, str]]:
     told = report.to_json()
     spread = told["spread"]
     return [
-        ("config", report.label),
         ("stage", report.stage),
         ("parameters", f"{report.parameters / 1e6:,.1f} M"),
-        ("rows, tokens", f"{report.rows:,}, {report.tokens:,}"),
+        ("rows", f"{report.rows:,}"),
+        ("tokens", f"{report.tokens:,}"),
         ("seconds a step, median", f"{spread['median']:.4g}"),
-        ("quartiles", f"{spread['lower_quartile']:.4g} to {spread['upper_quartile']:.4g}"),
+        ("lower quartile", f"{spread['lower_quartile']:.4g}"),
+        ("upper quartile", f"{spread['upper_quartile']:.4g}"),
         ("tokens/s", f"{told['tokens_per_second']:,.0f}"),
-        ("model FLOPs", f"{report.model_flops:.3e}"),
+        ("model GFLOPs a step", f"{report.model_flops / 1e9:,.2f}"),
         ("model GFLOP/s", f"{told['model_flops_per_second'] / 1e9:,.1f}"),
-        ("MFU", "peak not known" if told["mfu"] is None else f"{told['mfu']:.1%}"),
+        ("MFU", "–" if told["mfu"] is None else f"{told['mfu']:.1%}"),
         ("memory, as compiled", _gib(report.planned_bytes)),
         ("compiled in", f"{report.compile_seconds:.1f} s"),
     ]

@@ -7,8 +7,8 @@ import math
 import jax
 import pytest
 
-from memjax.bench import Subject, measure
-from memjax.bench.measure import Comparison, Report, compare, peak_memory
+from memjax.bench import PROGRAMS, Subject, measure
+from memjax.bench.measure import Comparison, Report, compare
 from memjax.bench.programs import flops
 from memjax.bench.timing import Ratio, spread
 from memjax.config import Backbone, ConfigError, Stage
@@ -53,15 +53,9 @@ def test_a_result_is_json_with_every_number_finite(result):
     assert profile["operations"][0]["source"]
 
 
-def test_memory_is_at_least_what_the_state_takes(result):
-    assert result.memory["resident"] > 3 * 4 * 20_800
-    # A CPU does not say what is in use of it.
+def test_memory_is_counted_in_bytes_and_a_cpu_does_not_say_what_of_it_is_in_use(result):
+    assert 10**8 < result.memory["resident"] < 10**11
     assert result.memory["device"] is None
-
-
-def test_a_second_look_at_memory_finds_no_lower_peak():
-    before = peak_memory()["resident"]
-    assert before <= peak_memory()["resident"]
 
 
 def test_rates_are_those_of_the_median_step():
@@ -92,6 +86,10 @@ WRONG = {
     "passes of what has none": (
         {"programs": ["decode"], "against": dataclasses.replace(OURS, program="two_passes")},
         "--against=two_passes is a training step: --program=decode must be train",
+    ),
+    "a second program that is not there": (
+        {"programs": ["encode", "serve"]},
+        f"--program='serve' is not known; it can be {', '.join(PROGRAMS)}",
     ),
 }
 

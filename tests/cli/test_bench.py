@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from memjax.cli import bench
-from memjax.config import ConfigError, to_json
+from memjax.cli.main import main
+from memjax.config import to_json
 from memjax.testing import tiny_config
 
 CONFIG_FILE = """
@@ -37,7 +37,7 @@ def test_a_comparison_is_printed_and_written(file: Path, tmp_path: Path, capsys:
         "--profile=1",
         f"--out={out}",
     ]
-    assert bench.run(["bench", *args, "--against.model.encoder.width=32", "--against.model.encoder.heads=4"]) == 0
+    assert main(["bench", *args, "--against.model.encoder.width=32", "--against.model.encoder.heads=4"]) == 0
     told = json.loads(out.read_text())
     labels = [report["label"] for report in told["reports"]]
     assert labels == [str(file), f"{file} model.encoder.width=32 model.encoder.heads=4"]
@@ -51,7 +51,7 @@ def test_a_comparison_is_printed_and_written(file: Path, tmp_path: Path, capsys:
     assert "encode, by kind of operation" in said and re.search(r"matrix products .* \d+\.\d%", said)
     assert re.search(r"^peak memory since the process began, compiling included: resident \d+\.\d\d GiB", said, re.M)
     shown = [" ".join(line.replace("│", " ").split()) for line in said.splitlines()]
-    assert "stage combined combined" in shown and "MFU peak not known peak not known" in shown
+    assert "stage combined combined" in shown and "MFU – –" in shown
 
 
 def test_against_is_a_config_of_its_own_or_this_one_with_changes() -> None:
@@ -67,22 +67,24 @@ def test_against_is_a_config_of_its_own_or_this_one_with_changes() -> None:
 
 
 WRONG = {
-    "no config": ([], flags.Error, "--config is missing; for example: memjax bench"),
-    "against without a value": (["--against", "b.py"], flags.Error, "--against is followed by = and a config file"),
-    "a file that is not there": (["--against=absent.py"], ConfigError, "--config=absent.py cannot be loaded"),
-    "a setting that is not there": (["--against.sead=1"], ConfigError, "config.sead is not a setting"),
-    "a stage that is not there": (["--stage=none"], ConfigError, "--stage='none' is no stage of this config"),
-    "a program that is not there": (["--program=serve"], ConfigError, "--program='serve' is not known; it can be train"),
-    "passes of one objective": (["--stage=causal_control", "--against=two_passes"], ConfigError, "two_passes is the step of"),
-    "a mesh that is none": (["--mesh=round"], ConfigError, "--mesh='round' is not a mesh"),
-    "more devices than there are": (["--mesh=data=2,fsdp=64"], ConfigError, "is of 128 devices and there are"),
+    "no config": ([], "--config is missing; for example: memjax bench"),
+    "against without a value": (["--against", "b.py"], "--against is followed by = and a config file"),
+    "a file that is not there": (["--against=absent.py"], "--config=absent.py cannot be loaded"),
+    "a setting that is not there": (["--against.sead=1"], "config.sead is not a setting"),
+    "a stage that is not there": (["--stage=none"], "--stage='none' is no stage of this config"),
+    "a program that is not there": (["--program=serve"], "--program='serve' is not known; it can be train"),
+    "passes of one objective": (["--stage=causal_control", "--against=two_passes"], "two_passes is the step of"),
+    "a mesh that is none": (["--mesh=round"], "--mesh='round' is not a mesh"),
+    "more devices than there are": (["--mesh=data=2,fsdp=64"], "is of 128 devices and there are"),
 }
 
 
-@pytest.mark.parametrize(("args", "error", "message"), WRONG.values(), ids=WRONG.keys())
-def test_what_cannot_be_timed_is_one_line(file: Path, args: list[str], error: type[Exception], message: str) -> None:
-    config = [] if not args else [f"--config={file}"]
-    with pytest.raises(error) as caught:
-        bench.run(["bench", *config, *args])
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value).strip()
+@pytest.mark.parametrize(("args", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_timed_is_one_clear_line(
+    file: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = [f"--config={file}"] if args else []
+    assert main(["bench", *config, *args]) == 2
+    said = capsys.readouterr().err
+    assert message in " ".join(said.split())
+    assert said.count("memjax:") == 1 and "Traceback" not in said
