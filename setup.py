@@ -58,6 +58,7 @@ setup(
             "packaging>=24.0",
             "pyrefly>=1.0",
             "pytest>=8.3",
+            "pytest-timeout>=2.4",
             "pytest-xdist>=3.6",
             "PyYAML>=6.0",
             "ruff>=0.9",

@@ -8,6 +8,7 @@ a table shows adds up to the time of the step.
 import collections
 import dataclasses
 import itertools
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -75,8 +76,11 @@ def profile(step: Callable[[], Any], text: str, steps: int) -> Profile:
       steps: to record.
 
     Raises:
-      ConfigError: the profiler of this platform does not say which operation runs when.
+      ConfigError: the profiler of this platform does not say which operation runs when, or would end this process.
     """
+    # libtpu's profiler, which every recording asks too, faults where there is no TPU (libtpu 0.0.51).
+    if "libtpu" in sys.modules and jax.default_backend() != "tpu":
+        raise ConfigError("--profile: the TPU compiler is loaded in this process; profile in one that has not loaded it")
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:

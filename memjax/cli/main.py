@@ -9,6 +9,8 @@ from absl import flags
 from rich.console import Console
 from rich.markup import escape
 
+from memjax.cli.platforms import skip_absent_tpu
+
 COMMANDS = {
     "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
     "compile": "a stage's steps compiled for a TPU slice, without TPUs: memory, FLOPs, collectives, and the highest MFU",
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     if args[0] not in COMMANDS:
         return _complain(f"{args[0]!r} is not a command; the commands are {', '.join(COMMANDS)}")
+    skip_absent_tpu()
     command = importlib.import_module(f"memjax.cli.{args[0].replace('-', '_')}")
     try:
         return command.run(args)

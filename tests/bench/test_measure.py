@@ -26,9 +26,7 @@ REPORT = Report("ours", "both", "train", 8, 256, 20_800, 6e9, 1.5, 10**6, (3.0, 
 @pytest.fixture(scope="module")
 def result():
     """The step against its form in two passes."""
-    return measure(
-        OURS, ["train"], dataclasses.replace(OURS, label="passes", program="two_passes"), steps=3, warmup=1, profiled=1
-    )
+    return measure(OURS, ["train"], dataclasses.replace(OURS, label="passes", program="two_passes"), steps=3, warmup=1)
 
 
 def test_a_result_is_json_with_every_number_finite(result):
@@ -47,10 +45,7 @@ def test_a_result_is_json_with_every_number_finite(result):
     assert comparison["allowed"] == pytest.approx(flops(CONFIG, STAGE, "two_passes") / flops(CONFIG, STAGE, "train"))
     assert comparison["ratio"]["low"] <= comparison["ratio"]["value"] <= comparison["ratio"]["high"]
     assert comparison["reached"] == comparison["ratio"]["value"] / comparison["allowed"]
-    (name, profile), *others = told["profiles"].items()
-    assert (name, profile["steps"], others) == ("train", 1, [])
-    assert 0 < profile["products"] < 1
-    assert profile["operations"][0]["source"]
+    assert told["profiles"] == {}
 
 
 def test_memory_is_counted_in_bytes_and_a_cpu_does_not_say_what_of_it_is_in_use(result):
