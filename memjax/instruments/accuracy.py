@@ -16,6 +16,7 @@ import numpy as np
 
 from memjax import objectives
 from memjax.config import Stage
+from memjax.instruments.uncertainty import Estimate, ratio
 from memjax.objectives import SpecialIds
 from memjax.sharding import on_mesh
 
@@ -36,6 +37,20 @@ class Accuracy:
     """Accuracy at each of the L positions of a chunk, of the N of a row in a model that reads whole rows, or of the N / 2 it copies."""
     tokens: int
     """Tokens scored."""
+    row_nats: np.ndarray
+    """[rows], nats of a row's scored tokens together, for comparing models row by row."""
+    row_correct: np.ndarray
+    row_tokens: np.ndarray
+
+    @property
+    def nats_estimate(self) -> Estimate:
+        """`nats` with its interval over rows."""
+        return ratio(self.row_nats, self.row_tokens)
+
+    @property
+    def accuracy_estimate(self) -> Estimate:
+        """`accuracy` with its interval over rows."""
+        return ratio(self.row_correct, self.row_tokens)
 
 
 def measure(
@@ -66,15 +81,14 @@ def measure(
       ValueError: there are no batches, nothing in them to score, or the module has no such objective.
     """
     sums_fn = on_mesh(functools.partial(_batch_sums, module=module, names=tuple(names), ids=ids, stage=stage), mesh)
-    totals: dict[str, Any] | None = None
+    parts: list[dict[str, Any]] = []
     for batch in batches:
         found = jax.device_get(sums_fn(params, batch, np.asarray(byte_lengths)))
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        parts.append(jax.tree.map(lambda x: np.asarray(x, np.float64), found))
         after_batch()
-    if totals is None:
+    if not parts:
         raise ValueError("no rows to measure")
-    return {name: _means(name, *totals[name]) for name in names}
+    return {name: _means(name, [part[name] for part in parts]) for name in names}
 
 
 def _batch_sums(
@@ -88,25 +102,33 @@ def _batch_sums(
     stage: Stage,
 ) -> dict[str, tuple[jax.Array, ...]]:
     scores = objectives.score(module, {"params": params}, tokens_BN, names, ids, stage)
-    return {
-        name: (
-            jnp.sum(s.nats * s.weight),
-            jnp.sum(s.correct * s.weight, axis=(0, 1)),
-            jnp.sum(s.weight, axis=(0, 1)),
-            jnp.float32(0.0) if s.labels is None else jnp.sum(lengths_V[s.labels] * s.weight),
-        )
-        for name, s in scores.items()
-    }
+    return {name: _sums(s, lengths_V) for name, s in scores.items()}
 
 
-def _means(name: str, nats: np.ndarray, correct_L: np.ndarray, count_L: np.ndarray, text_bytes: np.ndarray) -> Accuracy:
-    count = float(count_L.sum())
+def _sums(s: objectives.Scores, lengths_V: jax.Array) -> tuple[jax.Array, ...]:
+    """Nats, correct tokens and tokens of each row, correct tokens and tokens at each position, and bytes."""
+    correct = s.correct * s.weight
+    text_bytes = jnp.float32(0.0) if s.labels is None else jnp.sum(lengths_V[s.labels] * s.weight)
+    by_row = (jnp.sum(x, axis=(1, 2)) for x in (s.nats * s.weight, correct, s.weight))
+    by_position = (jnp.sum(x, axis=(0, 1)) for x in (correct, s.weight))
+    return (*by_row, *by_position, text_bytes)
+
+
+def _means(name: str, parts: Sequence[tuple[np.ndarray, ...]]) -> Accuracy:
+    columns = list(zip(*parts, strict=True))
+    row_nats, row_correct, row_tokens = (np.concatenate(column) for column in columns[:3])
+    correct_L, count_L, text_bytes = (np.sum(column, axis=0) for column in columns[3:])
+    count, nats = float(count_L.sum()), float(row_nats.sum())
     if not count:
         raise ValueError(f"objective {name!r} has nothing to score in these rows: all of it is padding, or too short")
+    real = row_tokens > 0
     return Accuracy(
-        nats=float(nats) / count,
+        nats=nats / count,
         accuracy=float(correct_L.sum()) / count,
-        bits_per_byte=float(nats) / math.log(2) / float(text_bytes) if text_bytes else None,
+        bits_per_byte=nats / math.log(2) / float(text_bytes) if text_bytes else None,
         by_position=(correct_L / np.maximum(count_L, 1)).tolist(),
         tokens=int(count),
+        row_nats=row_nats[real],
+        row_correct=row_correct[real],
+        row_tokens=row_tokens[real],
     )

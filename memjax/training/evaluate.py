@@ -144,6 +144,8 @@ def _numbers(found: dict[str, Accuracy]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     for name, accuracy in found.items():
         numbers[f"{name}_nats"] = accuracy.nats
+        for key, estimate in (("nats", accuracy.nats_estimate), ("accuracy", accuracy.accuracy_estimate)):
+            numbers[f"{name}_{key}_interval"] = [estimate.low, estimate.high]
         numbers[f"{name}_bits_per_byte"] = accuracy.bits_per_byte
         numbers[f"{name}_accuracy"] = accuracy.accuracy
         numbers[f"{name}_accuracy_by_position"] = accuracy.by_position

@@ -49,6 +49,11 @@ def test_means_are_over_tokens_whatever_the_batches_and_the_padding(params: dict
     np.testing.assert_allclose(one.by_position, many.by_position)
     scores = score(MODULE, {"params": params}, jnp.asarray(rows), ("next_token",), IDS)["next_token"]
     assert one.nats == pytest.approx(float((scores.nats * scores.weight).sum() / scores.weight.sum()), rel=1e-5)
+    np.testing.assert_allclose(one.row_nats, (scores.nats * scores.weight).sum((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(many.row_tokens, (rows != IDS.pad).sum(1), "rows of nothing but padding are no rows")
+    interval = one.nats_estimate
+    assert interval.value == pytest.approx(one.nats)
+    assert one.row_nats.min() / 32 < interval.low < interval.value < interval.high
     by_hand = (scores.correct * scores.weight).sum((0, 1)) / scores.weight.sum((0, 1))
     np.testing.assert_allclose(one.by_position, by_hand, rtol=1e-6)
 
