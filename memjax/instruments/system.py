@@ -99,7 +99,8 @@ class System:
         if isinstance(self.module, Autoencoder):
             hidden: Any = self.module.apply(variables, memory, method="hidden")
             nats, correct = self.module.apply(variables, hidden, tokens, method=lambda m, h, t: m.head.score(h, t))  # type: ignore[misc]
-            labels, weight = tokens, (tokens != self.ids.pad).astype(jnp.float32)
+            labels: Any = tokens
+            weight = (tokens != self.ids.pad).astype(jnp.float32)
         elif isinstance(self.module, Oracle):
             request = make_request("next_token", tokens[:, None], self.ids, self.compat)
             inputs, labels, weight = request.inputs[:, 0], request.labels[:, 0], request.weight[:, 0]
