@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memjax.instruments.errors import InstrumentError
 from memjax.instruments.uncertainty import Estimate, ratio
 
 WIDTHS = (4, 8, 16, 32)
 """Bits of a number."""
 
 
-class CompressionError(ValueError):
+class CompressionError(InstrumentError):
     """A size is none; the message names it."""
 
 

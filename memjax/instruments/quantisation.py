@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from memjax.instruments.errors import InstrumentError
 from memjax.instruments.information import check_texts, over_batches
 from memjax.instruments.system import Params, System
 from memjax.instruments.uncertainty import Estimate, ratio
@@ -37,7 +38,7 @@ KINDS = (*FLOATS, *INTEGERS)
 PLACES = ("memory", "bottleneck")
 
 
-class QuantisationError(ValueError):
+class QuantisationError(InstrumentError):
     """A way or a place of rounding is unknown, or the model has no such place; the message names what there is."""
 
 

@@ -8,6 +8,7 @@ E width of a vector, V vocabulary.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,10 @@ class System:
                 raise ValueError(f"ask={self.ask!r}: a memory model is asked by {', '.join(ASKS)}")
             if not self.module.memory:
                 raise ValueError("this model was built with memory=False: it holds nothing")
+            if "unscored_first_tokens" in self.compat:
+                raise ValueError(
+                    "trained under 'unscored_first_tokens' it encodes what it says as well: measure it by its objectives"
+                )
 
     @property
     def vocabulary(self) -> int:
@@ -94,36 +99,34 @@ class System:
 
         An autoencoder is shown nothing but the memory; an oracle, and a memory model asked to `copy`, also the tokens before.
         """
-        variables = {"params": params}
         tokens = jnp.asarray(tokens)
+        apply: Any = functools.partial(self.module.apply, {"params": params})
+        labels: Any
         if isinstance(self.module, Autoencoder):
-            hidden: Any = self.module.apply(variables, memory, method="hidden")
-            nats, correct = self.module.apply(variables, hidden, tokens, method=lambda m, h, t: m.head.score(h, t))  # type: ignore[misc]
-            labels: Any = tokens
-            weight = (tokens != self.ids.pad).astype(jnp.float32)
+            hidden = apply(memory, method="hidden")
+            nats, correct = apply(hidden, tokens, method=lambda module, h, t: module.head.score(h, t))
+            labels, weight = tokens, (tokens != self.ids.pad).astype(jnp.float32)
         elif isinstance(self.module, Oracle):
             request = make_request("next_token", tokens[:, None], self.ids, self.compat)
             inputs, labels, weight = request.inputs[:, 0], request.labels[:, 0], request.weight[:, 0]
-            nats, correct = self.module.apply(variables, inputs, labels, memory, inputs != self.ids.pad, method="score")  # type: ignore[misc]
+            nats, correct = apply(inputs, labels, memory, inputs != self.ids.pad, method="score")
         else:
             arguments, labels, weight = self._request(tokens, memory)
-            inputs, *rest = arguments
-            nats, correct = self.module.apply(variables, inputs, labels, *rest, method="score")  # type: ignore[misc]
+            nats, correct = apply(arguments[0], labels, *arguments[1:], method="score")
         shape = (tokens.shape[0], 1, self.length)
         return Scores(nats.reshape(shape), correct.reshape(shape), weight.reshape(shape), labels.reshape(shape))
 
     def logits(self, params: Params, memory: Float[Array, "B M E"], tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Scores of all tokens at every position of `score`; large: for a few texts at a time."""
-        variables = {"params": params}
         tokens = jnp.asarray(tokens)
+        apply: Any = functools.partial(self.module.apply, {"params": params}, method="decode")
         if isinstance(self.module, Autoencoder):
-            found: Any = self.module.apply(variables, memory, method="decode")
+            found = apply(memory)
         elif isinstance(self.module, Oracle):
             inputs = make_request("next_token", tokens[:, None], self.ids, self.compat).inputs[:, 0]
-            found = self.module.apply(variables, inputs, memory, inputs != self.ids.pad, method="decode")
+            found = apply(inputs, memory, inputs != self.ids.pad)
         else:
-            arguments, *_ = self._request(tokens, memory)
-            found = self.module.apply(variables, *arguments, method="decode")
+            found = apply(*self._request(tokens, memory)[0])
         return found.reshape(*tokens.shape, self.vocabulary)
 
     def _request(self, tokens: jax.Array, memory: jax.Array) -> tuple[tuple[Any, ...], jax.Array, jax.Array]:
@@ -134,8 +137,6 @@ class System:
         row = jnp.concatenate([half, jnp.full_like(half, self.ids.pad)], axis=1)
         row = jnp.pad(row, ((0, 0), (0, chunks - row.shape[1]), (0, 0)), constant_values=self.ids.pad)
         request = make_request(self.ask, row, self.ids, self.compat)
-        if request.extra is not None:
-            raise ValueError(f"ask={self.ask!r} under {self.compat} encodes chunks that are not of the text; ask by blank_copy")
         memories = memory.reshape(memory.shape[0], self.held, -1, memory.shape[-1])
         valid = (half != self.ids.pad).any(axis=-1)
         return (request.inputs, memories, request.slots, request.chunk, request.task, valid), request.labels, request.weight

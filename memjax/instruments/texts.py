@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from memjax.data import RowsError, Tokenizer, open_rows, pack, read_corpus, spread
+from memjax.instruments.errors import InstrumentError
 from memjax.objectives import SpecialIds
 
 
-class TextsError(ValueError):
+class TextsError(InstrumentError):
     """There are no texts, or they are not for this model; the message names where they were looked for."""
 
 
