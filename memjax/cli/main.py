@@ -15,8 +15,12 @@ COMMANDS = {
     "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
     "compile": "a stage's steps compiled for a TPU slice, without TPUs: memory, FLOPs, collectives, and the highest MFU",
     "bench": "time the real steps on the devices at hand, or two configs against each other",
+    "measure": "what the memories of a trained stage hold: information, recall, bits, capacity, retrieval and more",
     "inspect": "what a checkpoint holds, without the devices that wrote it",
+    "attribute": "colour held-out texts by what each token takes from the memory, or write that of all rows to train on",
+    "probe": "how much of a text its vectors hold: a decoder trained on them from scratch, beside controls",
     "encode-corpus": "write the memories of a corpus once, to train decoders on",
+    "reproduce": "train, measure and judge the paper's claims anew, in miniature or at the published sizes",
     "report": "write the page of a workdir again from its numbers",
     "import-reference": "make a folder of weights of the published PyTorch code, to load or to train on",
     "export-reference": "write such a folder's weights as they came",
@@ -53,6 +57,7 @@ def _expected(error: Exception) -> int | None:
     from memjax.checkpoints import CheckpointError
     from memjax.config import ConfigError
     from memjax.data import CorpusError, RowsError, TokenizerError
+    from memjax.instruments.errors import InstrumentError
     from memjax.interop import FolderError, SpecError, StateDictError
     from memjax.report import ReportError
     from memjax.sharding import ProcessesError
@@ -63,7 +68,7 @@ def _expected(error: Exception) -> int | None:
     if isinstance(error, (NonFiniteError, ProcessesError)):
         return 1
     files = (CheckpointError, CorpusError, FolderError, ReportError, RowsError, StateDictError, TokenizerError, WorkdirError)
-    wrong_input = (*files, ConfigError, SpecError)
+    wrong_input = (*files, ConfigError, InstrumentError, SpecError)
     # What the system refuses (a full disk, no permission) names its file and needs no traceback either.
     return 2 if isinstance(error, (*wrong_input, OSError)) else None
 

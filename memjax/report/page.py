@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from memjax.report import claim, numbers, passages, plots, words
+from memjax.report.instruments import tables
 from memjax.report.run import CAUSAL_CONTROL, NO_MEMORY, Run, read_run
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
@@ -83,9 +85,17 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
         "chunk": _whole(data.get("chunk_length"), "L"),
         "chunks": _whole(data.get("chunks"), "C"),
         "chance": run.section("chance"),
+        "measured": [_measured(found) for found in run.measured.values()],
         "versions": {str(package): str(version) for package, version in run.section("versions").items()},
         "dash": numbers.DASH,
     }
+
+
+def _measured(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's name with the tables of its instruments."""
+    asked = f", asked by {words.stage_name(found['ask'])}" if found.get("ask") else ""
+    texts = f"{found['texts']} held-out texts of {found['tokens_a_text']} tokens"
+    return {"name": words.stage_name(found["stage"]), "about": f"{texts}{asked}, step {found['step']}", "tables": tables(found)}
 
 
 def _headline(run: Run) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Run:
     results: Mapping[str, Any]
     curves: Mapping[str, Mapping[tuple[str, str], Curve]]
     """Stage name to {(split, key): curve}."""
+    measured: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Stage name to what `memjax measure` found of it."""
 
     @property
     def curriculum(self) -> tuple[str, ...]:
@@ -83,14 +85,25 @@ class Run:
 
 
 def read_run(workdir: Path) -> Run:
-    """Reads `workdir/results.json` and `workdir/stages/*/metrics.jsonl`.
+    """Reads `workdir/results.json` and, of all stages, `metrics.jsonl` and `instruments.json`.
 
     Raises:
       ReportError: there is no results.json.
       ReportError: results.json is not JSON.
       ReportError: it is JSON, but not an object.
     """
-    path = workdir / "results.json"
+    results = _object(workdir / "results.json", workdir)
+    files = sorted((workdir / "stages").glob("*/metrics.jsonl"))
+    measured = sorted((workdir / "stages").glob("*/instruments.json"))
+    return Run(
+        results,
+        {file.parent.name: read_curves(file) for file in files},
+        {file.parent.name: _object(file, workdir) for file in measured},
+    )
+
+
+def _object(path: Path, workdir: Path) -> dict[str, Any]:
+    """The JSON object in a file that a command writes."""
     if not path.is_file():
         raise ReportError(f"{path} does not exist; `memjax train --workdir={workdir}` writes it when its stages are evaluated")
     try:
@@ -101,8 +114,7 @@ def read_run(workdir: Path) -> Run:
         ) from error
     if not isinstance(results, dict):
         raise ReportError(f"{path} holds a {type(results).__name__}; a report needs the JSON object that `memjax train` writes")
-    curves = {file.parent.name: read_curves(file) for file in sorted((workdir / "stages").glob("*/metrics.jsonl"))}
-    return Run(results, curves)
+    return results
 
 
 def read_curves(path: Path) -> dict[tuple[str, str], Curve]:

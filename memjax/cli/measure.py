@@ -1,0 +1,68 @@
+"""The command `memjax measure --checkpoint=STAGE`: how much the memories of a trained stage hold, by instruments.
+
+    memjax measure --checkpoint=runs/quickstart/stages/autoencoder
+    memjax measure --checkpoint=runs/quickstart/stages/combined --ask=copy --instruments=information,recall --limit=64
+
+reads held-out text of the stage's own run, prints a table an instrument, and writes `instruments.json` beside the checkpoints, which
+`memjax report` shows on the run's page. Stages of families autoencoder, oracle and memory_model have decoders that read memories; any
+encoder is measured by `memjax probe`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+EXAMPLE = "memjax measure --checkpoint=runs/quickstart/stages/autoencoder"
+INSTRUMENTS = (
+    "information", "recall", "compression", "quantisation", "sensitivity", "capacity", "generalisation", "retrieval", "access",
+)  # fmt: skip
+ASKS = ("blank_copy", "copy", "plain_copy")
+
+
+def define_flags() -> flags.FlagValues:
+    """The command's flags."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("checkpoint", None, "Folder of the stage.", flag_values=values)
+    flags.DEFINE_list("instruments", list(INSTRUMENTS), "Which ones, with commas.", flag_values=values)
+    flags.DEFINE_enum("ask", "blank_copy", ASKS, "How a memory model is asked for what it holds.", flag_values=values)
+    flags.DEFINE_integer("limit", 256, "Held-out texts, at most.", 2, flag_values=values)
+    flags.DEFINE_string("corpus", "", "Another corpus, for generalisation, as config.data.corpus.", flag_values=values)
+    flags.DEFINE_string("data", "", "Data folder of a workdir; by default that of the checkpoint's.", flag_values=values)
+    flags.DEFINE_integer("batch", 32, "Texts at a time.", 1, flag_values=values)
+    flags.DEFINE_string("out", "", "JSON file; by default instruments.json in the stage's folder.", flag_values=values)
+    return values
+
+
+def run(args: Sequence[str]) -> int:
+    """Measures, prints and writes."""
+    values = define_flags()
+    if {"--help", "-h"} & set(args):
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
+    rest = values(list(args))
+    if len(rest) > 1:
+        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {EXAMPLE}")
+    given: dict[str, Any] = {name: values[name].value for name in values}
+    if not given["checkpoint"]:
+        raise flags.IllegalFlagValueError(f"--checkpoint is missing; for example: {EXAMPLE}")
+    for name in given["instruments"]:
+        if name not in INSTRUMENTS:
+            raise flags.IllegalFlagValueError(f"--instruments has no {name!r}; there are {', '.join(INSTRUMENTS)}")
+    # These import JAX: after the flags are known to be right.
+    from memjax.instruments.suite import FILE, prepare_subject, run_instruments, write_found
+    from memjax.instruments.system import open_system
+    from memjax.report.instruments import tables
+    from memjax.training.progress import Reporter
+
+    reporter = Reporter()
+    trained = open_system(given["checkpoint"], given["ask"])
+    subject = prepare_subject(trained, given["limit"], given["data"], given["corpus"], given["batch"])
+    found = run_instruments(subject, given["instruments"], reporter.bar)
+    for table in tables(found):
+        reporter.console.print(table.rich())
+    out = Path(given["out"] or trained.folder / FILE)
+    write_found(out, found)
+    reporter.say(f"all numbers, with curves, in {out}")
+    return 0
