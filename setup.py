@@ -20,7 +20,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["memjax", "memjax.*"]),
-    package_data={"memjax": ["py.typed"], "memjax.report": ["*.jinja"]},
+    package_data={"memjax": ["py.typed"], "memjax.report": ["*.jinja"], "memjax.reproduce": ["*.jinja"]},
     entry_points={"console_scripts": ["memjax = memjax.cli.main:main"]},
     install_requires=[
         "absl-py>=2.1",
