@@ -1,6 +1,7 @@
 """The command `memjax report --workdir=DIR`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -14,5 +15,7 @@ def run(args: Sequence[str]) -> int:
     values(list(args))
     if values["workdir"].value is None:
         raise flags.IllegalFlagValueError("--workdir is missing; for example: memjax report --workdir=runs/quickstart")
-    print(write_report(values["workdir"].value))
+    workdir = values["workdir"].value
+    # Of a run in a bucket the numbers lie here.
+    print(write_report(Path(workdir.partition("://")[2] or workdir)))
     return 0

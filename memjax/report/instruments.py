@@ -50,6 +50,24 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     return made
 
 
+def probe_table(found: Mapping[str, Any]) -> Table:
+    """What `memjax probe` wrote: every encoder with its controls below it."""
+    rows = []
+    for result in found["results"]:
+        name = f"{result['encoder']} ({' × '.join(map(str, result['shape']))})"
+        rows.append(
+            (name, *_reading(result["own"]), show(result["gains"].get("constant")), show(result["bits_a_dimension"], 4))
+        )
+        rows += [(f"– {control}", *_reading(reading), "", "") for control, reading in result["controls"].items()]
+    kind = found["results"][0]["protocol"]["kind"].replace("_", "-") if found["results"] else ""
+    columns = ("vectors", "nats a token", "information", "tokens right", "nats below constant", "bits a number")
+    return Table(f"What a {kind} probe gets back from frozen vectors", columns, tuple(rows))
+
+
+def _reading(reading: Mapping[str, Any]) -> tuple[str, str, str]:
+    return show(reading["nats"]), show(reading["information"]), show(reading["accuracy"], percent=True)
+
+
 def _information(n: Mapping[str, Any]) -> Iterator[Table]:
     rows = [
         ("nats a token", show(n["nats"])),

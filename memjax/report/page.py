@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from memjax.report import claim, numbers, passages, plots, words
-from memjax.report.instruments import tables
+from memjax.report.instruments import probe_table, tables
 from memjax.report.run import CAUSAL_CONTROL, NO_MEMORY, Run, read_run
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
@@ -86,6 +86,7 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
         "chunks": _whole(data.get("chunks"), "C"),
         "chance": run.section("chance"),
         "measured": [_measured(found) for found in run.measured.values()],
+        "probed": probe_table(run.probed) if run.probed else None,
         "versions": {str(package): str(version) for package, version in run.section("versions").items()},
         "dash": numbers.DASH,
     }

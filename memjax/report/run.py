@@ -33,6 +33,8 @@ class Run:
     """Stage name to {(split, key): curve}."""
     measured: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Stage name to what `memjax measure` found of it."""
+    probed: Mapping[str, Any] | None = None
+    """What `memjax probe` wrote to `probe.json` in the workdir."""
 
     @property
     def curriculum(self) -> tuple[str, ...]:
@@ -85,7 +87,7 @@ class Run:
 
 
 def read_run(workdir: Path) -> Run:
-    """Reads `workdir/results.json` and, of all stages, `metrics.jsonl` and `instruments.json`.
+    """Reads `workdir/results.json`, `probe.json` if there is one, and, of all stages, `metrics.jsonl` and `instruments.json`.
 
     Raises:
       ReportError: there is no results.json.
@@ -99,6 +101,7 @@ def read_run(workdir: Path) -> Run:
         results,
         {file.parent.name: read_curves(file) for file in files},
         {file.parent.name: _object(file, workdir) for file in measured},
+        _object(workdir / "probe.json", workdir) if (workdir / "probe.json").exists() else None,
     )
 
 

@@ -76,9 +76,14 @@ def test_the_command_prints_and_writes_and_the_page_shows(workdir, capsys):
     assert re.search(r"bits a number of the memory gained", said)
     written = json.loads((stage / "instruments.json").read_text())
     assert list(written["instruments"]) == ["information", "compression", "generalisation"], "what was there stays"
+    small = ["--steps=2", "--width=16", "--layers=1", "--heads=2", "--limit=40", "--held_out_limit=8", "--batch=8"]
+    encoder, out = f"--encoder={stage}", f"--out={workdir / 'probe.json'}"
+    assert main(["probe", encoder, *small, "--seeds=1", "--controls=constant", out]) == 0
     assert main(["report", f"--workdir={workdir}"]) == 0
     page = (workdir / "report.html").read_text()
     assert "What memories hold of held-out text" in page and "random tokens" in page
+    assert "What a one-shot probe gets back" in page
+    assert "– constant" in page
 
 
 def test_what_cannot_be_measured_is_one_clear_line(workdir, tmp_path, capsys):
