@@ -48,7 +48,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "aot": ["libtpu"],
         "gcs": ["gcsfs>=2026.9"],
-        "hf": ["datasets>=3.0", "pyarrow>=17.0", "tokenizers>=0.20"],
+        "hf": ["datasets>=3.0", "pyarrow>=17.0", "tokenizers>=0.20", "torch>=2.4", "transformers>=4.50"],
         "wandb": ["wandb>=0.18"],
         "eval": ["lm-eval>=0.4.8"],
         "dev": [

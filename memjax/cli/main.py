@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "what a checkpoint holds, without the devices that wrote it",
     "attribute": "colour held-out texts by what each token takes from the memory, or write that of all rows to train on",
     "probe": "how much of a text its vectors hold: a decoder trained on them from scratch, beside controls",
+    "embed-hf": "write the vectors of a corpus by a Hugging Face encoder, to probe them",
     "encode-corpus": "write the memories of a corpus once, to train decoders on",
     "reproduce": "train, measure and judge the paper's claims anew, in miniature or at the published sizes",
     "report": "write the page of a workdir again from its numbers",
