@@ -3,6 +3,8 @@
     memjax reproduce --out=runs/reproduction --corpus=PATH
     python docs/make_reproduction.py runs/reproduction      takes the folder's numbers to docs/reproduction.json, and writes the page
     python docs/make_reproduction.py                        writes the page again
+
+The HTML page is that of the folder, `reproduction.html`.
 """
 
 import json
