@@ -16,10 +16,13 @@ COMMANDS = {
     "compile": "a stage's steps compiled for a TPU slice, without TPUs: memory, FLOPs, collectives, and the highest MFU",
     "bench": "time the real steps on the devices at hand, or two configs against each other",
     "measure": "what the memories of a trained stage hold: information, recall, bits, capacity, retrieval and more",
+    "generate": "what a trained model writes after a prompt, as it comes",
     "inspect": "what a checkpoint holds, without the devices that wrote it",
     "attribute": "colour held-out texts by what each token takes from the memory, or write that of all rows to train on",
     "probe": "how much of a text its vectors hold: a decoder trained on them from scratch, beside controls",
     "embed-hf": "write the vectors of a corpus by a Hugging Face encoder, to probe them",
+    "compress": "text files to a store of memories, once, with what rounding costs",
+    "expand": "the text of a store of memories again, by a stage's decoder",
     "encode-corpus": "write the memories of a corpus once, to train decoders on",
     "reproduce": "train, measure and judge the paper's claims anew, in miniature or at the published sizes",
     "report": "write the page of a workdir again from its numbers",
@@ -58,10 +61,12 @@ def _expected(error: Exception) -> int | None:
     from memjax.checkpoints import CheckpointError
     from memjax.config import ConfigError
     from memjax.data import CorpusError, RowsError, TokenizerError
+    from memjax.inference.errors import GenerationError
     from memjax.instruments.errors import InstrumentError
     from memjax.interop import FolderError, SpecError, StateDictError
     from memjax.report import ReportError
     from memjax.sharding import ProcessesError
+    from memjax.store import StoreError
     from memjax.training import Interrupted, NonFiniteError, WorkdirError
 
     if isinstance(error, Interrupted):
@@ -69,7 +74,7 @@ def _expected(error: Exception) -> int | None:
     if isinstance(error, (NonFiniteError, ProcessesError)):
         return 1
     files = (CheckpointError, CorpusError, FolderError, ReportError, RowsError, StateDictError, TokenizerError, WorkdirError)
-    wrong_input = (*files, ConfigError, InstrumentError, SpecError)
+    wrong_input = (*files, ConfigError, GenerationError, InstrumentError, SpecError, StoreError)
     # What the system refuses (a full disk, no permission) names its file and needs no traceback either.
     return 2 if isinstance(error, (*wrong_input, OSError)) else None
 

@@ -1,7 +1,9 @@
 """Self-attention, causal or not, with rotary positions, grouped-query heads and an optional output gate.
 
-Shapes: B batch, T position, D width, H head, E head width.
+Shapes: B batch, T position, D width, H head, G key and value head, E head width.
 """
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,14 @@ from memjax.config import Backbone
 from memjax.layers.attend import attend
 from memjax.layers.linear import COLUMNS, ROWS, Linear
 from memjax.layers.rotary import rotate
+from memjax.sharding import constrain
+
+
+class KeyValues(NamedTuple):
+    """What later positions read of each one; a stack's has a leading layer axis."""
+
+    key: Float[Array, "*N B T G E"]
+    value: Float[Array, "*N B T G E"]
 
 
 class Attention(nn.Module):
@@ -27,23 +37,63 @@ class Attention(nn.Module):
     dtype: jnp.dtype
     attention: str = "auto"
 
-    @nn.compact
+    def setup(self) -> None:
+        config, dtype = self.config, self.dtype
+        kv_width = (config.kv_heads or config.heads) * (config.width // config.heads)
+        self.query = Linear(config.width, dtype=dtype, layout=COLUMNS)
+        self.key = Linear(kv_width, dtype=dtype, layout=COLUMNS)
+        self.value = Linear(kv_width, dtype=dtype, layout=COLUMNS)
+        if config.output_gate:
+            self.gate = Linear(config.width, dtype=dtype, layout=COLUMNS)
+        self.out = Linear(config.width, dtype=dtype, layout=ROWS)
+
     def __call__(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        width, heads = self.config.width, self.config.heads
-        kv_heads, head_width = self.config.kv_heads or heads, width // heads
-        batch, length = x.shape[:2]
+        return self.read(x, positions, valid)[0]
 
-        def project(name: str, n: int) -> jax.Array:
-            y = Linear(n * head_width, dtype=self.dtype, layout=COLUMNS, name=name)(x)
-            return y.reshape(batch, length, n, head_width)
+    def read(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """`__call__`, and what positions after T would read."""
+        query_BTHE, new = self._project(x, positions)
+        mixed_BTHE = attend(query_BTHE, *new, valid, self.config.causal, self.attention)
+        return self._finish(x, mixed_BTHE), new
 
-        query_BTHE = rotate(project("query", heads), positions)
-        key_BTHE = rotate(project("key", kv_heads), positions)
-        value_BTHE = project("value", kv_heads)
-        mixed_BTHE = attend(query_BTHE, key_BTHE, value_BTHE, valid, self.config.causal, self.attention)
-        mixed = mixed_BTHE.reshape(batch, length, width)
+    def cached_step(
+        self,
+        x: Float[Array, "B 1 D"],
+        cache: KeyValues,
+        positions: Int[Array, "B 1"],
+        at: Int[Array, " B"],
+        readable: Bool[Array, "B T"],
+    ) -> tuple[Float[Array, "B 1 D"], KeyValues]:
+        """One position of each row, from what is kept of those it reads.
+
+        Args:
+          x: input at the position.
+          cache: of T positions.
+          positions: rotary positions.
+          at: where in the cache the position is kept; nowhere if at >= T.
+          readable: kept positions that are read, its own among them.
+        """
+        query_BTHE, new = self._project(x, positions)
+        rows = jnp.arange(x.shape[0])
+        cache = KeyValues(*(old.at[rows, at].set(y[:, 0], mode="drop") for old, y in zip(cache, new, strict=True)))
+        cache = KeyValues(*(constrain(y, "batch", None, "tensor") for y in cache))
+        mixed_BTHE = jax.nn.dot_product_attention(query_BTHE, *cache, mask=readable[:, None, None, :])
+        return self._finish(x, mixed_BTHE), cache
+
+    def _project(self, x: jax.Array, positions: jax.Array) -> tuple[Float[Array, "B T H E"], KeyValues]:
+        query, key, value = (self._heads(y) for y in (self.query(x), self.key(x), self.value(x)))
+        return rotate(query, positions), KeyValues(rotate(key, positions), value)
+
+    def _heads(self, y: jax.Array) -> Float[Array, "B T H E"]:
+        head_width = self.config.width // self.config.heads
+        return y.reshape(*y.shape[:2], y.shape[-1] // head_width, head_width)
+
+    def _finish(self, x: jax.Array, mixed_BTHE: jax.Array) -> Float[Array, "B T D"]:
+        mixed = mixed_BTHE.reshape(x.shape)
         if self.config.output_gate:
-            mixed = mixed * Linear(width, dtype=self.dtype, layout=COLUMNS, name="gate")(x)
-        return Linear(width, dtype=self.dtype, layout=ROWS, name="out")(mixed)
+            mixed = mixed * self.gate(x)
+        return self.out(mixed)

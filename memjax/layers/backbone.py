@@ -1,6 +1,6 @@
 """A stack of identical pre-norm blocks, scanned so that compile time does not grow with depth.
 
-Shapes: B batch, T position, D width; N layer, K running sum, H head, E head width of a repeat mixer's state.
+Shapes: B batch, T position, D width; N layer, K running sum, H head, E head width of a repeat mixer's state; G key and value head.
 """
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import REPEATS
 from memjax.config import Backbone as BackboneConfig
-from memjax.layers.attention import Attention
+from memjax.layers.attention import Attention, KeyValues
 from memjax.layers.mixer import TokenMixer
 from memjax.layers.mlp import MLP
 from memjax.layers.norm import make_norm
@@ -54,11 +54,28 @@ class Block(nn.Module):
         mixed, state = self.mix.step(self.mix_norm(x), state, position)
         return x + mixed, state
 
+    def read(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> tuple[jax.Array, KeyValues]:
+        """`__call__` of an attention block, and what later positions would read."""
+        x = constrain(x, "batch", None, None)
+        mixed, cache = self.mix.read(self.mix_norm(x), positions, valid)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+    def cached_step(
+        self, x: jax.Array, cache: KeyValues, positions: jax.Array, at: jax.Array, readable: jax.Array
+    ) -> tuple[jax.Array, KeyValues]:
+        """One position of an attention block, [B, 1, D]; arguments as in `Attention.cached_step`."""
+        x = constrain(x, "batch", None, None)
+        mixed, cache = self.mix.cached_step(self.mix_norm(x), cache, positions, at, readable)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), cache
+
 
 class Backbone(nn.Module):
     """[B, T, D] to [B, T, D], causal unless `config.causal` is False. Block parameters are stacked on a leading layer axis.
 
-    A stack of repeat mixers also runs one position at a time (`initial_state`, `step`), with a state that does not grow with T.
+    A stack of repeat mixers also runs one position at a time (`initial_state`, `step`), with a state that does not grow with T. One of
+    attention does so from the keys and values of earlier positions (`read`, `cached_step`).
 
     Attributes:
       config: kind, width, depth and heads.
@@ -87,6 +104,8 @@ class Backbone(nn.Module):
             methods={
                 "__call__": over_layers | {"in_axes": nn.broadcast},
                 "step": over_layers | {"in_axes": (0, nn.broadcast)},
+                "read": over_layers | {"in_axes": nn.broadcast},
+                "cached_step": over_layers | {"in_axes": (0, *(nn.broadcast,) * 3)},
             },
         )
         self.blocks = stack(config, self.length, self.dtype, self.dense_gradient, self.attention)
@@ -105,6 +124,48 @@ class Backbone(nn.Module):
             valid = jnp.ones(x.shape[:2], bool)
         # What blocks add up is float32 whatever they compute in, so that a small term is not lost in a large sum.
         x, _ = self.blocks(x.astype(jnp.float32), positions, valid)
+        return self._finish(x)
+
+    def read(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """`__call__` of a transformer, and the keys and values [N, B, T, G, E] that later positions read.
+
+        Raises:
+          ValueError: the stack is of another kind.
+        """
+        self._require_attention()
+        x, cache = self.blocks.read(x.astype(jnp.float32), positions, valid)
+        return self._finish(x), cache
+
+    def cached_step(
+        self,
+        x: Float[Array, "B D"],
+        cache: KeyValues,
+        positions: Int[Array, " B"],
+        at: Int[Array, " B"],
+        valid: Bool[Array, "B T"],
+    ) -> tuple[Float[Array, "B D"], KeyValues]:
+        """What a transformer's `__call__` gives at one position of each row, which need not be the same in all rows.
+
+        Args:
+          x: input at the position.
+          cache: keys and values of T positions, from `read` (padded to T) or the step before.
+          positions: rotary positions, as `__call__` takes them.
+          at: the position's place in the cache; those before it are read. Of a row with at >= T nothing is kept, and its output
+            means nothing.
+          valid: False where a place before `at` holds none that is to be read.
+
+        Raises:
+          ValueError: the stack is of another kind.
+        """
+        self._require_attention()
+        place_T = jnp.arange(valid.shape[1])
+        readable = (place_T == at[:, None]) | (valid & (place_T < at[:, None]))
+        x, cache = self.blocks.cached_step(x[:, None].astype(jnp.float32), cache, positions[:, None], at, readable)
+        return self._finish(x)[:, 0], cache
+
+    def _finish(self, x: jax.Array) -> jax.Array:
         return self.norm(x) if self.config.final_norm else x.astype(self.dtype)
 
     @nn.nowrap
@@ -119,7 +180,7 @@ class Backbone(nn.Module):
         return jnp.broadcast_to(state, (self.config.layers, *state.shape))
 
     def step(
-        self, x: Float[Array, "B D"], state: Float[Array, "N B K H E"], position: Int[Array, ""] | int
+        self, x: Float[Array, "B D"], state: Float[Array, "N B K H E"], position: Int[Array, "#B"] | Int[Array, ""] | int
     ) -> tuple[Float[Array, "B D"], Float[Array, "N B K H E"]]:
         """What `__call__` gives at `position`, from the input there and the state after the position before.
 
@@ -127,16 +188,22 @@ class Backbone(nn.Module):
           x: input at the position.
           state: from `initial_state` or the step before. A row that begins with padding can start later: at its first token's
             position, from the initial state.
-          position: 0 to T - 1.
+          position: 0 to T - 1, one for all rows or one for each.
 
         Raises:
           ValueError: as `initial_state`.
         """
         self._require_state()
         x, state = self.blocks.step(x.astype(jnp.float32), state, position)
-        return (self.norm(x) if self.config.final_norm else x.astype(self.dtype)), state
+        return self._finish(x), state
 
     @nn.nowrap
     def _require_state(self) -> None:
         if self.config.kind not in REPEATS:
             raise ValueError(f"kind={self.config.kind!r} has no state of constant size to step with; {', '.join(REPEATS)} have")
+
+    @nn.nowrap
+    def _require_attention(self) -> None:
+        if self.config.kind != "transformer" or not self.config.causal:
+            kind = self.config.kind if self.config.causal else f"{self.config.kind} with causal=False"
+            raise ValueError(f"a {kind} has no keys and values to step with; a causal transformer has")
