@@ -71,3 +71,11 @@ def test_what_cannot_be_asked_is_named():
         access(one_hot, same, same, V, ("where",), how)
     with pytest.raises(TextsError, match="8 different tokens, and these have 1"):
         access(one_hot, np.full_like(CHUNKS, 7), CHUNKS, V, ("update",), how)
+
+
+def test_a_trained_encoder_keeps_which_token_stands_where(trained_autoencoder):
+    system, params, train, held_out = trained_autoencoder
+    how = Training(steps=400, rows=128, width=32)
+    (found,) = access(lambda t: system.encode(params, t), train[:, None], held_out[:, None], system.vocabulary, ("token",), how)
+    assert found.gain.low > 0.05
+    assert found.accuracy.low > found.constant.value

@@ -1,5 +1,6 @@
 """Retrieval: exact shares, chance, queries of every kind."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,3 +76,13 @@ def test_what_cannot_be_asked_is_named():
         top_1(np.full((32, 2), np.nan), np.ones((32, 2)))
     with pytest.raises(ValueError, match="must be one vector each"):
         top_1(np.ones((32, 2)), np.ones((31, 2)))
+
+
+def test_a_trained_encoder_finds_texts_by_most_of_their_tokens(trained_autoencoder):
+    system, params, train, _ = trained_autoencoder
+    found = retrieval(lambda tokens: system.encode(params, tokens), train[:320], "ngram", 7, pools=(32,))
+    fresh = jax.tree.map(lambda x: np.random.default_rng(0).normal(size=x.shape).astype(x.dtype), params)
+    noise = retrieval(lambda tokens: system.encode(fresh, tokens), train[:320], "ngram", 7, pools=(32,))
+    (pool,), (other,) = found.pools, noise.pools
+    assert pool.accuracy.low > 2 * pool.chance
+    assert pool.accuracy.low > other.accuracy.high
