@@ -8,13 +8,13 @@ a table shows adds up to the time of the step.
 import collections
 import dataclasses
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxlib import xla_client
 
 from memjax.aot import hlo
 from memjax.config import ConfigError
@@ -78,8 +78,7 @@ def profile(step: Callable[[], Any], text: str, steps: int) -> Profile:
     Raises:
       ConfigError: the profiler of this platform does not say which operation runs when, or would end this process.
     """
-    # libtpu's profiler, which every recording asks too, faults where there is no TPU (libtpu 0.0.51).
-    if "libtpu" in sys.modules and jax.default_backend() != "tpu":
+    if tpu_compiler_loaded() and jax.default_backend() != "tpu":
         raise ConfigError("--profile: the TPU compiler is loaded in this process; profile in one that has not loaded it")
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -95,6 +94,11 @@ def profile(step: Callable[[], Any], text: str, steps: int) -> Profile:
             f"--profile: the profiler says of {jax.devices()[0].platform} devices not which operation runs when; leave it out"
         )
     return aggregate(recorded, program, steps)
+
+
+def tpu_compiler_loaded() -> bool:
+    """Whether libtpu is: its profiler, which every recording asks too, faults where there is no TPU (libtpu 0.0.51)."""
+    return xla_client.pjrt_plugin_loaded("tpu")
 
 
 def events(data: Any) -> list[Event]:
