@@ -1,6 +1,6 @@
 """Makes docs/benchmarks.md: runs its commands on this machine, one after another, and writes down what they say.
 
-    python docs/make_benchmarks.py            runs everything, 7 minutes on two idle cores, then writes the page
+    python docs/make_benchmarks.py            runs everything, 8 minutes on two idle cores, then writes the page
     python docs/make_benchmarks.py NAME ...   runs only those (RUNS) and keeps what docs/benchmarks.json has of the others
     python docs/make_benchmarks.py --page     writes the page from docs/benchmarks.json alone
 
