@@ -18,6 +18,8 @@ EXAMPLE = "memjax measure --checkpoint=runs/quickstart/stages/autoencoder"
 INSTRUMENTS = (
     "information", "recall", "compression", "quantisation", "sensitivity", "capacity", "generalisation", "retrieval", "access",
 )  # fmt: skip
+WIDTH = 160
+"""Columns where the output is no terminal."""
 ASKS = ("blank_copy", "copy", "plain_copy")
 
 
@@ -60,6 +62,8 @@ def run(args: Sequence[str]) -> int:
     trained = open_system(given["checkpoint"], given["ask"])
     subject = prepare_subject(trained, given["limit"], given["data"], given["corpus"], given["batch"])
     found = run_instruments(subject, given["instruments"], reporter.bar)
+    if not reporter.console.is_terminal:
+        reporter.console.width = WIDTH
     for table in tables(found):
         reporter.console.print(table.rich())
     out = Path(given["out"] or trained.folder / FILE)
