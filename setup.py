@@ -29,6 +29,7 @@ setup(
         "flax>=0.12",
         "grain>=0.2.16",
         "jax>=0.10",
+        "jaxlib>=0.10",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
         "matplotlib>=3.9",
