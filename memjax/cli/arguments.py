@@ -53,6 +53,34 @@ def read_flags(
     return from_config_dict(tree), values
 
 
+def read_own(
+    args: Sequence[str], values: flags.FlagValues, about: str, example: str, required: Sequence[str]
+) -> dict[str, Any] | None:
+    """The values of a command that has flags and nothing else; None where help was asked for, which is then printed.
+
+    Args:
+      args: command name and flags.
+      values: the flags, defined.
+      about: what help begins with.
+      example: a command line that is right, for messages.
+      required: names of flags that must not be empty.
+
+    Raises:
+      flags.Error: a flag is unknown, missing or has no readable value.
+    """
+    if {"--help", "-h"} & set(args):
+        print(f"{about}\n{values.get_help()}")
+        return None
+    rest = values(list(args))
+    if len(rest) > 1:
+        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {example}")
+    given = {name: values[name].value for name in values}
+    for name in required:
+        if not given[name]:
+            raise flags.IllegalFlagValueError(f"--{name} is missing; for example: {example}")
+    return given
+
+
 def _config_argument(args: Sequence[str]) -> str:
     return next(arg for arg in args if arg.startswith("--config"))
 

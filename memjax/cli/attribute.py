@@ -21,6 +21,8 @@ from typing import Any
 
 from absl import flags
 
+from memjax.cli.arguments import read_own
+
 EXAMPLE = "memjax attribute --checkpoint=runs/a/stages/autoencoder --measure=occlusion_loss --out=attribution.html"
 
 
@@ -47,17 +49,9 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Writes the page and whatever else is asked for."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("checkpoint", "measure", "out"))
+    if given is None:
         return 0
-    rest = values(list(args))
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {EXAMPLE}")
-    given: dict[str, Any] = {name: values[name].value for name in values}
-    for name in ("checkpoint", "measure", "out"):
-        if not given[name]:
-            raise flags.IllegalFlagValueError(f"--{name} is missing; for example: {EXAMPLE}")
     if "://" in given["checkpoint"] and not given["data"]:
         raise flags.IllegalFlagValueError(
             f"--data is missing: a checkpoint in a bucket ({given['checkpoint']}) has no data beside it"

@@ -19,10 +19,10 @@ are not there; write them with --data=runs/b/data --row_tokens=N; start it again
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
+from memjax.cli.arguments import read_own
 from memjax.config.settings import DTYPES
 
 EXAMPLE = "memjax encode-corpus --checkpoint=runs/a/stages/autoencoder --out=runs/a/memories"
@@ -45,17 +45,9 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Encodes every row of a split."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("checkpoint", "out"))
+    if given is None:
         return 0
-    rest = values(list(args))
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {EXAMPLE}")
-    given: dict[str, Any] = {name: values[name].value for name in values}
-    for name in ("checkpoint", "out"):
-        if not given[name]:
-            raise flags.IllegalFlagValueError(f"--{name} is missing; for example: {EXAMPLE}")
     if "://" in given["checkpoint"] and not given["data"]:
         raise flags.IllegalFlagValueError(
             f"--data is missing: a checkpoint in a bucket ({given['checkpoint']}) has no data beside it"

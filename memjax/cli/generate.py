@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from memjax.cli.arguments import read_own
+
 if TYPE_CHECKING:
     from memjax.data import Tokenizer
 
@@ -52,16 +54,9 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Writes the continuation."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("workdir",))
+    if given is None:
         return 0
-    rest = values(list(args))
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {EXAMPLE}")
-    given: dict[str, Any] = {name: values[name].value for name in values}
-    if given["workdir"] is None:
-        raise flags.IllegalFlagValueError(f"--workdir is missing; for example: {EXAMPLE}")
     if (given["prompt"] is None) == (given["prompt_file"] is None):
         what = "are both given; give one of them" if given["prompt"] is not None else "are both missing"
         raise flags.IllegalFlagValueError(f"--prompt and --prompt_file {what}; for example: {EXAMPLE}")

@@ -10,9 +10,10 @@ encoder is measured by `memjax probe`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
+
+from memjax.cli.arguments import read_own
 
 EXAMPLE = "memjax measure --checkpoint=runs/quickstart/stages/autoencoder"
 INSTRUMENTS = (
@@ -39,16 +40,9 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Measures, prints and writes."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("checkpoint",))
+    if given is None:
         return 0
-    rest = values(list(args))
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {EXAMPLE}")
-    given: dict[str, Any] = {name: values[name].value for name in values}
-    if not given["checkpoint"]:
-        raise flags.IllegalFlagValueError(f"--checkpoint is missing; for example: {EXAMPLE}")
     for name in given["instruments"]:
         if name not in INSTRUMENTS:
             raise flags.IllegalFlagValueError(f"--instruments has no {name!r}; there are {', '.join(INSTRUMENTS)}")

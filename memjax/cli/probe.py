@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from memjax.cli.arguments import read_own
+
 if TYPE_CHECKING:
     from memjax.instruments.encoders import TextEncoder
     from memjax.instruments.probe import ProbeResult, Reading
@@ -86,14 +88,9 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Probes every encoder and prints a table."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("encoder",))
+    if given is None:
         return 0
-    rest = values(list(args))
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {EXAMPLE}")
-    given: dict[str, Any] = {name: values[name].value for name in values}
     encoders = [name for name in given["encoder"] or () if name]
     if not encoders:
         raise flags.IllegalFlagValueError(f"--encoder is missing; for example: {EXAMPLE}")

@@ -11,11 +11,11 @@ Trained on the English prose inside Python itself, or on any text: --corpus=PATH
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
 from memjax.cli.allocator import keep_freed_memory
+from memjax.cli.arguments import read_own
 
 EXAMPLE = "memjax reproduce --out=runs/reproduction"
 SCALES = ("tiny", "small", "paper")
@@ -34,16 +34,9 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Trains, measures, judges."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("out",))
+    if given is None:
         return 0
-    rest = values(list(args))
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {EXAMPLE}")
-    given: dict[str, Any] = {name: values[name].value for name in values}
-    if not given["out"]:
-        raise flags.IllegalFlagValueError(f"--out is missing; for example: {EXAMPLE}")
     try:
         seeds = tuple(int(seed) for seed in given["seeds"])
     except ValueError:

@@ -97,10 +97,12 @@ class Reader(abc.ABC, Generic[M]):
           span: the greatest place of a row whose results are used.
         """
 
+    @abc.abstractmethod
     def extend(
         self, params: Params, held: Any, cache: Any, token: Int[Array, " B"], place: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], Any]:
-        """`open` for one token more, from the cache of the window before it. Where the window is full the result means nothing.
+        """`open` for one token more, from the cache of the window before it; asked where `cached`. Where the window is full the result means
+        nothing.
 
         Args:
           params: of the module.
@@ -109,7 +111,6 @@ class Reader(abc.ABC, Generic[M]):
           token: the new one.
           place: tokens in each window, the new one counted.
         """
-        raise NotImplementedError(f"a {self.stack.kind} reads its window again for every token")
 
     @abc.abstractmethod
     def turn(
