@@ -108,7 +108,7 @@ def _with_tokenizer(trained: Any, data: Path) -> tuple[Any, Any]:
 
     if trained.tokenizer is not None:
         return trained.system, trained.tokenizer
-    tokenizer = Tokenizer.load(data / "tokenizer.model")
+    tokenizer = Tokenizer.load(data)
     if tokenizer.vocabulary != trained.system.vocabulary:
         raise RowsError(
             f"{data}: of a vocabulary of {tokenizer.vocabulary}, while {trained.folder} was trained with {trained.system.vocabulary}"

@@ -173,7 +173,7 @@ def _of_stage(name: str, given: Mapping[str, Any], reporter: "Reporter") -> "tup
 
     encoder = open_encoder(name, read_out=given["read_out"] and int(given["read_out"]), length=given["length"])
     data = Path(given["data"] or encoder.data)
-    tokenizer = Tokenizer.load(data / "tokenizer.model")
+    tokenizer = Tokenizer.load(data)
     if encoder.fingerprint and tokenizer.fingerprint != encoder.fingerprint:
         raise RowsError(
             f"{data}: made by tokenizer {tokenizer.fingerprint}, while {name} was trained with {encoder.fingerprint}; give --data made by"

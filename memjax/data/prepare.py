@@ -76,10 +76,10 @@ def prepare(data: Data, folder: str | os.PathLike, report: Callable[[str], None]
             _build(data, temporary, report)
     info = _read_info(folder / "prepared.json")
     _check_same(data, info, folder)
-    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    tokenizer = Tokenizer.load(folder)
     if tokenizer.fingerprint != info["tokenizer"]:
         raise RowsError(
-            f"{folder / 'tokenizer.model'}: is tokenizer {tokenizer.fingerprint}, while {folder / 'prepared.json'} was written with"
+            f"{folder / tokenizer.file_name}: is tokenizer {tokenizer.fingerprint}, while {folder / 'prepared.json'} was written with"
             f" {info['tokenizer']}; delete the folder so that it is built again"
         )
     rows_folder = folder / f"rows-{data.row_tokens}"
@@ -110,7 +110,7 @@ def _build(data: Data, folder: Path, report: Callable[[str], None]) -> None:
         f"data: read {census.documents} documents, {census.characters} characters, and trained a vocabulary of"
         f" {data.vocabulary} in {time.monotonic() - started:.1f} s"
     )
-    tokenizer.save(folder / "tokenizer.model")
+    tokenizer.save(folder)
     rows_folder = folder / f"rows-{data.row_tokens}"
     rows_folder.mkdir()
     _build_rows(data, rows_folder, tokenizer, census.fingerprint, report)

@@ -166,7 +166,7 @@ def special_ids(tokenizer: Tokenizer | None) -> SpecialIds:
     """Reserved ids of a tokenizer; memjax's own order where there is none."""
     if tokenizer is None:
         return SpecialIds()
-    return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.blank_id, tokenizer.delimiter_id)
+    return SpecialIds.of(tokenizer)
 
 
 def open_system(checkpoint: str | os.PathLike, ask: str = "blank_copy") -> Trained:
@@ -202,7 +202,7 @@ def stage_tokenizer(folder: Any, meta: Mapping[str, Any]) -> Tokenizer | None:
     """
     if not meta["tokenizer"]:
         return None
-    path = Path(folder).parent.parent / "data" / "tokenizer.model"
+    path = Path(folder).parent.parent / "data"
     tokenizer = Tokenizer.load(path)
     if tokenizer.fingerprint != meta["tokenizer"]:
         raise CheckpointError(f"{folder}: trained with tokenizer {meta['tokenizer']}, but {path} is {tokenizer.fingerprint}")

@@ -67,7 +67,7 @@ def of_corpus(corpus: str, length: int, limit: int, tokenizer: Tokenizer, text_f
 def random(count: int, length: int, vocabulary: int, ids: SpecialIds, seed: int = 0) -> np.ndarray:
     """`count` texts [count, T] of tokens drawn uniformly from those that stand for content: they are the labels too."""
     generator = np.random.default_rng(seed)
-    return generator.integers(ids.first_content, vocabulary, (count, length), dtype=np.int32)
+    return generator.integers(ids.first_content, ids.end_content(vocabulary), (count, length), dtype=np.int32)
 
 
 def batches(texts: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -103,7 +103,7 @@ def corrupt(
 
     Args:
       text: first halves of rows.
-      vocabulary: V; ids of content are those above all reserved ones.
+      vocabulary: V; `ids` say which of these stand for text.
       ids: reserved ids.
       key: what places and ids are drawn from.
 
@@ -118,7 +118,7 @@ def corrupt(
     random_BH = rank_BH < jnp.sum(real_BH, axis=1, keepdims=True) // 2
 
     start = ids.first_content
-    contents = vocabulary - start
+    contents = ids.end_content(vocabulary) - start
     shown_BH = jax.random.randint(key_shown, text.shape, 0, contents, text.dtype)
     # A random step from what is shown, of less than a full turn: uniform as well, and never the same id.
     asked_BH = (shown_BH + jax.random.randint(key_asked, text.shape, 1, contents, text.dtype)) % contents

@@ -46,5 +46,5 @@ def weights(module: Autoencoder, batch: Batch, names: Sequence[str], ids: Specia
 def random_tokens(tokens_BN: jax.Array, vocabulary: int, ids: SpecialIds, key: jax.Array | None) -> jax.Array:
     """Uniform ids of content in place of text, padding kept. They are the labels too: whether a code is trivial shows in its loss on them."""
     key = jax.random.key(0) if key is None else key
-    drawn = jax.random.randint(key, tokens_BN.shape, ids.first_content, vocabulary, tokens_BN.dtype)
+    drawn = jax.random.randint(key, tokens_BN.shape, ids.first_content, ids.end_content(vocabulary), tokens_BN.dtype)
     return jnp.where(tokens_BN == ids.pad, tokens_BN, drawn)

@@ -9,6 +9,7 @@ Shapes: B row, C chunk of the row, X chunk to decode, S slot, L token, H = C // 
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
@@ -17,6 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from memjax.models import EMPTY, PREDICT, RETAIN, earlier_chunks
+
+if TYPE_CHECKING:
+    from memjax.data import Tokenizer
 
 
 @flax.struct.dataclass
@@ -27,11 +31,23 @@ class SpecialIds:
     bos: int = flax.struct.field(pytree_node=False, default=2)
     blank: int = flax.struct.field(pytree_node=False, default=4)
     delimiter: int = flax.struct.field(pytree_node=False, default=5)
+    content: tuple[int, int] | None = flax.struct.field(pytree_node=False, default=None)
+    """Least id that stands for text and the one above the greatest; None is all above the reserved ones."""
+
+    @classmethod
+    def of(cls, tokenizer: "Tokenizer") -> "SpecialIds":
+        """Those of a vocabulary."""
+        ids = tokenizer
+        return cls(ids.pad_id, ids.bos_id, ids.blank_id, ids.delimiter_id, ids.content)
 
     @property
     def first_content(self) -> int:
-        """The least id above all reserved ones."""
-        return max(self.pad, self.bos, self.blank, self.delimiter) + 1
+        """The least id that stands for text."""
+        return self.content[0] if self.content else max(self.pad, self.bos, self.blank, self.delimiter) + 1
+
+    def end_content(self, vocabulary: int) -> int:
+        """One above the greatest id that stands for text."""
+        return self.content[1] if self.content else vocabulary
 
 
 @flax.struct.dataclass

@@ -76,7 +76,7 @@ def encode_corpus(
     if "encoder" not in params:
         family = config.stages[meta["stage"]].family
         raise CheckpointError(f"{checkpoint}: a model of family {family} that has no encoder; give a stage that has one")
-    tokenizer = Tokenizer.load(data / "tokenizer.model")
+    tokenizer = Tokenizer.load(data)
     _check_tokenizer(tokenizer, config, meta, checkpoint, data)
     rows = _open_rows(data, split, row_tokens or config.data.row_tokens, config.model.chunk_length, tokenizer)
     mesh = make_mesh(devices=jax.local_devices())
@@ -98,7 +98,7 @@ def _check_tokenizer(tokenizer: Tokenizer, config: Config, meta: dict[str, Any],
         raise RowsError(
             f"{data}: made by tokenizer {tokenizer.fingerprint}, while {checkpoint} was trained with {meta['tokenizer']}"
         )
-    if tokenizer.vocabulary != config.data.vocabulary:
+    if tokenizer.vocabulary > config.data.vocabulary:
         raise RowsError(
             f"{data}: of a vocabulary of {tokenizer.vocabulary}, while {checkpoint} was trained with {config.data.vocabulary}"
         )

@@ -111,10 +111,10 @@ def foreign(tmp_path, stories, **options) -> bytes:
     ("contents", "message"),
     [
         (None, "cannot be read"),
-        ("empty", "lacks the reserved ids"),
+        ("empty", "no sentencepiece model"),
         ("text", "no sentencepiece model"),
         ("truncated", "no sentencepiece model"),
-        ("foreign", "lacks the reserved ids"),
+        ("foreign", "0 of the 256 bytes"),
         ("no bytes", "byte_fallback"),
     ],
 )
@@ -130,3 +130,89 @@ def test_files_that_are_no_vocabulary_of_ours(tmp_path, stories, tokenizer, cont
         )
     with pytest.raises(TokenizerError, match=rf"some\.model.*{message}"):
         Tokenizer.load(file)
+
+
+def test_other_sentencepiece_models_keep_their_ids_and_get_what_they_lack(tmp_path, stories):
+    """A model as Llama 2's: bytes spelled out, no padding, a space before every text."""
+    file = tmp_path / "other.model"
+    plainly = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    file.write_bytes(foreign(tmp_path, stories, vocab_size=330, **plainly))
+    other = Tokenizer.load(file)
+    plain = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    assert (other.unk_id, other.bos_id, other.eos_id) == (0, 1, 2)
+    assert (other.pad_id, other.blank_id, other.delimiter_id) == (330, 331, 332)
+    assert (other.vocabulary, other.content) == (333, (3, 330))
+    sentence = stories[0].strip()
+    # It puts a space before a text; without one in front, the rest is cut as it cuts it.
+    np.testing.assert_array_equal(other.encode(f" {sentence}"), plain.encode(sentence))
+    assert other.exact
+    assert other.decode(other.encode("  a \u2581 b")) == "  a \u2581 b"
+    file.write_bytes(foreign(tmp_path, stories, vocab_size=330, byte_fallback=True))
+    assert not Tokenizer.load(file).exact  # It knows a ligature as its letters.
+
+
+@pytest.mark.parametrize("text", TRICKY, ids=range(len(TRICKY)))
+def test_byte_level_texts_come_back(byte_level, text):
+    ids = byte_level.encode(text)
+    assert byte_level.decode(ids) == text
+    assert ids.min(initial=999) >= byte_level.content[0] == 256
+    assert byte_level.byte_lengths[ids].sum() == len(text.encode())
+    np.testing.assert_array_equal(byte_level.encode_batch([text, "x"], threads=2)[0], ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=ANY_TEXT | st.sampled_from(["<|begin_of_text|>", "a<|end_of_text|>b", "<|reserved_special_token_7|>"]))
+def test_any_text_comes_back_from_bytes_and_makes_no_reserved_id(byte_level, text):
+    ids = byte_level.encode(text)
+    assert byte_level.decode(ids) == text
+    assert ids.min(initial=999) >= 256
+
+
+@pytest.fixture(scope="module")
+def byte_level(stories) -> Tokenizer:
+    pytest.importorskip("tokenizers", reason="the package tokenizers (extra hf) is not installed")
+    return Tokenizer.train(stories, 600, "byte_level")
+
+
+def test_the_published_kind_of_vocabulary(byte_level, stories, tmp_path):
+    assert byte_level.vocabulary == 600
+    assert (byte_level.bos_id, byte_level.eos_id, byte_level.pad_id) == (0, 1, 2)
+    reserved = {byte_level.pad_id, byte_level.bos_id, byte_level.eos_id, byte_level.blank_id, byte_level.delimiter_id}
+    assert len(reserved) == 5
+    assert max(reserved) < 256
+    assert Tokenizer.train(iter(stories), 600, "byte_level").fingerprint == byte_level.fingerprint
+    byte_level.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint == byte_level.fingerprint
+    np.testing.assert_array_equal(loaded.encode(stories[0]), byte_level.encode(stories[0]))
+    assert loaded.pieces([0, *loaded.encode("é")])[0] == "<|begin_of_text|>"
+    with pytest.raises(TokenizerError, match=r"vocabulary=9000.*largest that works is \d+"):
+        Tokenizer.train(stories, 9000, "byte_level")
+    with pytest.raises(TokenizerError, match="no room"):
+        Tokenizer.train(stories, 512, "byte_level")
+
+
+def test_files_that_are_no_byte_level_vocabulary(byte_level, tmp_path):
+    import tokenizers
+
+    file = tmp_path / "tokenizer.json"
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    for contents, message in (("{", r"no tokenizer\.json"), (words.to_str(), "WordLevel vocabulary that is not byte-level")):
+        file.write_text(contents)
+        with pytest.raises(TokenizerError, match=message):
+            Tokenizer.load(file)
+    byte_level.save(file)
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_vocabulary_that_normalises_says_so(byte_level, tmp_path):
+    import tokenizers
+
+    byte_level.save(tmp_path)
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    other.normalizer = tokenizers.normalizers.NFC()
+    other.save(str(tmp_path / "tokenizer.json"))
+    assert byte_level.exact
+    assert not Tokenizer.load(tmp_path).exact
