@@ -48,8 +48,7 @@ class Run:
     @property
     def ids(self) -> SpecialIds:
         """Reserved ids of the run's tokenizer."""
-        tokenizer = self.data.tokenizer
-        return SpecialIds(tokenizer.pad_id, tokenizer.bos_id, tokenizer.blank_id, tokenizer.delimiter_id)
+        return SpecialIds.of(self.data.tokenizer)
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps its metrics."""
