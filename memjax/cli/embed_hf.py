@@ -1,7 +1,7 @@
 """The command `memjax embed-hf MODEL --corpus=PATH|python-docs --out=FILE.npz|FILE.arrayrecord`: vectors of texts by a Hugging Face encoder.
 
 MODEL is a folder that save_pretrained of a model and its tokenizer wrote, or a name of the hub; whatever transformers.AutoModel loads and
-gives hidden states will do, causal or bidirectional. Needs the extra: pip install 'memjax[hf]'. What it writes is probed beside others:
+gives hidden states will do, causal or bidirectional. Needs the extra: pip install 'memjax[embed]'. What it writes is probed beside others:
 
     memjax embed-hf models/bert --corpus=python-docs --out=bert.npz
     memjax probe --encoder=bert.npz

@@ -256,7 +256,7 @@ def _extra(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"Hugging Face encoders need {name} ({error}); install it by: pip install 'memjax[hf]'") from error
+        raise ConfigError(f"Hugging Face encoders need {name} ({error}); install it by: pip install 'memjax[embed]'") from error
 
 
 @contextlib.contextmanager

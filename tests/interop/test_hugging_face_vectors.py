@@ -25,7 +25,7 @@ from memjax.testing import WORDS, write_corpus
 
 LENGTH, WIDTH = 8, 32
 with_extra = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("torch", "transformers")), reason="needs pip install 'memjax[hf]'"
+    not all(importlib.util.find_spec(name) for name in ("torch", "transformers")), reason="needs pip install 'memjax[embed]'"
 )
 
 
@@ -231,7 +231,7 @@ def test_without_the_extra_one_line_says_what_to_install(absent, corpus, tmp_pat
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert main(["embed-hf", "models/bert", f"--corpus={corpus}", f"--out={tmp_path / 'a.npz'}"]) == 2
     said = capsys.readouterr().err
-    assert f"Hugging Face encoders need {absent}" in said and "pip install 'memjax[hf]'" in said and said.count("\n") == 1
+    assert f"Hugging Face encoders need {absent}" in said and "pip install 'memjax[embed]'" in said and said.count("\n") == 1
 
 
 def test_the_extra_names_what_is_imported(monkeypatch) -> None:
@@ -278,4 +278,4 @@ def test_a_wrong_command_line_is_explained(args, message) -> None:
 def test_help_says_how_it_is_used(capsys) -> None:
     assert main(["embed-hf", "--help"]) == 0
     said = capsys.readouterr().out
-    assert "memjax probe --encoder=bert.npz" in said and "--read_out" in said and "memjax[hf]" in said
+    assert "memjax probe --encoder=bert.npz" in said and "--read_out" in said and "memjax[embed]" in said
