@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from memjax.inference.reader import Params, Reader
+from memjax.inference.reader import Given, Params, Reader
 from memjax.inference.sampling import Sampling, draw
+from memjax.layers.attention import KeyValues
 from memjax.sharding import constrain
 
 
@@ -44,7 +45,7 @@ class Programs:
         self.jitted_append = jax.jit(functools.partial(_append, reader), donate_argnums=1)
         """Its state is used up, so that a cache is written where it lies."""
         self._append = _on(mesh, self.jitted_append)
-        self._prefill = _on(mesh, jax.jit(functools.partial(_prefill, reader), static_argnums=6))
+        self._prefill = _on(mesh, jax.jit(functools.partial(_prefill, reader), static_argnums=7))
         self._draw = _on(mesh, _jitted_draw)
 
     def prefill(self, params: Params, *prompts: Any) -> State:
@@ -92,9 +93,10 @@ def _prefill(
     tokens: Int[Array, "B W"],
     place: Int[Array, " B"],
     row: Int[Array, " B"],
+    given: Given | None,
     span: int,
 ) -> State:
-    held = reader.hold(params, chunks, count)
+    held = reader.hold(params, chunks, count, given)
     hidden, cache = reader.open(params, held, tokens, place, span)
     return _laid_out(State(reader.logits(params, hidden), tokens, place, row, jnp.zeros_like(row), held, cache))
 
@@ -131,6 +133,7 @@ def _where(rows: jax.Array, new: Any, old: Any, axis: int) -> Any:
 
 def _laid_out(state: State) -> State:
     """Rows, and heads of a cache, split over the mesh in context: every step leaves its state as it found it."""
-    cache = jax.tree.map(lambda x: constrain(x, None, "batch", None, "tensor", None), state.cache)
+    heads = ("tensor", None, None) if isinstance(state.cache, KeyValues) else (None, "tensor", None)
+    cache = jax.tree.map(lambda x: constrain(x, None, "batch", *heads), state.cache)
     whole = jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), dataclasses.replace(state, cache=None))
     return dataclasses.replace(whole, cache=cache)

@@ -32,10 +32,10 @@ def test_rows_at_different_places_step_to_what_all_positions_give(quick, draw, s
     read, cache = quick(lambda v, *args: stack.apply(v, *args, method="read"))(
         variables, X[:, :3], POSITIONS[:, :3], VALID[:, :3]
     )
-    assert cache.key.shape == cache.value.shape == (2, 3, 3, 2, 4) and cache.key.dtype == dtype
+    assert cache.key.shape == cache.value.shape == (2, 3, 2, 3, 4) and cache.key.dtype == dtype
     np.testing.assert_allclose(np.float32(read)[VALID[:, :3]], np.float32(whole[:, :3])[VALID[:, :3]], atol=tolerance)
     # What the places hold before they are stepped to must not matter.
-    cache = type(cache)(*(np.pad(x, ((0, 0), (0, 0), (0, LENGTH - 3), (0, 0), (0, 0)), constant_values=50) for x in cache))
+    cache = type(cache)(*(np.pad(x, ((0, 0), (0, 0), (0, 0), (0, LENGTH - 3), (0, 0)), constant_values=50) for x in cache))
     step, rows = quick(lambda v, *args: stack.apply(v, *args, method="cached_step")), np.arange(3)
     # LENGTH is no place: such a row waits.
     for at in ([3, 3, 3], [4, 4, LENGTH], [5, 5, 4], [6, LENGTH, 5], [LENGTH, 6, 6]):
