@@ -101,6 +101,4 @@ def _small(config: c.Config) -> c.Config:
         evaluate_every=6,
         log_every=2,
         evaluation_rows=32,
-        recall_rows=16,
-        passages=2,
     )

@@ -23,18 +23,19 @@ import pytest
 from memjax.checkpoints import parts_of, transplant
 from memjax.config import Config, Stage, from_config_dict, from_json, to_json
 from memjax.config.published import AS_PUBLISHED, as_published
+from memjax.layers.lora import adapter_shapes
 from memjax.models import build
 from memjax.objectives import Batch, SpecialIds
-from memjax.training.optimizer import make_optimizer, split
+from memjax.training.optimizer import make_optimizer, merge, split
 from memjax.training.start import abstract_params
 from memjax.training.step import TrainState, train_step
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 GOLDEN = Path(__file__).resolve().parent / "golden_configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
-OURS = {"quickstart": ("", "small", "decoder"), "scaling": (), "benchmark": ()}
+OURS = {"quickstart": ("", "small", "decoder"), "scaling": (), "benchmark": (), "pretrained": ()}
 """Files whose variants are not published experiments, and those variants; none named is all that the file names."""
-IMPORTED = ("runs/llama_3_2_1b/", "runs/llama_3_2_1b_with_encoder/", "runs/bert_large/", "runs/qwen3_0_6b/")
+IMPORTED = ("hf:", "runs/llama_3_2_1b/", "runs/llama_3_2_1b_with_encoder/", "runs/bert_large/", "runs/qwen3_0_6b/")
 """Weights that no config of ours makes."""
 PARAMETERS = {
     # What the reference counts less what nothing there reads: token tables inside stacks that are given embeddings, layers past the
@@ -63,6 +64,7 @@ PARAMETERS = {
     # Llama-3.2-1B, whose head is its token table.
     ("llm_copy", "no_memory", "train"): 1_235_814_400 + 128_256 * 2048,
     # Our own.
+    ("pretrained", "no_memory", "train"): 1_235_814_400 + 8 * 2048,
     ("memory_model", "1b", "combined"): 1_307_255_808,
     ("quickstart", "", "autoencoder"): 1_099_136,
     ("quickstart", "", "combined"): 1_630_720,
@@ -97,6 +99,11 @@ def shapes_of(model, data, family, memory):
 
 def shapes(config, stage):
     return shapes_of(config.model, config.data, stage.family, stage.memory)
+
+
+def with_adapters(config, stage):
+    """`shapes` and what a stage trains beside them."""
+    return merge(shapes(config, stage), adapter_shapes(shapes(config, stage), stage.trainable, "trainable"))
 
 
 def count(config):
@@ -243,7 +250,7 @@ def test_weights_a_stage_starts_from_fit_and_mean_the_same(name):
             given, at = source(config, stage), f"{name}.py:{variant}, {stage_name}"
             params = shapes(config, stage)
             if given is None:
-                taken = {here for _, here in parts_of(stage.init_part)}
+                taken = {here for _, here in parts_of(stage.init_part)} - {""}
                 assert all(part.split("/")[0] in params for part in taken), at
                 continue
             there, before = given
@@ -262,9 +269,10 @@ def test_what_is_frozen_was_trained_before_or_is_meant_to_be_untrained(name):
     for variant in variants(name):
         config = resolved(name, variant)
         for stage in config.stages.values():
-            trainable, frozen = split(shapes(config, stage), stage.trainable, "trainable")
+            trainable, frozen = split(with_adapters(config, stage), stage.trainable, "trainable")
             assert trainable
-            assert not frozen or "encoder" in frozen
+            # A decoder that stays is a pretrained one.
+            assert not frozen or "encoder" in frozen or stage.init_from.startswith("hf:")
             # What is timed need not have been trained.
             assert not frozen or stage.init_from or name == "benchmark" or re.search("untrained|random", variant), variant
 
@@ -275,7 +283,7 @@ def test_what_is_frozen_was_trained_before_or_is_meant_to_be_untrained(name):
 def lower(config, stage):
     """Traces and lowers the training step; checks what it returns."""
     module = build(config, stage)
-    params = shapes(config, stage)
+    params = with_adapters(config, stage)
     trainable, frozen = split(params, stage.trainable, "trainable")
     optimizer = make_optimizer(config.optimizer, stage, trainable)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(optimizer.init, trainable))

@@ -101,7 +101,7 @@ def compile_program(config: Config, name: str, topology_name: str, mesh: Mesh | 
         mesh=dict(grid.shape),
         rows=stage.rows,
         tokens=stage.rows * config.data.row_tokens,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(abstract_params(module, config))),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(abstract_params(module, config, stage))),
         hbm=where.chip.hbm,
     )
     began = time.monotonic()
@@ -121,7 +121,7 @@ def compile_program(config: Config, name: str, topology_name: str, mesh: Mesh | 
 def _trace(config: Config, stage: Stage, mesh: jax.sharding.Mesh, module: nn.Module, program: str) -> Any:
     """The program on abstract arrays."""
     ids = SpecialIds()
-    trainable, _ = split(abstract_params(module, config), stage.trainable, "trainable")
+    trainable, _ = split(abstract_params(module, config, stage), stage.trainable, "trainable")
     optimizer = make_optimizer(config.optimizer, stage, trainable)
     state, batch = abstract_state(config, stage, mesh, module, optimizer), _abstract_batch(config, stage, mesh)
     if program == "train":

@@ -6,7 +6,6 @@ under remat, again in the backward pass, multiplies the half of causal matrices 
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,17 +14,19 @@ import flax.linen as nn
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from memjax.config import Backbone, Config, Stage, match_rules
-from memjax.models import Encoder, MemoryModel, Oracle, RecurrentMemory, build, example
+from memjax.config import Backbone, Config, Stage
+from memjax.models import Encoder, MemoryModel, Oracle, RecurrentMemory, build
 from memjax.objectives import SpecialIds, join
 from memjax.objectives.requests import make_request, to_encode
+from memjax.training.optimizer import split
+from memjax.training.start import abstract_params
 
 FORMULA = """\
 forward: of every matrix, 2 * its entries * the positions it is applied to;
-         of every attention layer, 4 * sequences * positions^2 * width, halved where causal;
+         of every attention layer, 4 * sequences * positions^2 * width of all heads, halved where causal;
          of every token mixer, 2 * sequences * entries * width / heads, halved where causal.
 backward: the forward again for each of a product's two factors that has a gradient: a matrix that is trained, and what it is applied
          to, where something trained stands before it. In a stack, which is computed block by block in a loop, that is all of its
@@ -81,15 +82,16 @@ def model_flops(config: Config, stage: Stage, stored: bool = False) -> Flops:
       stored: memories are read from disk, so that the encoder, which is frozen, is not run.
     """
     module = build(config, stage)
-    shapes = _shapes(module, config)
-    trained = {path for path in shapes if match_rules(stage.trainable, path, "trainable")}
+    shapes = flatten_dict(abstract_params(module, config, stage), sep="/")
+    trained = set(flatten_dict(split(unflatten_dict(shapes, sep="/"), stage.trainable, "trainable")[0], sep="/"))
     earliest = min((_place(path) for path in trained), default=len(_ORDER))
     parts: dict[str, Part] = {}
     for use in _uses(config, stage, module):
         if stored and use.path.startswith("encoder/"):
             continue
         # Whether what goes in has a gradient. A loop over blocks has one for all of them or none.
-        moves = earliest < _place(use.path) or (use.stack is not None and earliest == _place(use.path))
+        at = _place(use.at or use.path)
+        moves = earliest < at or (use.stack is not None and earliest == at)
         products = [(*product, moves + (path in trained)) for path, leaf in shapes.items() for product in _of(use, path, leaf)]
         products += [(*product, 2 * moves) for product in _of_activations(use)]
         for part, forward, gradients in products:
@@ -102,18 +104,17 @@ def token_flops(config: Config, stage: Stage, context: int) -> float:
 
     Memories and earlier tokens alike are positions. Encoding memories is not counted.
     """
-    shapes, stack = _shapes(build(config, stage), config), config.model.decoder
+    shapes, stack = flatten_dict(abstract_params(build(config, stage), config), sep="/"), config.model.decoder
+    head = "embed/embedding" if stack.tied_head else "head/kernel"
     matrices = sum(
-        leaf.size for path, leaf in shapes.items() if path.startswith(("backbone/", "head/")) and path.endswith("/kernel")
+        leaf.size
+        for path, leaf in shapes.items()
+        if path == head or (path.startswith("backbone/") and path.endswith("/kernel"))
     )
     # Scores and their sum, or the taps of a kernel; a repeat mixer carries a state.
     products = {"transformer": 2, "mixer": stack.kernel}.get(stack.kind, 0)
-    return 2.0 * (matrices + products * stack.layers * context * stack.width)
-
-
-def _shapes(module: nn.Module, config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    init = functools.partial(module.init, jax.random.key(0))
-    return flatten_dict(jax.eval_shape(init, example(module, config))["params"], sep="/")
+    width = stack.attended_width if stack.kind == "transformer" else stack.width
+    return 2.0 * (matrices + products * stack.layers * context * width)
 
 
 # Where a model computes what
@@ -130,6 +131,8 @@ class _Use:
     length: int = 0
     """T of a stack."""
     stack: Backbone | None = None
+    at: str = ""
+    """Where in _ORDER, if not at `path`."""
 
 
 _SIMILARITIES = "similarities"
@@ -152,7 +155,8 @@ def _of(use: _Use, path: str, leaf: Any) -> Iterator[tuple[str, float]]:
     """(part, FLOPs of the forward pass) of a parameter, if it is a factor of products there."""
     if path != use.path and not path.startswith(f"{use.path}/"):
         return
-    if path.endswith("/kernel"):
+    # A token table is a factor where it is a head: elsewhere it is looked up.
+    if path.endswith(("/kernel", "/lora_in", "/lora_out")) or path == "embed/embedding":
         yield use.part, 2.0 * leaf.size * use.positions
     elif path.endswith("/mix/mixing") and use.stack:
         sequences, head_width = use.positions / use.length, use.stack.width / max(use.stack.heads, 1)
@@ -164,7 +168,7 @@ def _of_activations(use: _Use) -> Iterator[tuple[str, float]]:
     if use.path == _SIMILARITIES:
         yield use.part, 2.0 * use.positions * use.length
     elif use.stack and use.stack.kind == "transformer":
-        scores = 4.0 * use.positions * use.length * use.stack.width * use.stack.layers
+        scores = 4.0 * use.positions * use.length * use.stack.attended_width * use.stack.layers
         yield f"{use.part}_mixing", _half(use.stack) * scores
 
 
@@ -220,7 +224,8 @@ def _encoder(config: Config, chunks: float) -> Iterator[_Use]:
 def _decoder(stack: Backbone, sequences: float, length: int, scored: int, head: str = "head") -> Iterator[_Use]:
     """A stack over `length` positions and a head on `scored` of them."""
     yield _Use("backbone/blocks", "decoder", sequences * length, length, stack)
-    yield _Use(head, "head", sequences * scored)
+    tied = head == "head" and stack.tied_head
+    yield _Use("embed" if tied else head, "head", sequences * scored, at=head)
 
 
 def _requested(config: Config, stage: Stage) -> tuple[int, int]:

@@ -20,12 +20,13 @@ from memjax.aot.flops import model_flops, token_flops
 from memjax.bench.two_passes import check_two_passes, jit_two_pass_step
 from memjax.config import REGRESSIONS, WEIGHTINGS, Config, ConfigError, Stage
 from memjax.instruments import regenerate
+from memjax.layers.lora import adapter_shapes, draw_adapters
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds
 from memjax.sharding import batch_sharding, check_rows, make_mesh, replicated
 from memjax.training.encode_corpus import check_frozen
 from memjax.training.jitted import abstract_state, jit_evaluation_step, jit_train_step
-from memjax.training.optimizer import Tree, make_optimizer, split
+from memjax.training.optimizer import Tree, make_optimizer, merge, split
 from memjax.training.start import abstract_params
 from memjax.training.step import TrainState
 
@@ -98,7 +99,7 @@ def make_program(config: Config, stage_name: str, name: str) -> Program:
     mesh = make_mesh(config.mesh)
     check_rows(stage.rows, stage.microbatches, mesh, f"config.stages.{stage_name}.rows")
     module = build(config, stage)
-    shapes = abstract_params(module, config)
+    shapes = abstract_params(module, config, stage)
     trainable, _ = split(shapes, stage.trainable, f"config.stages.{stage_name}.trainable")
     check_frozen(config, stage_name, trainable)
     setting = _Setting(config, stage, mesh, module, SpecialIds())
@@ -144,7 +145,7 @@ class _Setting:
 
     @functools.cached_property
     def optimizer(self) -> Any:
-        trainable, _ = split(abstract_params(self.module, self.config), self.stage.trainable, "trainable")
+        trainable, _ = split(abstract_params(self.module, self.config, self.stage), self.stage.trainable, "trainable")
         return make_optimizer(self.config.optimizer, self.stage, trainable)
 
     def state(self) -> TrainState:
@@ -153,6 +154,7 @@ class _Setting:
 
         def init(key: jax.Array) -> TrainState:
             params = self.module.init(key, example(self.module, self.config))["params"]
+            params = merge(params, draw_adapters(adapter_shapes(params, self.stage.trainable, "trainable"), key))
             trainable, frozen = split(params, self.stage.trainable, "trainable")
             return TrainState(jnp.int32(0), trainable, frozen, self.optimizer.init(trainable))
 

@@ -14,6 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from memjax.layers.lora import merge_lora
+
 FORMAT_VERSION = 1
 ITEMS = ("params", "optimizer", "meta")
 """What a checkpoint is made of, a folder each."""
@@ -28,6 +30,8 @@ def load_params(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and meta of one checkpoint; needs neither the module nor the mesh that wrote them.
 
+    Adapters that were trained (memjax/layers/lora.py) are added to the matrices they stand beside.
+
     Args:
       folder: where the checkpoints are, on disk or in a bucket (`gs://bucket/folder`).
       step: which one; by default the last, and `best` by the number that config.checkpoint_best names.
@@ -41,7 +45,7 @@ def load_params(
     params, why = attempt(lambda: load_arrays(path / "params", place))
     if params is None:
         raise CheckpointError(f"{path}: the checkpoint cannot be read ({why})")
-    return params, read_meta(path)
+    return merge_lora(params), read_meta(path)
 
 
 def load_arrays(path: epath.Path, place: Callable[[Any], Any] | None = None) -> Any:

@@ -19,10 +19,12 @@ from memjax.config.settings import (
     NORMS,
     OBJECTIVES,
     OPTIMIZERS,
+    PRETRAINED,
     READOUTS,
     REGRESSIONS,
     REMAT_POLICIES,
     REPEATS,
+    ROWS,
     STAGE_QUIRKS,
     WEIGHTINGS,
     Backbone,
@@ -63,16 +65,19 @@ def check(config: Config) -> None:
     """Raises ConfigError for the first impossible setting."""
     data, model = config.data, config.model
     _require(config.seed >= 0, f"config.seed={config.seed} must be 0 or more")
-    _require(config.passages >= 0, f"config.passages={config.passages} must be 0 or more")
-    _positive(
-        config, "", "log_every", "checkpoint_every", "checkpoints_kept", "evaluate_every", "evaluation_rows", "recall_rows"
-    )
+    _positive(config, "", "log_every", "checkpoint_every", "checkpoints_kept", "evaluate_every", "evaluation_rows")
     _positive(data, "data.", "row_tokens")
     _require(
-        data.vocabulary >= 300 or not data.corpus,
+        data.vocabulary >= 300 or not data.corpus or bool(data.tokenizer),
         f"config.data.vocabulary={data.vocabulary} leaves no room for words beside 256 bytes and 6 reserved ids; use 300 or more",
     )
+    _require(
+        data.vocabulary > 512 or data.tokenizer != "byte_level",
+        f"config.data.vocabulary={data.vocabulary} leaves no room for words beside 256 bytes and the 256 reserved ids of"
+        " config.data.tokenizer='byte_level'; use more than 512",
+    )
     _positive(data, "data.", "vocabulary")
+    _one_of(data.rows, tuple(ROWS), "data.rows")
     _require(
         0 < data.validation_share < 1, f"config.data.validation_share={data.validation_share} must lie strictly between 0 and 1"
     )
@@ -90,6 +95,8 @@ def check(config: Config) -> None:
 
 
 MESH_AXES = ("data", "fsdp", "tensor")
+UNTIED = {"encoder": WITH_ENCODER, "decoder": ("oracle", "recurrent_memory"), "reconstructor": ("autoencoder",)}
+"""Families that have a stack and no head that can be its token table."""
 CHUNK_READERS = frozenset({"memory_model", "recurrent_memory", "ranker"})
 """Families whose rows need two chunks or more."""
 
@@ -140,6 +147,13 @@ def _check_model(model: Model, data: Data, families: set[str]) -> None:
         model.layout == "fixed" or model.decoder.kind == "transformer" or not families & {"memory_model"},
         "config.model.layout='variable' needs a transformer decoder: a mixer's weights belong to positions; use 'fixed'",
     )
+    for part, readers in UNTIED.items():
+        others = sorted(families.intersection(readers))
+        _require(
+            not getattr(model, part).tied_head or not others,
+            f"config.model.{part}.pretrained names tied_head, which a stage of family {', '.join(others)} does not read; stages of family"
+            " memory_model and causal_lm do, of config.model.decoder",
+        )
     _require(
         model.expansion != "repeat" or model.vectors <= model.chunk_length,
         f"config.model.vectors={model.vectors} are more than the config.model.chunk_length={model.chunk_length} positions that"
@@ -151,7 +165,7 @@ def _check_model(model: Model, data: Data, families: set[str]) -> None:
         " predict; use True",
     )
     for part in ("encoder", "decoder", "reconstructor"):
-        _check_backbone(getattr(model, part), f"model.{part}.")
+        check_backbone(getattr(model, part), f"model.{part}.")
     _require(
         model.expansion != "unroll" or model.reconstructor.width % 2 == 0,
         f"config.model.reconstructor.width={model.reconstructor.width} must be even for config.model.expansion='unroll'",
@@ -177,13 +191,14 @@ def _check_mesh(mesh: Mesh) -> None:
         )
 
 
-def _check_backbone(backbone: Backbone, prefix: str) -> None:
+def check_backbone(backbone: Backbone, prefix: str) -> None:
+    """Raises ConfigError for the first impossible setting of a stack; `prefix` is its key and a point."""
     _one_of(backbone.kind, BACKBONES, f"{prefix}kind")
     _one_of(backbone.mlp, MLPS, f"{prefix}mlp")
     _one_of(backbone.norm, NORMS, f"{prefix}norm")
     _positive(backbone, prefix, "width", "layers", "mlp_ratio", "kernel")
     _require(
-        int(backbone.width * backbone.mlp_ratio) > 0,
+        backbone.hidden_width > 0,
         f"config.{prefix}mlp_ratio={backbone.mlp_ratio} leaves no hidden unit at config.{prefix}width={backbone.width}",
     )
     width, heads, kv_heads = backbone.width, backbone.heads, backbone.kv_heads
@@ -200,6 +215,10 @@ def _check_backbone(backbone: Backbone, prefix: str) -> None:
     _require(
         backbone.kind == "mixer" or backbone.kernel == 1,
         f"config.{prefix}kernel={backbone.kernel} has no meaning in a {backbone.kind}; leave it 1",
+    )
+    _require(
+        backbone.kind == "transformer" or not backbone.pretrained,
+        f"config.{prefix}pretrained has no meaning in a {backbone.kind}; leave it ()",
     )
     if backbone.kind == "mixer" or repeats:
         _require(kv_heads == 0, f"config.{prefix}kv_heads={kv_heads} has no meaning in a {backbone.kind}; leave it 0")
@@ -218,6 +237,10 @@ def _check_backbone(backbone: Backbone, prefix: str) -> None:
         f"config.{prefix}heads={heads} and config.{prefix}width={width} must be even in a mixed_repeat, half of which repeats rows and"
         " half columns",
     )
+    if backbone.pretrained:
+        _check_pretrained(backbone, f"{prefix}pretrained")
+    if "head_width" in dict(backbone.pretrained):
+        return
     multiple = 2 if backbone.kind == "transformer" else 1
     good = [n for n in range(1, width + 1) if width % (n * multiple) == 0]
     even = " into heads of even width, which rotary positions need" if multiple == 2 else ""
@@ -225,6 +248,24 @@ def _check_backbone(backbone: Backbone, prefix: str) -> None:
         heads in good,
         f"config.{prefix}heads={heads} does not divide config.{prefix}width={width}{even}; use {_nearest(good, heads, 'another width')}",
     )
+
+
+def _check_pretrained(backbone: Backbone, key: str) -> None:
+    number: Any = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0  # noqa: E731
+    for name, value in backbone.pretrained:
+        _one_of(name, PRETRAINED, key)
+        if name in ("query_key_norm", "tied_head"):
+            good, wanted = isinstance(value, bool), "True or False"
+        elif name == "head_width":
+            good, wanted = type(value) is int and value > 0 and value % 2 == 0, "an even number: rotary positions turn pairs"
+        elif name == "rotary_scaling":
+            good = isinstance(value, tuple) and len(value) == 4 and all(map(number, value)) and value[1] < value[2]
+            wanted = "(factor, low, high, positions), four numbers greater than 0 of which low is less than high"
+        else:
+            good, wanted = number(value), "a number greater than 0"
+        _require(good, f"config.{key}: {name} is {value!r}; it must be {wanted}")
+    names = [name for name, _ in backbone.pretrained]
+    _require(len(set(names)) == len(names), f"config.{key} names {', '.join(names)}; each may be there once")
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
@@ -237,7 +278,7 @@ def _check_optimizer(optimizer: Optimizer) -> None:
                 f"config.optimizer.{key}[{pattern!r}]={value!r} must be a number",
             )
             _require(value >= 0, f"config.optimizer.{key}[{pattern!r}]={value} must be 0 or more")
-    for name in ("beta1", "beta2", "muon_momentum"):
+    for name in ("beta1", "beta2"):
         value = getattr(optimizer, name)
         _require(0 <= value < 1, f"config.optimizer.{name}={value} must be at least 0 and less than 1")
     _positive(optimizer, "optimizer.", "epsilon")
@@ -323,13 +364,16 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
             f"config.{prefix}objectives.{objective}={weight} must be greater than 0; leave the objective out instead",
         )
     for pattern, value in stage.trainable:
-        _require(isinstance(value, bool), f"config.{prefix}trainable[{pattern!r}]={value!r} must be True or False")
+        _require(
+            isinstance(value, bool) or (type(value) is int and value > 0),
+            f"config.{prefix}trainable[{pattern!r}]={value!r} must be True, False or a rank greater than 0",
+        )
     _require(
         stage.memory or stage.family == "memory_model",
         f"config.{prefix}memory=False has no meaning in a stage of family {stage.family}",
     )
     _require(not stage.init_part or bool(stage.init_from), f"config.{prefix}init_part needs config.{prefix}init_from")
     _require(
-        not stage.init_from or stage.init_from in earlier or "/" in stage.init_from,
+        not stage.init_from or stage.init_from in earlier or "/" in stage.init_from or stage.init_from.startswith("hf:"),
         f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage ({', '.join(earlier) or 'none'}) nor a folder path",
     )

@@ -73,6 +73,20 @@ STAGE_QUIRKS = ("unscored_first_tokens", "chunk_means", "overwritten_delimiter",
 - `untrained_layers`: weights of a shallower stack fill the first layers of a deeper one; the other layers and a final norm that the
   source lacks stay as initialised.
 """
+ROWS: Mapping[str, tuple[str, str]] = {
+    "packed": ("packed", "right"),
+    "per_document": ("per_document", "right"),
+    "per_document_left": ("per_document", "left"),
+    "first_n": ("first_n", "right"),
+    "first_n_left": ("first_n", "left"),
+    "full_length_only": ("full_length_only", "right"),
+}
+"""How documents become rows of N tokens, and the side on which a row that a document does not fill is padded:
+
+- `packed`: joined, with the id of a document's end between them, and cut;
+- `per_document`: each is cut by itself, and its last row padded;
+- `first_n`: a row of the first N tokens of each, padded (the published set-up's way); `full_length_only`: of those alone that have N.
+"""
 DECAYS = ("cosine", "linear", "constant")
 ATTENTIONS = ("auto", "xla", "splash")
 OPTIMIZERS = ("adamw", "muon")
@@ -83,9 +97,23 @@ FREEZING: Mapping[str, Rules] = {
     "trainable": ((".*", True),),
     "frozen_all": (("^encoder/", False), (".*", True)),
     "frozen_blocks": (("^encoder/backbone/", False), (".*", True)),
+    "encoder_and_bridge": (("^(encoder|bridge)/", True), (".*", False)),
+    "bridge_only": (("^bridge/", True), (".*", False)),
 }
 """Rules for `trainable`: everything moves; the encoder is the function it was; its blocks stay and a new token table in front of them
-is learned, as in the published code (`init_part="encoder/backbone"` leaves the table behind)."""
+is learned, as in the published code (`init_part="encoder/backbone"` leaves the table behind); the decoder stays, and what makes memories and
+brings them to it moves; only what brings them to it moves."""
+PRETRAINED = ("head_width", "query_key_norm", "norm_epsilon", "rotary_base", "rotary_scaling", "tied_head")
+"""What `Backbone.pretrained` can name:
+
+- `head_width`: of attention heads, which need not fill the width together;
+- `query_key_norm`: True puts a norm on every head's queries and keys, before their rotation;
+- `norm_epsilon`: of all norms of the stack;
+- `rotary_base`: in place of 10,000;
+- `rotary_scaling`: (factor, low, high, positions) of Llama 3.1: a rotation whose period is longer than positions / low is slowed down by
+  the factor, one that is shorter than positions / high is as it is, and in between lies a mixture;
+- `tied_head`: True lets a decoder's token table be its head too.
+"""
 
 SHARDING: Rules = (
     (r"/mix/(query|key|value|gate|in)/kernel$", ("fsdp", "tensor")),
@@ -111,16 +139,24 @@ class Data:
     """Where the text comes from and how it becomes rows of tokens."""
 
     corpus: str = "python-docs"
-    """`python-docs` (the prose inside every CPython) or a path: .txt, .txt.gz, .jsonl, .jsonl.gz, a glob or a folder; empty in a config
-    of imported weights."""
+    """`python-docs` (the prose inside every CPython); a file, glob or folder of .txt, .jsonl (also .gz, .zst), .parquet or .arrayrecord;
+    `tfds:NAME/CONFIG`; `hf:OWNER/NAME:CONFIG` or `hf:FOLDER`; or several with weights, `0.7*ONE + 0.3*OTHER` (memjax/data/sources). Empty
+    in a config of imported weights."""
     text_field: str = "text"
     """The field of a JSON line that holds the document."""
     vocabulary: int = 1024
-    """Entries of the sentencepiece vocabulary, the 6 reserved ids and the 256 bytes included."""
+    """Entries of the vocabulary, reserved ids and 256 bytes included; of a given one at least as many (rows of the token tables)."""
+    tokenizer: str = ""
+    """Whose ids: empty trains a sentencepiece vocabulary on the training split, `byte_level` the published set-up's kind, and a path (a
+    tokenizer.model or tokenizer.json, or its folder) takes one that is there."""
     row_tokens: int = 128
     """N: tokens in a row, a whole number of chunks."""
+    rows: str = "packed"
+    """How documents become rows (ROWS)."""
     validation_share: float = 0.1
     """Share of the documents, picked by a hash of their text, that is held out."""
+    skip_damaged: bool = False
+    """Leaves damaged documents out, and counts them, where they would stop the preparation."""
     attributions: str = ""
     """File (.npy, float [rows, N]) with an attribution of every token of the training rows, for weighted next-token losses."""
     memories: str = ""
@@ -151,6 +187,52 @@ class Backbone:
     """Whether a position reads earlier ones only."""
     decay_length: float = 0.0
     """Positions over which a repeat mixer forgets by its learned factor, which lies in [0.9, 1]; 0 is no forgetting."""
+    pretrained: Rules = ()
+    """What a pretrained transformer has and ours has not, as (name of PRETRAINED, value) pairs; `interop.decoder_settings` reads them from a
+    Hugging Face folder."""
+
+    def _form(self, name: str, default: Any) -> Any:
+        return dict(self.pretrained).get(name, default)
+
+    @property
+    def head_width(self) -> int:
+        """E: channels of an attention head."""
+        return self._form("head_width", self.width // max(self.heads, 1))
+
+    @property
+    def attended_width(self) -> int:
+        """Channels of all attention heads together."""
+        return self.heads * self.head_width
+
+    @property
+    def query_key_norm(self) -> bool:
+        """Whether queries and keys are normalised, head by head."""
+        return self._form("query_key_norm", False)
+
+    @property
+    def norm_epsilon(self) -> float:
+        """What is added to a variance before its root."""
+        return self._form("norm_epsilon", {"rms": 1e-6, "layer": 1e-5}[self.norm])
+
+    @property
+    def rotary_base(self) -> float:
+        """Of which the frequencies of rotary positions are powers."""
+        return self._form("rotary_base", 10_000.0)
+
+    @property
+    def rotary_scaling(self) -> tuple[float, ...]:
+        """As PRETRAINED has it; empty is none."""
+        return self._form("rotary_scaling", ())
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the decoder's head is its token table."""
+        return self._form("tied_head", False)
+
+    @property
+    def hidden_width(self) -> int:
+        """F: channels between the matrices of the channel MLP."""
+        return int(self.width * self.mlp_ratio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +312,6 @@ class Optimizer:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-    muon_momentum: float = 0.95
     clip_norm: float = 1.0
     """Global norm a gradient is clipped to; 0 is no clipping."""
 
@@ -253,13 +334,14 @@ class Stage:
     final_rate: float = 0.0
     """Learning rate at the last step as a share of `learning_rate`."""
     trainable: Rules = ((".*", True),)
-    """Which parameters move. The others are split off before differentiation."""
+    """Which parameters move: True, False, or a whole number r, with which a matrix of a block stays and a product of two matrices of rank r
+    that is added to it moves (Hu et al. 2021, arXiv 2106.09685). What does not move is split off before differentiation."""
     init_from: str = ""
-    """Stage of this run, or a workdir's stage folder on disk, whose last checkpoint gives the weights; empty is from
-    scratch."""
+    """Stage of this run, or a workdir's stage folder on disk, whose last checkpoint gives the weights; `hf:FOLDER` for those of a Hugging
+    Face folder, a decoder's; empty is from scratch."""
     init_part: str = ""
     """What is taken: a part of the model (`encoder`), SOURCE:TARGET where it stands elsewhere there (`backbone:encoder/backbone`), or
-    several of them with commas; empty takes all."""
+    several of them with commas; empty takes all that is there."""
     memory: bool = True
     """False gives the decoder no memories: the control."""
     temperature: float = 0.02
@@ -298,11 +380,12 @@ class Config:
     """Steps between two looks at held-out rows while training."""
     evaluation_rows: int = 256
     """Held-out rows of the final evaluation, at most."""
-    recall_rows: int = 64
-    """Held-out rows whose chunks are regenerated token by token, at most."""
-    passages: int = 6
-    """Held-out passages shown in the report."""
     wandb_project: str = ""
+
+    @property
+    def recall_rows(self) -> int:
+        """Held-out rows whose chunks are regenerated token by token, at most."""
+        return max(1, self.evaluation_rows // 4)
 
     @property
     def chunks(self) -> int:

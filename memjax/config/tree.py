@@ -23,8 +23,6 @@ UNCHECKED_ON_RESUME = frozenset(
         "checkpoint_best",
         "evaluate_every",
         "evaluation_rows",
-        "recall_rows",
-        "passages",
         "wandb_project",
         "name",
         "mesh",

@@ -3,6 +3,8 @@
 Shapes: B batch, T position, D width; N layer, K running sum, H head, E head width of a repeat mixer's state; G key and value head.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,14 +31,14 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
-        self.mix_norm = make_norm(config.norm, dtype, "mix_norm")
+        self.mix_norm = make_norm(config, dtype, "mix_norm")
         if config.kind in REPEATS:
             self.mix = RepeatMixer(config, self.length, dtype)
         elif config.kind == "mixer":
             self.mix = TokenMixer(config, self.length, dtype, self.dense_gradient)
         else:
             self.mix = Attention(config, dtype, self.attention)
-        self.mlp_norm = make_norm(config.norm, dtype, "mlp_norm")
+        self.mlp_norm = make_norm(config, dtype, "mlp_norm")
         self.mlp = MLP(config, dtype)
 
     def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> tuple[jax.Array, None]:
@@ -61,14 +63,12 @@ class Block(nn.Module):
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), cache
 
-    def cached_step(
-        self, x: jax.Array, cache: KeyValues, positions: jax.Array, at: jax.Array, readable: jax.Array
-    ) -> tuple[jax.Array, KeyValues]:
-        """One position of an attention block, [B, 1, D]; arguments as in `Attention.cached_step`."""
+    def cached_step(self, x: jax.Array, *args: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One position of an attention block, [B, 1, D], and its key and value; arguments as in `Attention.cached_step`."""
         x = constrain(x, "batch", None, None)
-        mixed, cache = self.mix.cached_step(self.mix_norm(x), cache, positions, at, readable)
+        mixed, own = self.mix.cached_step(self.mix_norm(x), *args)
         x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        return x + self.mlp(self.mlp_norm(x)), own
 
 
 class Backbone(nn.Module):
@@ -105,12 +105,12 @@ class Backbone(nn.Module):
                 "__call__": over_layers | {"in_axes": nn.broadcast},
                 "step": over_layers | {"in_axes": (0, nn.broadcast)},
                 "read": over_layers | {"in_axes": nn.broadcast},
-                "cached_step": over_layers | {"in_axes": (0, *(nn.broadcast,) * 3)},
+                "cached_step": over_layers | {"in_axes": (0, *(nn.broadcast,) * 4)},
             },
         )
         self.blocks = stack(config, self.length, self.dtype, self.dense_gradient, self.attention)
         if config.final_norm:
-            self.norm = make_norm(config.norm, self.dtype, "norm")
+            self.norm = make_norm(config, self.dtype, "norm")
 
     def __call__(
         self,
@@ -129,7 +129,7 @@ class Backbone(nn.Module):
     def read(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """`__call__` of a transformer, and the keys and values [N, B, T, G, E] that later positions read.
+        """`__call__` of a transformer, and the keys and values [N, B, G, T, E] that later positions read.
 
         Raises:
           ValueError: the stack is of another kind.
@@ -160,9 +160,15 @@ class Backbone(nn.Module):
           ValueError: the stack is of another kind.
         """
         self._require_attention()
-        place_T = jnp.arange(valid.shape[1])
-        readable = (place_T == at[:, None]) | (valid & (place_T < at[:, None]))
-        x, cache = self.blocks.cached_step(x[:, None].astype(jnp.float32), cache, positions[:, None], at, readable)
+        readable = valid & (jnp.arange(valid.shape[1]) < at[:, None])
+        layers, end = jnp.arange(self.config.layers), jnp.minimum(jnp.max(at), valid.shape[1])
+        x, new = self.blocks.cached_step(x[:, None].astype(jnp.float32), layers, cache, positions[:, None], readable, end)
+        # Layers read the cache as it was and all write at once: written layer by layer it would be copied.
+        rows = jnp.arange(x.shape[0])
+        cache = KeyValues(
+            *(old.at[:, rows, :, at].set(jnp.moveaxis(y, 1, 0), mode="drop") for old, y in zip(cache, new, strict=True))
+        )
+        cache = KeyValues(*(constrain(y, None, "batch", "tensor", None, None) for y in cache))
         return self._finish(x)[:, 0], cache
 
     def _finish(self, x: jax.Array) -> jax.Array:

@@ -52,6 +52,12 @@ class Embed(nn.Module):
     dtype: jnp.dtype
     embedding_init: nn.initializers.Initializer
 
-    @nn.compact
+    def setup(self) -> None:
+        self.embedding = self.param("embedding", self.embedding_init, (self.vocabulary, self.width))
+
     def __call__(self, ids: Int[Array, "B *any"]) -> Float[Array, "B *any D"]:
-        return lookup(self.param("embedding", self.embedding_init, (self.vocabulary, self.width)), ids, self.dtype)
+        return lookup(self.embedding, ids, self.dtype)
+
+    def as_head(self) -> Float[Array, "D V"]:
+        """The table as the kernel of a head that is tied to it."""
+        return self.embedding.T

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from memjax.layers.embed import Embed
 from memjax.layers.linear import COLUMNS
 from memjax.sharding import batch_parts, constrain, gathered
 
@@ -122,13 +123,23 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 class Head(nn.Module):
-    """Linear map from width to vocabulary, no bias, not tied to an embedding; logits and losses in float32."""
+    """Linear map from width to vocabulary, no bias; logits and losses in float32.
+
+    Attributes:
+      width: D.
+      vocabulary: V.
+      tied: the token table that is its kernel, transposed; None for a kernel of its own.
+    """
 
     width: int
     vocabulary: int
+    tied: Embed | None = None
 
     def setup(self) -> None:
-        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, self.vocabulary))
+        if self.tied is None:
+            self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, self.vocabulary))
+        else:
+            self.kernel = self.tied.as_head()
 
     def __call__(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
         return jnp.matmul(hidden, self.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)

@@ -18,6 +18,8 @@ class Linear(nn.Module):
 
     Leading axes are folded into one first. The weight's gradient is then a plain product of two matrices; contracting two
     axes at once makes XLA write transposed copies of the activations (about half the time of an MLP's backward pass on CPUs).
+
+    Where a product of two matrices stands beside the kernel (layers/lora.py), it is added: y += x @ lora_in @ lora_out.
     """
 
     features: int
@@ -33,6 +35,9 @@ class Linear(nn.Module):
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(self.dtype)
         used = tuple(None if axis == "fsdp" else axis for axis in self.layout)
         y = flat @ gathered(kernel.astype(self.dtype), self.layout, used)
+        if self.has_variable("params", "lora_in"):
+            into, out = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_in", "lora_out"))
+            y += (flat @ into) @ out
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y.reshape(*x.shape[:-1], self.features)

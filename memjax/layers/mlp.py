@@ -20,7 +20,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         width = self.config.width
-        hidden = int(width * self.config.mlp_ratio)
+        hidden = self.config.hidden_width
         if self.config.mlp in ("gelu", "silu"):
             h = Linear(hidden, use_bias=True, dtype=self.dtype, layout=COLUMNS, name="up")(x)
             h = nn.gelu(h, approximate=False) if self.config.mlp == "gelu" else nn.silu(h)

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from memjax.config import Backbone
 
-def make_norm(kind: str, dtype: jnp.dtype, name: str) -> nn.Module:
-    """RMSNorm (`rms`, epsilon 1e-6, gain) or LayerNorm (`layer`, epsilon 1e-5, gain and bias); statistics in float32."""
-    if kind == "rms":
-        return nn.RMSNorm(epsilon=1e-6, dtype=dtype, name=name)
-    return nn.LayerNorm(epsilon=1e-5, dtype=dtype, name=name)
+
+def make_norm(config: Backbone, dtype: jnp.dtype, name: str) -> nn.Module:
+    """RMSNorm (`rms`, gain) or LayerNorm (`layer`, gain and bias); statistics in float32."""
+    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(epsilon=config.norm_epsilon, dtype=dtype, name=name)

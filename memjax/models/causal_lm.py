@@ -32,7 +32,7 @@ class CausalLM(nn.Module):
         dtype = jnp.dtype(config.dtype)
         self.embed = Embed(self.vocabulary, config.decoder.width, dtype, EMBEDDING_INIT)
         self.backbone = make_stack(config, config.decoder, self.length)
-        self.head = Head(config.decoder.width, self.vocabulary)
+        self.head = Head(config.decoder.width, self.vocabulary, self.embed if config.decoder.tied_head else None)
 
     def hidden(self, tokens: Int[Array, "B N"], valid: Bool[Array, "B N"] | None = None) -> Float[Array, "B N D"]:
         """States after each token; `valid` is False where a position is padding."""

@@ -74,7 +74,7 @@ class MemoryModel(nn.Module):
         if config.task_mark:
             self.task_mark = self.param("task_mark", EMBEDDING_INIT, (2, width))
         self.backbone = make_stack(config, config.decoder, self.slots * config.vectors + config.chunk_length)
-        self.head = Head(width, self.vocabulary)
+        self.head = Head(width, self.vocabulary, self.embed if config.decoder.tied_head else None)
 
     def encode(self, tokens: Int[Array, "B M L"], valid: Bool[Array, "B M L"] | None = None) -> Float[Array, "B M K E"]:
         """Memories of all given chunks, in one call."""

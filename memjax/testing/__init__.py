@@ -60,8 +60,6 @@ def tiny_config(corpus: Path | str, steps: int = 8, **changes: Any) -> Config:
         checkpoint_every=2,
         evaluate_every=4,
         evaluation_rows=16,
-        recall_rows=8,
-        passages=2,
     )
     return dataclasses.replace(config, **changes)
 

@@ -66,7 +66,7 @@ def _prepare(config: Config, folder: Path, reporter: Reporter) -> Prepared:
     """The data, made by the first process; where the others do not see its folder, each makes its own."""
     if not first_process():
         barrier("prepared")
-    data = prepare(config.data, folder, reporter.say)
+    data = prepare(config.data, folder, reporter.say, bar=reporter.bar)
     if first_process():
         barrier("prepared")
     require_equal(json.dumps([data.train.info["files"], data.validation.info["files"]]), "the data (files of rows)")

@@ -24,7 +24,11 @@ from memjax.instruments import Accuracy, measure, regenerate
 from memjax.models import Autoencoder, MemoryModel, build
 from memjax.sharding import batch_shards, local_rows, on_mesh, put_batch
 from memjax.training.optimizer import split
+from memjax.training.pretrained import EMPTY, without_memory
 from memjax.training.start import Run, abstract_params
+
+PASSAGES = 6
+"""Held-out passages shown in the report."""
 
 FORMAT_VERSION = 1
 BATCH_ROWS = 32
@@ -109,13 +113,18 @@ def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], 
     module = build(config, stage)
     rows = _batches(run, config.evaluation_rows)
     lengths = data.tokenizer.byte_lengths
+    base, empty = without_memory(module, stage), {}
+    if base is not None:
+        held_out = _batches(run, config.evaluation_rows)
+        asked = measure(base, params, held_out, ("next_token",), run.ids, lengths, stage=stage, mesh=run.mesh)
+        empty = _numbers({EMPTY: asked["next_token"]})
     if not isinstance(module, MemoryModel):
         names = _measurable(stage)
         found = measure(module, params, rows, names, run.ids, lengths, advance, stage, run.mesh) if names else {}
         advance(_count(run, config.recall_rows))
         if isinstance(module, Autoencoder):
             found["autoencoder"] = found.pop("reconstruction")
-        return _numbers(found), None
+        return _numbers(found) | empty, None
     found = measure(
         module, params, rows, ("next_token", "copy", "plain_copy", "blank_copy"), run.ids, lengths, advance, stage, run.mesh
     )
@@ -124,7 +133,7 @@ def _evaluate_model(run: Run, name: str, advance: Any) -> tuple[dict[str, Any], 
     found["copy"] = found[ask]
     said, held = _recall(run, module, params, ask, stage, advance)
     exact = (said == held).all(axis=-1)
-    return _numbers(found) | {
+    return _numbers(found) | empty | {
         "asked_to_copy_by": ask,
         "free_running_exact_chunks": float(exact.mean()),
         "free_running_token_accuracy": float((said == held).mean()),
@@ -179,7 +188,7 @@ def _encoder_origin(run: Run, name: str) -> str | None:
     stage = run.config.stages[name]
     if stage.family == "autoencoder":
         return name
-    shapes = abstract_params(build(run.config, stage), run.config)
+    shapes = abstract_params(build(run.config, stage), run.config, stage)
     trainable, _ = split(shapes, stage.trainable, "trainable")
     if "encoder" in trainable or stage.init_from not in run.config.stages or stage.init_part not in ("", "encoder"):
         return None
@@ -188,7 +197,7 @@ def _encoder_origin(run: Run, name: str) -> str | None:
 
 def _stage(run: Run, name: str, meta: dict[str, Any]) -> dict[str, Any]:
     stage: Stage = run.config.stages[name]
-    shapes = abstract_params(build(run.config, stage), run.config)
+    shapes = abstract_params(build(run.config, stage), run.config, stage)
     trainable, _ = split(shapes, stage.trainable, "trainable")
     count = functools.partial(jax.tree.reduce, lambda n, x: n + x.size, initializer=0)
     tokens = stage.steps * stage.rows * run.config.data.row_tokens
@@ -204,7 +213,7 @@ def _stage(run: Run, name: str, meta: dict[str, Any]) -> dict[str, Any]:
         "init_part": stage.init_part,
         "memory": stage.memory,
         "learning_rate": stage.learning_rate,
-    }
+    } | {key: meta[key] for key in ("before",) if meta.get(key)}
 
 
 def _data(run: Run) -> dict[str, Any]:
@@ -245,7 +254,7 @@ def _passages(run: Run, regenerated: dict[str, tuple[np.ndarray, np.ndarray] | N
     pieces = run.data.tokenizer.pieces
     said, held = final
     # Chunks spread evenly over the held-out text, not chosen by how well they came out.
-    chosen = np.linspace(0, len(held) - 1, min(run.config.passages, len(held))).astype(int)
+    chosen = np.linspace(0, len(held) - 1, min(PASSAGES, len(held))).astype(int)
     passages = []
     for i in chosen:
         passage = {

@@ -24,7 +24,7 @@ def abstract_state(
     config: Config, stage: Stage, mesh: jax.sharding.Mesh, module: nn.Module, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """Shapes, dtypes and layouts of a stage's state: what is restored onto, and what a step is compiled for."""
-    shapes = abstract_params(module, config)
+    shapes = abstract_params(module, config, stage)
     params = abstract(shapes, shardings(shapes, config.mesh.rules, mesh))
     trainable, frozen = split(params, stage.trainable, "trainable")
     moments = jax.eval_shape(optimizer.init, trainable)

@@ -26,6 +26,7 @@ from memjax.training.encode_corpus import stored_memories
 from memjax.training.jitted import abstract_state, jit_evaluation_step, jit_train_step
 from memjax.training.optimizer import learning_rate, make_optimizer, split
 from memjax.training.placement import say_placement
+from memjax.training.pretrained import EMPTY, without_memory
 from memjax.training.start import Run, abstract_params, check_origin, first_row, fresh_state
 from memjax.training.step import Metrics, TrainState
 from memjax.training.writers import Writer, make_writers
@@ -59,7 +60,8 @@ def train_stage(run: Run, name: str) -> dict[str, Any]:
     config, stage = run.config, run.config.stages[name]
     check_rows(stage.rows, stage.microbatches, run.mesh, f"config.stages.{name}.rows")
     module = build(config, stage)
-    trainable_shapes, _ = split(abstract_params(module, config), stage.trainable, f"config.stages.{name}.trainable")
+    key = f"config.stages.{name}.trainable"
+    trainable_shapes, _ = split(abstract_params(module, config, stage, key), stage.trainable, key)
     optimizer = make_optimizer(config.optimizer, stage, trainable_shapes)
     wanted = abstract_state(config, stage, run.mesh, module, optimizer)
     with Checkpoints(run.checkpoints(name), config.checkpoints_kept, run.reporter.say, config.checkpoint_best) as checkpoints:
@@ -75,10 +77,10 @@ def train_stage(run: Run, name: str) -> dict[str, Any]:
             state = TrainState(saved["step"], trainable, frozen, saved["opt_state"])
             seconds = float(meta["seconds"])
         else:
-            state, seconds = fresh_state(run, name, module, optimizer), 0.0
+            state, seconds, meta = fresh_state(run, name, module, optimizer), 0.0, {}
         say_placement(run.reporter, name, config, run.mesh, state)
         memories = stored_memories(run, name, state)
-        stage_run = _StageRun(run, name, stage, module, optimizer, checkpoints, seconds, memories)
+        stage_run = _StageRun(run, name, stage, module, optimizer, checkpoints, seconds, memories, meta.get("before", {}))
         with jax.set_mesh(run.mesh):
             return stage_run.train(state)
 
@@ -97,6 +99,8 @@ class _StageRun:
     """Seconds trained before this process took over."""
     memories: Memories | None = None
     """What is read in place of running the encoder."""
+    before: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of a stage that starts from a pretrained language model, numbers on held-out rows before its first step."""
     began: float = dataclasses.field(default_factory=time.monotonic)
     logged: tuple[float, int] = (0.0, 0)
     """When numbers were last written, and at which step."""
@@ -104,6 +108,8 @@ class _StageRun:
     """Seconds that training stood still for saves since then."""
     waited: float = 0.0
     """Seconds that it waited for batches since then."""
+    skipped: int = 0
+    """Rows that this process could not read so far, and read others in their place."""
 
     def elapsed(self) -> float:
         """Seconds trained so far, over all processes."""
@@ -123,20 +129,24 @@ class _StageRun:
             attributions,
             self.memories,
             part=local_rows(run.mesh, stage.rows),
+            skip_damaged=config.data.skip_damaged,
         )
-        batches = order.from_step(first)
+        batches = order.from_step(first, place=lambda batch: Batch(**put_batch(batch, run.mesh, stage.rows)))
         watch = self._watcher()
         writers = make_writers(config, self.name, run.folder(self.name), first)
         pending: list[tuple[int, Metrics]] = []
         schedule = Schedule(config.checkpoint_every, config.checkpoint_minutes, agree=agreed, ask_every=config.log_every)
         held_out: dict[str, float] = {}
-        self.logged = (time.monotonic(), first)
         try:
+            if not first and without_memory(self.module, stage):
+                self.before = watch(state, 0, writers)
+            self.logged = (time.monotonic(), first)
             with run.reporter.bar(self.name, stage.steps, first) as bar, run.watch.stop_requests():
                 for step in range(first + 1, stage.steps + 1):
                     batch, waited = run.watch.next(batches)
                     self.waited += waited
-                    state, metrics = step_fn(state, Batch(**put_batch(batch, run.mesh, stage.rows)))
+                    self.skipped = order.skipped
+                    state, metrics = step_fn(state, batch)
                     text, held_out = None, {}
                     last = step == stage.steps
                     if step % config.log_every == 0:
@@ -168,6 +178,7 @@ class _StageRun:
                         stopping,
                     )
         finally:
+            batches.close()
             for writer in writers:
                 writer.close()
         return self._meta(stage.steps, held_out)
@@ -193,6 +204,8 @@ class _StageRun:
             "seconds": self.elapsed(),
         }
         rest["loader_seconds"], self.waited = self.waited, 0.0
+        if self.skipped:
+            rest["rows_skipped"] = float(self.skipped)
         if self.blocked:
             rest["checkpoint_seconds"], self.blocked = self.blocked, 0.0
         for writer in writers:
@@ -224,6 +237,8 @@ class _StageRun:
         # Held-out rows have no attributions, so there is nothing to compare an estimate of them with.
         names = tuple(sorted(set(self.stage.objectives) - set(REGRESSIONS)))
         step_fn = jit_evaluation_step(self.stage, run.mesh, self.module, names, run.ids)
+        base = without_memory(self.module, self.stage)
+        empty_fn = jit_evaluation_step(self.stage, run.mesh, base, ("next_token",), run.ids) if base else None
         limit = min(WATCHED_ROWS, len(run.data.validation))
         shards = batch_shards(run.mesh)
         batch_rows = -(-limit // shards) * shards
@@ -233,8 +248,13 @@ class _StageRun:
         def watch(state: TrainState, step: int, writers: list[Writer]) -> dict[str, float]:
             if not names:
                 return {}
-            terms = [jax.device_get(step_fn(state.params, put_batch(batch, run.mesh, batch_rows))) for batch in batches]
-            values: dict[str, float] = {}
+
+            def look(step_fn: Any) -> list[dict[str, Term]]:
+                return [jax.device_get(step_fn(state.params, put_batch(batch, run.mesh, batch_rows))) for batch in batches]
+
+            terms, values = look(step_fn), {}
+            if empty_fn:
+                values |= term_values(EMPTY, sum_terms([term["next_token"] for term in look(empty_fn)]))
             for name in names:
                 values |= term_values(name, sum_terms([t[name] for t in terms]))
             for writer in writers:
@@ -253,7 +273,7 @@ class _StageRun:
             "next_row": first_row(run.config, self.stage) + step * self.stage.rows,
             "seconds": self.elapsed(),
             "metrics": held_out,
-        }
+        } | ({"before": self.before} if self.before else {})
 
     def _save(self, state: TrainState, step: int, held_out: dict[str, float]) -> None:
         began, optimizer = time.monotonic(), {"opt_state": state.opt_state, "step": state.step}

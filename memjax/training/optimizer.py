@@ -9,6 +9,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from optax.contrib import MuonDimensionNumbers, muon
 
 from memjax.config import ConfigError, Optimizer, Rules, Stage, match_rules
+from memjax.layers.lora import is_adapter
+
+MUON_MOMENTUM = 0.95
 
 Tree = Mapping[str, Any]
 
@@ -28,9 +31,12 @@ def learning_rate(stage: Stage) -> optax.Schedule:
 
 
 def split(tree: Tree, rules: Rules, key: str) -> tuple[Tree, Tree]:
-    """(leaves whose rule says True, the others), as two trees; `merge` puts them together again."""
+    """(leaves whose rule says True, the others), as two trees; `merge` puts them together again.
+
+    Adapters move. A matrix that has them stays, as does what a rank was given to and has none.
+    """
     flat = flatten_dict(tree, sep="/")
-    chosen = {path for path in flat if match_rules(rules, path, key)}
+    chosen = {path for path in flat if is_adapter(path) or match_rules(rules, path, key) is True}
     yes = {path: leaf for path, leaf in flat.items() if path in chosen}
     no = {path: leaf for path, leaf in flat.items() if path not in chosen}
     return unflatten_dict(yes, sep="/"), unflatten_dict(no, sep="/")
@@ -81,7 +87,7 @@ def _transform(
     rate: Callable[[Any], Any] = lambda step: factor * schedule(step)  # noqa: E731
     if name == "adamw":
         return optax.adamw(rate, config.beta1, config.beta2, config.epsilon, weight_decay=decay)
-    return muon(rate, beta=config.muon_momentum, weight_decay=decay, muon_weight_dimension_numbers=_all_matrices)
+    return muon(rate, beta=MUON_MOMENTUM, weight_decay=decay, muon_weight_dimension_numbers=_all_matrices)
 
 
 def _all_matrices(params: Any) -> Any:

@@ -8,10 +8,12 @@ from etils import epath
 from memjax.checkpoints import CheckpointError, transplant
 from memjax.config import Config, ConfigError
 from memjax.data import open_attributions
+from memjax.interop.huggingface_settings import PREFIX
 from memjax.models import build
 from memjax.sharding import check_rows
 from memjax.training.encode_corpus import check_frozen
 from memjax.training.optimizer import make_optimizer, split
+from memjax.training.pretrained import start_pretrained
 from memjax.training.start import abstract_params
 
 
@@ -33,10 +35,11 @@ def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
     for name in config.curriculum + config.controls:
         stage = config.stages[name]
         check_rows(stage.rows, stage.microbatches, mesh, f"config.stages.{name}.rows")
-        params = abstract_params(build(config, stage), config)
-        trainable, _ = split(params, stage.trainable, f"config.stages.{name}.trainable")
+        module, key = build(config, stage), f"config.stages.{name}.trainable"
+        params = abstract_params(module, config)
+        trainable, _ = split(abstract_params(module, config, stage, key), stage.trainable, key)
         if not trainable:
-            raise ConfigError(f"config.stages.{name}.trainable leaves no parameter to train")
+            raise ConfigError(f"{key} leaves no parameter to train")
         check_frozen(config, name, trainable)
         make_optimizer(config.optimizer, stage, trainable)
         if config.data.attributions:
@@ -45,6 +48,8 @@ def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
             source = abstract_params(build(config, config.stages[stage.init_from]), config)
             fill_layers = "untrained_layers" in stage.compat
             transplant(params, source, stage.init_part, f"config.stages.{stage.init_from}", fill_layers)
+        elif stage.init_from.startswith(PREFIX):
+            start_pretrained(config, name, params)
         elif stage.init_from and not (epath.Path(stage.init_from) / "checkpoints").is_dir():
             raise CheckpointError(
                 f"config.stages.{name}.init_from={stage.init_from!r} holds no checkpoints;"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import zlib
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from memjax.checkpoints import CheckpointError, load_params, parts_of, transplant
 from memjax.config import FUNCTION_QUIRKS, Config, Stage, differences, from_json
 from memjax.data import Prepared
+from memjax.interop.huggingface import Stored
+from memjax.layers.lora import adapter_shapes, draw_adapters
 from memjax.models import example
 from memjax.objectives import SpecialIds
 from memjax.sharding import Watch, make_mesh, replicated, shardings, state_shardings
 from memjax.training.initialize import reference_init
-from memjax.training.optimizer import Tree, split
+from memjax.training.optimizer import Tree, merge, split
+from memjax.training.pretrained import start_pretrained
 from memjax.training.progress import Reporter
 from memjax.training.step import TrainState
 
@@ -59,10 +64,15 @@ class Run:
         return epath.Path(self.remote or self.workdir) / "stages" / stage / "checkpoints"
 
 
-def abstract_params(module: nn.Module, config: Config) -> Tree:
-    """Paths, shapes and dtypes of a module's parameters; nothing is computed."""
+def abstract_params(module: nn.Module, config: Config, stage: Stage | None = None, key: str = "trainable") -> Tree:
+    """Paths, shapes and dtypes of a module's parameters, with the adapters that a stage trains; nothing is computed.
+
+    Raises:
+      ConfigError: a rule of `key`, the stage's `trainable`, gives a rank to no matrix, or a rank that one has not.
+    """
     # The key is abstract too: where the mesh in context is of a machine that is not there, nothing can be made.
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), example(module, config))["params"])
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), example(module, config))["params"])
+    return shapes if stage is None else merge(shapes, adapter_shapes(shapes, stage.trainable, key))
 
 
 def first_row(config: Config, stage: Stage) -> int:
@@ -83,14 +93,24 @@ def fresh_state(run: Run, name: str, module: nn.Module, optimizer: optax.Gradien
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
     shapes = abstract_params(module, config)
     places = run.places(shapes)
+    pretrained = start_pretrained(config, name, shapes)
+    # What comes from there is not drawn, and stays in files until the rest is there.
+    taken = flatten_dict(pretrained.params, sep="/") if pretrained else {}
+    stored = {path: leaf for path, leaf in taken.items() if isinstance(leaf, Stored)}
 
     def init(key: jax.Array) -> Tree:
         params = module.init(key, example(module, config))["params"]
-        return reference_init(params, config, stage, key) if "reference_init" in config.model.compat else params
+        if "reference_init" in config.model.compat:
+            params = reference_init(params, config, stage, key)
+        return _without(params, stored)
 
     # Every device draws its own part: the whole is nowhere.
-    params = jax.jit(init, out_shardings=places)(key)
-    if stage.init_from:
+    params = jax.jit(init, out_shardings=_without(places, stored))(key)
+    if pretrained is not None:
+        flat_places = flatten_dict(places, sep="/")
+        read = {path: pretrained.source.read(leaf, flat_places[path]) for path, leaf in stored.items()}
+        params = merge(params, unflatten_dict(read, sep="/"))
+    elif stage.init_from:
         inside = stage.init_from in config.stages
         folder = run.checkpoints(stage.init_from).parent if inside else epath.Path(stage.init_from)
         source, meta = load_params(folder / "checkpoints", place=run.places)
@@ -98,10 +118,17 @@ def fresh_state(run: Run, name: str, module: nn.Module, optimizer: optax.Gradien
         given = transplant(params, source, stage.init_part, str(folder), "untrained_layers" in stage.compat)
         # A copy where it belongs: the state is donated to the first step, the source must not be.
         params = jax.tree.map(lambda x, place: jax.device_put(x, place, may_alias=False), given, places)
+    if adapters := adapter_shapes(shapes, stage.trainable, "trainable"):
+        draw = functools.partial(draw_adapters, adapters)
+        params = merge(params, jax.jit(draw, out_shardings=run.places(adapters))(key))
     trainable, frozen = split(params, stage.trainable, "trainable")
     return TrainState(
         jax.device_put(jnp.int32(0), replicated(run.mesh)), trainable, frozen, fresh_moments(run, optimizer, trainable)
     )
+
+
+def _without(tree: Tree, paths: Container[str]) -> Tree:
+    return unflatten_dict({path: x for path, x in flatten_dict(tree, sep="/").items() if path not in paths}, sep="/")
 
 
 def fresh_moments(run: Run, optimizer: optax.GradientTransformation, trainable: Tree) -> optax.OptState:

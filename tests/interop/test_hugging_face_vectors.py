@@ -238,7 +238,7 @@ def test_the_extra_names_what_is_imported(monkeypatch) -> None:
     given: dict = {}
     monkeypatch.setattr(setuptools, "setup", lambda **kwargs: given.update(kwargs))
     runpy.run_path(str(Path(__file__).resolve().parents[2] / "setup.py"))
-    assert {"torch>=2.4", "transformers>=4.50"} <= set(given["extras_require"]["hf"])
+    assert {"torch>=2.4", "transformers>=4.50"} <= set(given["extras_require"]["embed"])
 
 
 ARGUMENTS = {

@@ -116,7 +116,7 @@ def trained(quick, draw, source):
     return run
 
 
-@pytest.mark.parametrize("preset", FREEZING)
+@pytest.mark.parametrize("preset", FROZEN)
 @pytest.mark.parametrize("family", NAMES)
 def test_what_is_frozen_stays_and_all_else_moves(family, preset, trained):
     _, before, after, seen = trained(family, preset)
@@ -138,7 +138,7 @@ def test_what_is_frozen_stays_and_all_else_moves(family, preset, trained):
         assert gradients == {path: leaf.shape for path, leaf in flat(before.trainable).items()}
 
 
-@pytest.mark.parametrize("preset", FREEZING)
+@pytest.mark.parametrize("preset", FROZEN)
 @pytest.mark.parametrize("family", NAMES)
 def test_what_is_frozen_has_no_optimizer_state(family, preset, trained):
     _, before, after, _ = trained(family, preset)
