@@ -2,7 +2,8 @@
 
 from memjax.inference.errors import GenerationError
 from memjax.inference.generator import Generator, open_generator
+from memjax.inference.given import Mark
 from memjax.inference.programs import State
 from memjax.inference.sampling import Sampling
 
-__all__ = ["GenerationError", "Generator", "Sampling", "State", "open_generator"]
+__all__ = ["GenerationError", "Generator", "Mark", "Sampling", "State", "open_generator"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.config import REPEATS
-from memjax.inference.reader import Params, Prompt, Reader, at_place, in_window
+from memjax.inference.reader import Given, Params, Prompt, Reader, at_place, in_window
 from memjax.models import CausalLM
 
 
@@ -56,7 +56,7 @@ class CausalReader(Reader[CausalLM]):
             prompt = prompt[len(prompt) - self.turned - over % (self.window - self.turned) :]
         return Prompt(np.zeros((0, 1), np.int32), prompt)
 
-    def hold(self, params: Params, chunks: jax.Array, count: jax.Array) -> None:
+    def hold(self, params: Params, chunks: jax.Array, count: jax.Array, given: Given | None = None) -> None:
         """Nothing."""
 
     def open(self, params: Params, held: None, tokens: jax.Array, place: jax.Array, span: int) -> tuple[jax.Array, Any]:

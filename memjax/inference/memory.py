@@ -5,10 +5,14 @@ next chunk begins. A token costs the same wherever it stands: one decoder positi
 slots read anew. When all slots are filled the oldest memory leaves and the others move up by one, so that every chunk from then on is
 read as the last one of a row.
 
+Memories that are given, as those of a store, are in the slots what the encoder would have put there: they stand before the memories of
+the prompt's own chunks and leave first.
+
 A decoder of another kind than a transformer reads the slots and the whole chunk again for every token: a masked mixer keeps nothing of
 earlier positions that would be less than their inputs, and a repeat mixer's sums would have to skip empty slots.
 
-Shapes: B row, S slot, K vector, E encoder width, D decoder width, L token, M chunk before the current one, T = S*K + L positions.
+Shapes: B row, S slot, K vector, E encoder width, D decoder width, L token, M chunk before the current one, G memory
+that is given, T = S*K + L positions.
 """
 
 import dataclasses
@@ -19,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.inference.reader import Params, Prompt, Reader, at_place, in_window
+from memjax.inference.reader import Given, Params, Prompt, Reader, at_place, in_window
 from memjax.layers.attention import KeyValues
 from memjax.models import PREDICT, MemoryModel
 
@@ -66,16 +70,30 @@ class MemoryReader(Reader[MemoryModel]):
         chunks = prompt[:border].reshape(-1, self.window)
         return Prompt(chunks[max(0, len(chunks) - self.budget) :], prompt[border:])
 
-    def hold(self, params: Params, chunks: jax.Array, count: jax.Array) -> Memories:
-        """All chunks of all rows through the encoder at once."""
+    def kept(self, chunks: int) -> int:
+        """The slots that are left."""
+        return max(0, self.budget - chunks)
+
+    def hold(self, params: Params, chunks: jax.Array, count: jax.Array, given: Given | None = None) -> Memories:
+        """All chunks of all rows through the encoder at once, behind the memories that are given."""
         if not self.module.memory:
             return Memories(None, count)
         model, batch = self.model, chunks.shape[0]
         slots = (batch, self.module.slots, model.vectors, model.encoder.width)
-        if not chunks.shape[1]:
+        parts = [] if given is None else [given.vectors.astype(jnp.dtype(model.dtype))]
+        if chunks.shape[1]:
+            parts.append(self.apply(params, chunks, method="encode"))
+        if not parts:
             return Memories(jnp.zeros(slots, jnp.dtype(model.dtype)), count)
-        vectors = self.apply(params, chunks, method="encode")
-        return Memories(jnp.pad(vectors, ((0, 0), (0, slots[1] - vectors.shape[1]), (0, 0), (0, 0))), count)
+        vectors = jnp.concatenate(parts, axis=1)
+        vectors = jnp.pad(vectors, ((0, 0), (0, max(0, slots[1] - vectors.shape[1])), (0, 0), (0, 0)))
+        if given is None:
+            return Memories(vectors, count)
+        # Rows differ in how many they are given: the first chunk of each comes right behind them.
+        slot, first_B1 = jnp.arange(slots[1]), given.count[:, None]
+        source_BS = jnp.where(slot < first_B1, slot, given.vectors.shape[1] + slot - first_B1)
+        vectors = jnp.take_along_axis(vectors, source_BS[..., None, None], axis=1, mode="clip")
+        return Memories(vectors, jnp.asarray(given.count) + count)
 
     def open(
         self, params: Params, held: Memories, tokens: jax.Array, place: jax.Array, span: int

@@ -3,7 +3,8 @@
 A row's text is cut in two: its last tokens, which the model is shown as tokens (the window), and what it keeps of all before them. A
 token is added to the window; when the window is full it turns: its oldest tokens leave it, and what is kept changes.
 
-Shapes: B row, W token of the window, M chunk before the window, L token of a chunk, D width.
+Shapes: B row, W token of the window, M chunk before the window, L token of a chunk, D width, G memory that is given, K vector of it, E its
+width.
 """
 
 import abc
@@ -31,6 +32,14 @@ class Prompt(NamedTuple):
     """Int[M, L]: whole chunks before the window that are still kept, the oldest first."""
     window: np.ndarray
     """Int[tokens]: fewer than W."""
+
+
+class Given(NamedTuple):
+    """Memories that stand before the text of each row, where earlier chunks would be."""
+
+    vectors: Float[Array | np.ndarray, "B G K E"]
+    """The oldest first; what stands behind `count` means nothing."""
+    count: Int[Array | np.ndarray, " B"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +79,10 @@ class Reader(abc.ABC, Generic[M]):
     def turned(self) -> int:
         """Tokens in a window that has just turned."""
 
+    def kept(self, chunks: int) -> int:
+        """How many given memories still stand before so many whole chunks of a prompt; those left out are the oldest."""
+        return 0
+
     @property
     def cached(self) -> bool:
         """Whether `extend` is there. Without it every token reads the window again, from its start."""
@@ -80,8 +93,15 @@ class Reader(abc.ABC, Generic[M]):
         """A prompt cut where its row would have turned, had it been read token by token."""
 
     @abc.abstractmethod
-    def hold(self, params: Params, chunks: Int[Array, "B M L"], count: Int[Array, " B"]) -> Any:
-        """What is kept of chunks before the window, of which row r has `count[r]`; all in one call. Leaves begin with the axis B."""
+    def hold(self, params: Params, chunks: Int[Array, "B M L"], count: Int[Array, " B"], given: Given | None = None) -> Any:
+        """What is kept of what stands before the window; all in one call. Leaves begin with the axis B.
+
+        Args:
+          params: of the module.
+          chunks: of which row r has `count[r]`.
+          count: of each row.
+          given: memories before them, of a memory model; with the chunks they are no more than are kept.
+        """
 
     @abc.abstractmethod
     def open(
@@ -101,8 +121,9 @@ class Reader(abc.ABC, Generic[M]):
     def extend(
         self, params: Params, held: Any, cache: Any, token: Int[Array, " B"], place: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], Any]:
-        """`open` for one token more, from the cache of the window before it; asked where `cached`. Where the window is full the result means
-        nothing.
+        """`open` for one token more, from the cache of the window before it; asked where `cached`.
+
+        Where the window is full the result means nothing.
 
         Args:
           params: of the module.
@@ -142,7 +163,7 @@ def require_causal(model: Model) -> None:
 
 def in_window(cache: KeyValues, length: int) -> KeyValues:
     """A cache with room for `length` positions."""
-    return KeyValues(*(jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0), (0, 0))) for x in cache))
+    return KeyValues(*(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, length - x.shape[3]), (0, 0))) for x in cache))
 
 
 def at_place(states_BTD: jax.Array, at_B: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.inference.reader import Params, Prompt, Reader, at_place, in_window
+from memjax.inference.reader import Given, Params, Prompt, Reader, at_place, in_window
 from memjax.layers.attention import KeyValues
 from memjax.models import RecurrentMemory
 
@@ -41,7 +41,7 @@ class RecurrentReader(Reader[RecurrentMemory]):
         border = len(prompt) - len(prompt) % self.window
         return Prompt(prompt[:border].reshape(-1, self.window), prompt[border:])
 
-    def hold(self, params: Params, chunks: jax.Array, count: jax.Array) -> jax.Array:
+    def hold(self, params: Params, chunks: jax.Array, count: jax.Array, given: Given | None = None) -> jax.Array:
         """The state after each row's last whole chunk; one after another, in one call."""
         vectors, batch = self.model.vectors, count.shape[0]
         first_KD = self.apply(params, method=lambda module: module._first()).astype(jnp.dtype(self.model.dtype))

@@ -6,6 +6,7 @@ these, T = H * L tokens of a group.
 
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ from memjax.instruments.system import System, special_ids, stage_tokenizer
 from memjax.instruments.texts import batches
 from memjax.instruments.uncertainty import Estimate
 from memjax.models import Encoder, MemoryModel, build
-from memjax.store.header import Origin
+from memjax.store.header import NAME_LIMIT, Origin
 from memjax.store.rounding import KINDS
 from memjax.store.sources import Chunks
 from memjax.store.store import MemoryStore
@@ -82,22 +83,38 @@ def open_compressor(checkpoint: str | os.PathLike) -> Compressor:
         system = System(module, special_ids(tokenizer), ask, stage.compat)
     except ValueError as error:
         why = str(error)
+    where = str(checkpoint)
+    origin = origin_of(encoder, params["encoder"], stage.family, meta["stage"], int(meta["step"]), tokenizer.fingerprint)
+    origin = dataclasses.replace(origin, checkpoint=where if len(where) <= NAME_LIMIT and where.isprintable() else "")
+    practised = not ask or bool(stage.objectives.get(ASK))
+    return Compressor(str(folder), origin, tokenizer, encoder, params, system, why, practised)
+
+
+def origin_of(encoder: Encoder, params: Any, family: str, stage: str, step: int, tokenizer: str) -> Origin:
+    """What says whose memories an encoder's are; takes a hash of all its parameters.
+
+    Args:
+      encoder: that writes them.
+      params: of the encoder.
+      family: of the stage that left it.
+      stage: its name.
+      step: its number of steps.
+      tokenizer: fingerprint of its tokenizer.
+    """
+    model = encoder.config
     chunk = jax.ShapeDtypeStruct((1, model.chunk_length), jnp.int32)
-    shape = jax.eval_shape(functools.partial(encoder.apply, {"params": params["encoder"]}), chunk)
-    assert isinstance(shape, jax.ShapeDtypeStruct)
-    origin = Origin(
-        family=stage.family,
-        stage=meta["stage"],
-        step=int(meta["step"]),
-        settings=encoder_settings(model),
-        sha256=fingerprint(params["encoder"]),
-        tokenizer=tokenizer.fingerprint,
-        vocabulary=config.data.vocabulary,
+    shape: Any = jax.eval_shape(functools.partial(encoder.apply, {"params": params}), chunk)
+    return Origin(
+        family=family,
+        stage=stage,
+        step=step,
+        settings=json.loads(json.dumps(encoder_settings(model))),  # As a header gives them back.
+        sha256=fingerprint(params),
+        tokenizer=tokenizer,
+        vocabulary=encoder.vocabulary,
         chunk_length=model.chunk_length,
         shape=(shape.shape[1], shape.shape[2]),
     )
-    practised = not ask or bool(stage.objectives.get(ASK))
-    return Compressor(str(folder), origin, tokenizer, encoder, params, system, why, practised)
 
 
 def compress(

@@ -1,7 +1,7 @@
 """The header of a store: what its data files hold, checked field by field before any of them is opened.
 
 A store comes from anywhere, so nothing in its header is trusted: every field has a type and bounds, the sizes of the files follow from the
-counts by Python's own integers, and no name or path in it is ever opened.
+counts by Python's own integers, and reading a store opens no name or path in it.
 
 Shapes: N chunk, K vector of a chunk, E its width, L token of a chunk, D document.
 """
@@ -33,6 +33,8 @@ _DIGITS = 20
 _DEPTH = 3
 _TOP = ("format", "model", "tokenizer", "vocabulary", "dtype", "shape", "chunk_length", "chunks", "documents", "files")
 _MODEL = ("family", "stage", "step", "settings", "sha256")
+_HINT = "checkpoint"
+"""A member of `model` that may be absent."""
 
 
 class StoreError(ValueError):
@@ -57,6 +59,8 @@ class Origin:
     """L."""
     shape: tuple[int, int]
     """(K, E)."""
+    checkpoint: str = dataclasses.field(default="", compare=False)
+    """Where the encoder was, as it was given: a hint, shown, and opened by `memjax.load` alone."""
 
     def require_same(self, other: "Origin", where: str) -> None:
         """Raises StoreError, about the store `where`, unless `other` has the same encoder and tokenizer; stage and step may differ."""
@@ -109,7 +113,9 @@ class Header:
         origin = self.origin
         value = {
             "format": FORMAT,
-            "model": {key: getattr(origin, key) for key in _MODEL} | {"settings": dict(origin.settings)},
+            "model": {key: getattr(origin, key) for key in _MODEL}
+            | {"settings": dict(origin.settings)}
+            | ({_HINT: origin.checkpoint} if origin.checkpoint else {}),
             "tokenizer": origin.tokenizer,
             "vocabulary": origin.vocabulary,
             "dtype": self.dtype,
@@ -193,7 +199,8 @@ def _header(value: Any) -> Header:
         raise _Wrong(f"a store of format {value['format']}, while this memjax reads format {FORMAT}")
     top = _members(value, _TOP, "the header")
     _whole(top["format"], "format", FORMAT, FORMAT)
-    model = _members(top["model"], _MODEL, "model")
+    hinted = isinstance(top["model"], dict) and _HINT in top["model"]
+    model = _members(top["model"], (*_MODEL, _HINT) if hinted else _MODEL, "model")
     shape = top["shape"]
     if not isinstance(shape, list) or len(shape) != 2:
         raise _Wrong("shape must be [vectors, width]")
@@ -210,6 +217,7 @@ def _header(value: Any) -> Header:
         vocabulary=_whole(top["vocabulary"], "vocabulary", 1, 2**31),
         chunk_length=_whole(top["chunk_length"], "chunk_length", 1, 2**31),
         shape=(_whole(shape[0], "shape[0]", 1, 2**20), _whole(shape[1], "shape[1]", 1, 2**20)),
+        checkpoint=_word(model[_HINT], "model.checkpoint", limit=NAME_LIMIT) if hinted else "",
     )
     dtype = _word(top["dtype"], "dtype")
     if dtype not in DTYPES:
@@ -251,9 +259,9 @@ def _whole(value: Any, name: str, low: int, high: int) -> int:
     return value
 
 
-def _word(value: Any, name: str, least: int = 1) -> str:
-    if not isinstance(value, str) or not least <= len(value) <= _WORD or not value.isprintable():
-        raise _Wrong(f"{name} must be a word of at most {_WORD} printable characters")
+def _word(value: Any, name: str, least: int = 1, limit: int = _WORD) -> str:
+    if not isinstance(value, str) or not least <= len(value) <= limit or not value.isprintable():
+        raise _Wrong(f"{name} must be a word of at most {limit} printable characters")
     return value
 
 

@@ -138,6 +138,11 @@ class MemoryStore:
         """Of the chunks that are there."""
         return int((self.spans[:, 4] - self.spans[:, 3]).sum())
 
+    @property
+    def full_chunks(self) -> Int[np.ndarray, " n"]:
+        """Numbers of the chunks that are filled with tokens: not the last one of a document whose tokens end before the chunk does."""
+        return np.flatnonzero(self.spans[:, 2] == self.origin.chunk_length)
+
     def of_document(self, number: int) -> "MemoryStore":
         """The chunks of one document.
 

@@ -14,6 +14,7 @@ from memjax.config import Optimizer, Stage, to_json
 from memjax.data import prepare
 from memjax.inference import Sampling, open_generator
 from memjax.models import build, example
+from memjax.store import MemoryStore, cut, read_sources
 from memjax.testing import tiny_config, write_corpus
 
 OBJECTIVES = {"autoencoder": "reconstruction", "memory_model": "next_token", "causal_lm": "next_token"}
@@ -122,6 +123,125 @@ def test_wrong_input_is_one_clear_line(place, capsys, case):
     said = capsys.readouterr()
     assert message in " ".join(said.err.split())
     assert said.err.count("memjax:") == 1 and not said.out
+
+
+# From memories
+
+LENGTH, CHUNKS = 8, 4
+
+
+@pytest.fixture(scope="module")
+def novel(book, tmp_path_factory):
+    """The book without the last characters of its texts, which then fill no chunk."""
+    path = tmp_path_factory.mktemp("novel") / "novel.txt"
+    path.write_text("<|endoftext|>\n".join(text[:-9] + "\n" for text in book.read_text().split("<|endoftext|>\n")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def stores(workdir, novel, tmp_path_factory):
+    """The novel in stores of encoders that are one, and of another."""
+    folder = tmp_path_factory.mktemp("stores")
+    for stage, dtype in (
+        ("autoencoder", "float32"),
+        ("autoencoder", "int8"),
+        ("combined", "float32"),
+        ("retriever", "float32"),
+    ):
+        out = f"--out={folder / stage}-{dtype}"
+        args = [str(novel), f"--checkpoint={workdir / 'stages' / stage}", out, f"--dtype={dtype}", "--sample=0"]
+        assert main(["compress", *args]) == 0
+    return folder
+
+
+def test_a_text_goes_on_from_its_memories(workdir, novel, stores, capsys):
+    """As from the text itself, of which a model keeps three chunks and what follows them."""
+    generator, tokenizer = open_generator(workdir, "combined")
+    chunks = cut(read_sources([str(novel)]), tokenizer, LENGTH)
+    document, full = chunks.spans[:, 0], chunks.spans[:, 2] == LENGTH
+    prompt = "the memory"
+    ids = tokenizer.encode(prompt)
+    assert LENGTH <= len(ids) < 2 * LENGTH and not full.all()
+
+    def text(picked):
+        capsys.readouterr()
+        writer, prompt = Writer(tokenizer), np.concatenate([*chunks.tokens[picked], ids])
+        generator.generate([prompt], 30, stop=(tokenizer.eos_id,), on_token=lambda _, token: writer.add(token))
+        writer.end()
+        return capsys.readouterr().out
+
+    def said(store, *flags):
+        args = ["generate", f"--workdir={workdir}", "--stage=combined", f"--memory={stores / store}", f"--prompt={prompt}"]
+        assert main([*args, "--tokens=30", *flags]) == 0
+        return capsys.readouterr()
+
+    capsys.readouterr()
+    last = said("autoencoder-float32")
+    assert last.out == text(full)
+    assert said("combined-float32").out == last.out, "a frozen encoder stays the same"
+    read = CHUNKS - 1 - len(ids) // LENGTH
+    assert f"reads the last {read} of {full.sum()} memories" in " ".join(last.err.split())
+    for flags, picked in (
+        (("--document=0",), full & (document == 0)),
+        (("--document=0", "--chunks=:2"), np.flatnonzero(document == 0)[:2]),
+        (("--chunks=3:-4",), np.flatnonzero(full)[3:-4]),
+    ):
+        found = said("autoencoder-float32", *flags)
+        assert found.out == text(picked) != last.out
+    assert len(said("autoencoder-int8").out) > 15
+    generate = ["generate", f"--workdir={workdir}", "--stage=combined", f"--memory={stores / 'autoencoder-float32'}"]
+    assert main([*generate, "--prompt=", "--chunks=-3:", "--tokens=8", "--beyond=error"]) == 0
+    assert main([*generate, "--prompt=", "--tokens=8", "--beyond=error"]) == 2
+    assert f"{full.sum()} memories of 8 tokens each, a prompt of 0 tokens" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_fills_no_chunk_is_named(workdir, novel, stores, capsys):
+    """The bytes that are named are the text that the memories lack."""
+    store = MemoryStore.load(stores / "autoencoder-float32")
+    number, name = next((n, d.name) for n, d in enumerate(store.documents) if d.tokens % LENGTH)
+    spans = store.of_document(number).spans
+    _, _, tokens, first, last = spans[-1].tolist()
+    args = [f"--workdir={workdir}", "--stage=combined", f"--memory={stores / 'autoencoder-float32'}", f"--document={number}"]
+    assert main(["generate", *args, "--prompt=", "--tokens=1"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{tokens} tokens that follow ({name}, bytes {first} to {last}) fill no chunk" in said
+    assert novel.read_bytes()[first:last].decode().strip()
+    assert main(["generate", *args, "--prompt=", "--tokens=1", "--chunks=:-1"]) == 0
+    assert "fill no chunk" not in capsys.readouterr().err
+
+
+REFUSED = {
+    "no store": (["--memory=/nowhere/at/all", "--prompt="], "/nowhere/at/all/store.json: no such file"),
+    "a document of none": (["--document=1", "--prompt="], "--document is of a store, and --memory is missing"),
+    "chunks of none": (["--chunks=1:", "--prompt="], "--chunks is of a store, and --memory is missing"),
+    "chunks that are none": (["--memory={store}", "--chunks=3", "--prompt="], "--chunks=3 does not say which; give FIRST:END"),
+    "words for chunks": (["--memory={store}", "--chunks=a:b", "--prompt="], "--chunks=a:b does not say which; give FIRST:END"),
+    "no such chunk": (["--memory={store}", "--chunks=900:", "--prompt="], "full chunks is chosen"),
+    "no such document": (["--memory={store}", "--document=7", "--prompt="], "there is no document 7; there are 2"),
+    "another encoder": (["--memory={other}", "--prompt="], "compressed by the encoder of stage retriever (retriever, step 1)"),
+    "another family": (
+        ["--memory={store}", "--stage=causal_control", "--prompt="],
+        "CausalLM reads no memories; a MemoryModel does",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_memories_that_cannot_be_read_are_refused(workdir, stores, capsys, case):
+    args, message = REFUSED[case]
+    args = [arg.format(store=stores / "autoencoder-float32", other=stores / "retriever-float32") for arg in args]
+    assert main(["generate", f"--workdir={workdir}", "--stage=combined", "--tokens=3", *args]) == 2
+    said = capsys.readouterr()
+    assert message in " ".join(said.err.split())
+    assert said.err.count("memjax:") == 1 and not said.out
+
+
+def test_a_store_of_another_run_is_refused(place, stores, capsys):
+    """Its words are others."""
+    args = [f"--workdir={place / 'run'}", "--stage=memory_model", f"--memory={stores / 'autoencoder-float32'}", "--prompt="]
+    assert main(["generate", *args]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "text in the words of tokenizer" in said or "sha256 of parameters" in said
 
 
 def test_help_says_how(capsys):

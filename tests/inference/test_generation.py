@@ -1,7 +1,6 @@
 """Text that is generated is the argmax of the module's own logits on that text, in every family, past every border, in any company."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -66,15 +65,6 @@ RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(6, VOCABULARY, n) for n in (3, 0, 4, 9, 21)]
 """Within a chunk, nothing, at a border, within the third chunk, and longer than a row."""
 NEW = 15
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly():
-    """Programs of generators compile as those of `quick` do."""
-    options = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
-        yield
 
 
 def example(module):
@@ -163,6 +153,20 @@ def test_greedy_text_is_the_argmax_of_the_modules_own_logits(quick, generator, n
         assert np.array_equal(text[len(prompt) :], np.argmax(expected, axis=-1))
     # Weights are drawn so that what was read matters: rows differ.
     assert len({tuple(row) for row in np.transpose(made)}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["memory, fixed", "causal, transformer", "causal, combined_repeat", "recurrent, transformer"])
+def test_a_step_writes_where_the_state_before_it_lay(generator, name):
+    found = generator(name)
+    state = found.prefill(PROMPTS)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(part)) for part in (state.cache, state.held)]
+    if name == "memory, fixed":
+        program = compiled(found.reader, None).jitted_append.lower(found.params, state, np.zeros(len(PROMPTS), np.int32))
+        assert program.compile().memory_analysis().alias_size_in_bytes >= sum(sizes) > 0
+    lay = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.cache)]
+    _, after = found.step(state, jax.random.key(0))
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after.cache)] == lay and sizes[0]
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.cache))
 
 
 def test_rows_without_a_start_token(quick, draw):

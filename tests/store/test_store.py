@@ -98,6 +98,8 @@ def test_slices_and_eviction_keep_spans_and_documents():
     np.testing.assert_array_equal(store[[3, 0]].spans, spans[[3, 0]])
     np.testing.assert_array_equal(store.read(np.array([2])), whole[2:3])
     np.testing.assert_array_equal(store.of_document(1).memories, whole[3:])
+    np.testing.assert_array_equal(store.full_chunks, [0, 1, 3])
+    np.testing.assert_array_equal(store[2:].full_chunks, [1])
     assert part.append(0, vectors(1), SPANS[:1]) == 0 and len(store) == 4, "a slice is a store of its own"
     assert store.evict(before=1) == 1
     np.testing.assert_array_equal(store.spans, spans[1:])

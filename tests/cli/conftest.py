@@ -1,0 +1,64 @@
+"""A run whose stages share an encoder that has learned, and a text to compress: for the commands about stores."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from memjax.checkpoints import Checkpoints, load_params
+from memjax.config import Optimizer, Stage, to_json
+from memjax.data import prepare
+from memjax.models import build, example
+from memjax.testing import WORDS, tiny_config, write_corpus
+from memjax.training import Reporter, Run, train_stage
+from memjax.training.curriculum import claim_workdir
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory, draw):
+    """An autoencoder that has learned, memory models of drawn weights on its encoder, a retriever, and a model without an encoder."""
+    folder = tmp_path_factory.mktemp("compress")
+    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2, optimizer=Optimizer())
+    stages, workdir = config.stages, folder / "run"
+    autoencoder = dataclasses.replace(stages["autoencoder"], rows=16, steps=80, warmup_steps=5, learning_rate=1e-2)
+    others = {
+        "blanks": dataclasses.replace(stages["combined"], objectives={"blank_copy": 1.0}),
+        "combined": stages["combined"],
+        "oracle": Stage(family="oracle", objectives={"next_token": 1.0}),
+        "retriever": Stage(family="retriever", objectives={"ngram_retrieval": 1.0}),
+        "causal_control": Stage(family="causal_lm", objectives={"next_token": 1.0}),
+    }
+    chosen = {"autoencoder": autoencoder, **others}
+    config = dataclasses.replace(config, stages=chosen, curriculum=tuple(chosen), controls=(), checkpoint_every=100)
+    config = dataclasses.replace(config, evaluate_every=100, evaluation_rows=8)
+    claim_workdir(config, workdir)
+    data = prepare(config.data, workdir / "data", lambda _: None)
+    train_stage(Run(config, workdir, data, Reporter(Console(quiet=True))), "autoencoder")
+    learned = load_params(workdir / "stages" / "autoencoder" / "checkpoints")[0]["encoder"]
+    for name, stage in others.items():
+        module = build(config, stage)
+        params = draw(module, example(module, config))["params"]
+        params = params | {"encoder": learned} if stage.family == "memory_model" else params
+        meta = {
+            "stage": name,
+            "config": to_json(config),
+            "tokenizer": data.tokenizer.fingerprint,
+            "next_row": 0,
+            "seconds": 0.0,
+        }
+        with Checkpoints(workdir / "stages" / name / "checkpoints") as checkpoints:
+            checkpoints.save(1, jax.tree.map(jnp.asarray, params), {"step": jnp.int32(1)}, meta)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """Two texts in one file, of words the stages know."""
+    generator = np.random.default_rng(5)
+    first, second = (" ".join(generator.choice(WORDS, words)) for words in (150, 70))
+    path = tmp_path_factory.mktemp("book") / "book.txt"
+    path.write_text(f"{first}.\n<|endoftext|>\n{second}.\n")
+    return path
