@@ -20,7 +20,13 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["memjax", "memjax.*"]),
-    package_data={"memjax": ["py.typed"], "memjax.report": ["*.jinja"], "memjax.reproduce": ["*.jinja"]},
+    package_data={
+        "memjax": ["py.typed"],
+        "memjax.exporting": ["*.jinja"],
+        "memjax.interop.tasks": ["*.yaml"],
+        "memjax.report": ["*.jinja"],
+        "memjax.reproduce": ["*.jinja"],
+    },
     entry_points={"console_scripts": ["memjax = memjax.cli.main:main"]},
     install_requires=[
         "absl-py>=2.1",
@@ -49,6 +55,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "aot": ["libtpu"],
         "gcs": ["gcsfs>=2026.9"],
+        "data": ["pyarrow>=17.0", "zstandard>=0.22"],
         "hf": ["datasets>=3.0", "pyarrow>=17.0", "tokenizers>=0.20", "zstandard>=0.22"],
         "embed": ["torch>=2.4", "transformers>=4.50"],
         "wandb": ["wandb>=0.18"],

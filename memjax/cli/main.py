@@ -12,11 +12,13 @@ from rich.markup import escape
 from memjax.cli.platforms import skip_absent_tpu
 
 COMMANDS = {
+    "prepare": "text to rows of tokens, by many processes; killed, it goes on where it was",
     "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
     "compile": "a stage's steps compiled for a TPU slice, without TPUs: memory, FLOPs, collectives, and the highest MFU",
     "bench": "time the real steps on the devices at hand, or two configs against each other",
     "measure": "what the memories of a trained stage hold: information, recall, bits, capacity, retrieval and more",
     "generate": "what a trained model writes after a prompt, as it comes",
+    "eval": "standard evaluations: tasks of lm-evaluation-harness, and facts recalled from long texts",
     "inspect": "what a checkpoint holds, without the devices that wrote it",
     "attribute": "colour held-out texts by what each token takes from the memory, or write that of all rows to train on",
     "probe": "how much of a text its vectors hold: a decoder trained on them from scratch, beside controls",
@@ -26,6 +28,7 @@ COMMANDS = {
     "encode-corpus": "write the memories of a corpus once, to train decoders on",
     "reproduce": "train, measure and judge the paper's claims anew, in miniature or at the published sizes",
     "report": "write the page of a workdir again from its numbers",
+    "export": "a trained stage as a folder of safetensors with a model card, to share and to load",
     "import-reference": "make a folder of weights of the published PyTorch code, to load or to train on",
     "export-reference": "write such a folder's weights as they came",
 }
@@ -61,9 +64,10 @@ def _expected(error: Exception) -> int | None:
     from memjax.checkpoints import CheckpointError
     from memjax.config import ConfigError
     from memjax.data import CorpusError, RowsError, TokenizerError
+    from memjax.evals.errors import EvalError
     from memjax.inference.errors import GenerationError
     from memjax.instruments.errors import InstrumentError
-    from memjax.interop import FolderError, SpecError, StateDictError
+    from memjax.interop import FolderError, HuggingFaceError, SpecError, StateDictError
     from memjax.report import ReportError
     from memjax.sharding import ProcessesError
     from memjax.store import StoreError
@@ -73,14 +77,23 @@ def _expected(error: Exception) -> int | None:
         return 128 + error.signal
     if isinstance(error, (NonFiniteError, ProcessesError)):
         return 1
-    files = (CheckpointError, CorpusError, FolderError, ReportError, RowsError, StateDictError, TokenizerError, WorkdirError)
-    wrong_input = (*files, ConfigError, GenerationError, InstrumentError, SpecError, StoreError)
+    files = (
+        CheckpointError,
+        CorpusError,
+        FolderError,
+        HuggingFaceError,
+        ReportError,
+        RowsError,
+        StateDictError,
+        TokenizerError,
+    )
+    wrong_input = (*files, ConfigError, EvalError, GenerationError, InstrumentError, SpecError, StoreError, WorkdirError)
     # What the system refuses (a full disk, no permission) names its file and needs no traceback either.
     return 2 if isinstance(error, (*wrong_input, OSError)) else None
 
 
 def _complain(message: str, status: int = 2) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]memjax:[/] {escape(message)}", highlight=False)
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]memjax:[/] {escape(message)}", highlight=False, emoji=False)
     return status
 
 

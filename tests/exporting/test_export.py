@@ -1,0 +1,165 @@
+"""Exports: what is in the folder, that it is the same model to the last bit, and what cannot be exported.
+
+Shapes: rows [B, C, L] of chunks.
+"""
+
+import json
+import re
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+import memjax
+from memjax.checkpoints import CheckpointError
+from memjax.config import from_config_dict, from_json
+from memjax.exporting import ExportError, read_params
+from memjax.exporting.writing import export, split_shards
+
+
+def logits(loaded, quick):
+    module = loaded.module
+    shape = (2, 32) if type(module).__name__ == "CausalLM" else (2, 4, 8) if hasattr(module, "chunks") else (2, 8)
+    tokens = np.random.default_rng(0).integers(6, 320, shape)
+    return quick(module.apply)(loaded.variables, tokens)
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "combined", "causal_control"])
+def test_an_export_is_the_same_model_to_the_last_bit(made, tmp_path, stage, quick):
+    manifest = export(made, tmp_path / "out", stage)
+    ours, theirs = memjax.load(tmp_path / "out"), memjax.load(made, stage)
+    assert type(ours.module) is type(theirs.module) and ours.module == theirs.module
+    jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
+    assert jax.tree.structure(ours.variables) == jax.tree.structure(theirs.variables)
+    found = logits(ours, quick)
+    np.testing.assert_array_equal(found, logits(theirs, quick))
+    assert np.ptp(found) > 0.1
+    text = "a memory holds what the chunk said"
+    assert ours.tokenizer is not None and theirs.tokenizer is not None
+    np.testing.assert_array_equal(ours.tokenizer.encode(text), theirs.tokenizer.encode(text))
+    assert manifest.step == 8 and manifest.stage == stage
+    assert manifest.parameters == sum(x.size for x in jax.tree.leaves(theirs.variables))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_folder_is_what_others_read(made, tmp_path):
+    export(made, tmp_path / "out")
+    folder = tmp_path / "out"
+    names = ["README.md", "config.json", "model.safetensors", "tokenizer.model"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    tensors = load_file(folder / "model.safetensors")
+    params = memjax.load(made).variables["params"]
+    np.testing.assert_array_equal(tensors["encoder/embed/embedding"], params["encoder"]["embed"]["embedding"])
+    assert len(tensors) == len(jax.tree.leaves(params))
+    said = json.loads((folder / "config.json").read_text())
+    assert (said["library_name"], said["format_version"], said["stage"], said["step"]) == ("memjax", 1, "combined", 8)
+    assert from_config_dict(said["config"]) == from_json((made / "config.json").read_text())
+    assert said["files"]["tokenizer.model"]["sha256"].startswith(said["tokenizer"])
+
+
+def test_shards_and_their_index(made, tmp_path):
+    assert split_shards({"b": 4, "a": 3, "c": 9, "d": 1, "e": 6}, 7) == [["a", "b"], ["c"], ["d", "e"]]
+    manifest = export(made, tmp_path / "out", shard_bytes=20_000)
+    folder = tmp_path / "out"
+    assert len(manifest.weights) > 2 and manifest.weights[1] == f"model-00002-of-0000{len(manifest.weights)}.safetensors"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(manifest.weights)
+    assert index["metadata"]["total_size"] == 4 * manifest.parameters
+    largest = max(memjax.load(made).variables["params"]["embed"]["embedding"].nbytes, 20_000)
+    assert all(file.bytes < largest + 4096 for name, file in manifest.files.items() if name != "tokenizer.model")
+    jax.tree.map(np.testing.assert_array_equal, memjax.load(folder).variables, memjax.load(made).variables)
+
+
+def test_bfloat16_is_half_as_large_and_rounded(made, tmp_path):
+    manifest = export(made, tmp_path / "out", dtype="bfloat16")
+    raw = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert len(raw) == 8 + struct.unpack("<Q", raw[:8])[0] + 2 * manifest.parameters
+    ours, theirs = memjax.load(tmp_path / "out").variables, memjax.load(made).variables
+
+    def compare(a, b):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b.astype(jnp.bfloat16).astype(jnp.float32))
+
+    jax.tree.map(compare, ours, theirs)
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+
+
+def test_parameters_and_meta_are_those_of_the_checkpoint(made, tmp_path):
+    export(made / "stages" / "autoencoder", tmp_path / "out")
+    params, meta = read_params(tmp_path / "out")
+    assert meta["stage"] == "autoencoder" and meta["step"] == 8
+    assert from_json(meta["config"]) == from_json((made / "config.json").read_text())
+    jax.tree.map(np.testing.assert_array_equal, params, memjax.load(made, "autoencoder").variables["params"])
+
+
+def card(folder):
+    """(front matter, body)."""
+    _, front, body = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_the_card_says_what_it_is_and_how_good(made, tmp_path):
+    export(made, tmp_path / "tiny model", license_id="apache-2.0")
+    front, body = card(tmp_path / "tiny model")
+    assert front["license"] == "apache-2.0" and front["library_name"] == "memjax"
+    assert front["pipeline_tag"] == "text-generation" and front["tags"] == ["memjax", "jax", "flax", "memory-model"]
+    assert "| next token, nats a token | 4.062 (4.000 to 4.125) |" in body
+    assert "| copy, share of tokens right | 50.0% |" in body and "copy\\_tokens" not in body
+    assert "| free running, share of chunks without an error | 25.0% |" in body
+    assert "| autoencoder | autoencoder | reconstruction × 1 | 8 | 8 | – | – |" in body
+    taken = "| combined | memory\\_model | copy × 1, next\\_token × 1 | 8 | 8 | encoder of autoencoder | ^encoder/ |"
+    assert taken in body.replace("next\\_token × 1, copy × 1", "copy × 1, next\\_token × 1")
+    assert "| memory of a chunk | 1 × 16 numbers |" in body and "| vocabulary | 320 tokens |" in body
+    parameters = sum(x.size for x in jax.tree.leaves(memjax.load(made).variables))
+    assert f"{parameters:,}\nparameters" in body
+    assert str(made) not in body, "a card does not say where a run lay"
+    assert "trained on corpus.jsonl alone" in body and "rounded" not in body
+
+
+def test_the_card_without_an_evaluation_has_what_was_logged(workdir, tmp_path):
+    export(workdir, tmp_path / "out", "autoencoder", "bfloat16")
+    front, body = card(tmp_path / "out")
+    assert "pipeline_tag" not in front and front["license"] == "unknown" and "autoencoder" in front["tags"]
+    assert "| reconstruction, nats a token | 4.500 |" in body and "| reconstruction, share of tokens right | 12.5% |" in body
+    assert "Weights are rounded to bfloat16" in body
+    # Numbers of another step are of another model.
+    results = json.loads((workdir / "results.json").read_text())
+    results["stages"]["combined"]["steps"] = 4
+    (workdir / "results.json").write_text(json.dumps(results))
+    export(workdir, tmp_path / "other")
+    assert "Nothing was measured of this step" in card(tmp_path / "other")[1]
+
+
+def test_the_lines_of_the_card_run(made, tmp_path, monkeypatch):
+    export(made, tmp_path / "out")
+    code = re.search(r"```python\n(.*?)```", card(tmp_path / "out")[1], re.DOTALL)
+    assert code is not None and len(code[1].splitlines()) == 3
+    monkeypatch.chdir(tmp_path)
+    names = {"tokens": np.zeros((1, 4, 8), np.int32)}
+    exec(code[1], names)
+    assert np.asarray(names["memories"]).shape == (1, 4, 1, 16)
+
+
+def test_what_cannot_be_exported(made, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    for out, why in ((tmp_path / "taken", "is there already"), ("gs://bucket/out", "written to this machine's disk")):
+        with pytest.raises(ExportError, match=why):
+            export(made, out)
+    assert (tmp_path / "taken" / "file").read_text() == "mine"
+    with pytest.raises(ExportError, match="dtype='int8': weights are written as float32 or bfloat16"):
+        export(made, tmp_path / "out", dtype="int8")
+    with pytest.raises(CheckpointError, match="no stage 'absent'; its stages are autoencoder, causal_control, combined"):
+        export(made, tmp_path / "out", "absent")
+    with pytest.raises(CheckpointError, match="holds no model"):
+        export(tmp_path / "nothing", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export(made, tmp_path / "out")
+    with pytest.raises(ExportError, match="is an export already"):
+        export(tmp_path / "out", tmp_path / "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "taken"]
