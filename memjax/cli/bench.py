@@ -4,10 +4,14 @@
     memjax bench --config=configs/benchmark.py:frozen_stored --against=configs/benchmark.py:frozen
     memjax bench --config=configs/benchmark.py:combined --against=two_passes
     memjax bench --config=configs/quickstart.py --against.model.remat=nothing_saveable --out=report.json
+    memjax bench --config=configs/benchmark.py:combined --contexts=1024,4096,16384
 
 Needs no data, no vocabulary and no checkpoint. With --against both sides are compiled and warmed up first and then take turns, step by
 step; the ratio of their medians is printed beside the one that their model FLOPs allow. --against.KEY=VALUE alone is the same config with
 that setting. --profile=2 records two more steps and shows what kinds of operations they were spent on.
+
+With --contexts the stage's memory model and its decoder alone read prompts of so many tokens and write on, in turns: seconds to read, time
+a token, and bytes kept between steps (memjax/bench/efficiency.py).
 """
 
 import dataclasses
@@ -27,9 +31,11 @@ from memjax.config import Config
 
 if TYPE_CHECKING:
     from memjax.bench import Comparison, Profile, Report, Result
+    from memjax.bench.efficiency import Efficiency
 
 EXAMPLE = "memjax bench --config=configs/benchmark.py:combined --against=two_passes"
 TWO_PASSES = "--against=two_passes"
+NOT_WITH_CONTEXTS = ("program", "warmup", "profile", "mesh")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -38,7 +44,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "program", ["train"], "Which of train, evaluate, encode, decode, generate, two_passes.", flag_values=values
     )
-    flags.DEFINE_integer("steps", 10, "Timed steps of each program.", flag_values=values)
+    flags.DEFINE_list(
+        "contexts", [], "Tokens of context, to compare caches at, in place of programs: 1024,4096.", flag_values=values
+    )
+    flags.DEFINE_integer("rows", 1, "Texts that are written at once, with --contexts.", flag_values=values)
+    flags.DEFINE_integer(
+        "steps", 10, "Timed steps of each program; with --contexts chunks written at each.", flag_values=values
+    )
     flags.DEFINE_integer("warmup", 2, "Steps before those.", flag_values=values)
     flags.DEFINE_integer("profile", 0, "Steps to record after those.", flag_values=values)
     flags.DEFINE_string("mesh", "", "ddp, fsdp, fsdp_tp, or data=2,fsdp=8,tensor=4; else config.mesh.", flag_values=values)
@@ -76,6 +88,10 @@ def run(args: Sequence[str]) -> int:
     own, other = split_against(args)
     config, values = read_flags(own, EXAMPLE, define_flags)
     given: dict[str, Any] = {name: values[name].value for name in values}
+    if values["contexts"].present:
+        return run_contexts(config, values, other)
+    if values["rows"].present:
+        raise flags.IllegalFlagValueError("--rows goes with --contexts; without, rows are those of the stage")
     rival = read_flags(other, EXAMPLE, define_flags)[0] if other else None
     mesh = parse_mesh(given["mesh"])
     keep_freed_memory()
@@ -106,6 +122,71 @@ def run(args: Sequence[str]) -> int:
     if given["out"] and first_process():
         Path(given["out"]).write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def run_contexts(config: Config, values: flags.FlagValues, against: Sequence[str]) -> int:
+    """Times a memory model and its decoder alone, and prints what came of it."""
+    wrong = [f"--{name}" for name in NOT_WITH_CONTEXTS if values[name].present] + ["--against"] * bool(against)
+    if wrong:
+        raise flags.IllegalFlagValueError(f"{', '.join(wrong)} cannot be given with --contexts")
+    texts: list[str] = values["contexts"].value or []
+    if not texts or not all(text.isascii() and text.isdigit() for text in texts):
+        raise flags.IllegalFlagValueError(
+            f"--contexts={','.join(texts)} must be numbers of tokens with commas between them, for example 1024,4096"
+        )
+    keep_freed_memory()
+    from memjax.bench.efficiency import measure_efficiency
+
+    given: dict[str, Any] = {name: values[name].value for name in ("stage", "rows", "steps", "out")}
+    console = Console()
+    stage = given["stage"] or config.curriculum[-1]
+    with console.status("starting") as status:
+        found = measure_efficiency(config, stage, list(map(int, texts)), given["rows"], given["steps"], status.update)
+    show_contexts(found, console)
+    if given["out"]:
+        Path(given["out"]).write_text(json.dumps(found.to_json(), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def show_contexts(found: "Efficiency", console: Console) -> None:
+    """A line for each model at each length of context, and their ratios."""
+    table = Table(
+        title=f"memories against the whole context, on {found.devices}",
+        caption="medians of rounds; a cache is memories, keys and values; FLOPs are the model's, of a token",
+    )
+    for column in ("context", "model", "prefill s", "ms a token", "tokens/s", "cache MiB", "MFLOPs"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    told = [point.to_json() for point in found.points]
+    for point in told:
+        table.add_row(f"{point['context']:,}", "memories", *_side(point["memory"]))
+        table.add_row("", "full context", *_side(point["full"]))
+    console.print(table)
+    for point in told:
+        faster = point["faster"]
+        console.print(
+            f"{point['context']:,} tokens: with memories the cache is [bold]{point['smaller']:.1f}[/] times smaller, tokens a second"
+            f" are [bold]{faster['value']:.2f}[/] times as many (95 % interval {faster['low']:.2f} to {faster['high']:.2f}; model FLOPs"
+            f" allow {point['allowed']:.2f}), and the prompt is read {point['prefill_faster']:.1f} times as fast",
+            highlight=False,
+            soft_wrap=True,
+        )
+    first = found.points[0]
+    console.print(
+        f"both have the same {first.full.decoder_parameters / 1e6:,.1f} M decoder parameters; encoder, bridge and positions are"
+        f" {first.memory.other_parameters / 1e6:,.1f} M more",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _side(told: dict[str, Any]) -> list[str]:
+    return [
+        f"{told['prefill_spread']['median']:.3g}",
+        f"{1e3 * told['token_spread']['median']:.4g}",
+        f"{told['tokens_per_second']:,.1f}",
+        f"{told['cache_bytes'] / 2**20:,.2f}",
+        f"{told['token_flops'] / 1e6:,.1f}",
+    ]
 
 
 def show(result: "Result", console: Console) -> None:

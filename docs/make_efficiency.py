@@ -1,0 +1,167 @@
+"""Makes docs/efficiency.md and its plot: runs `memjax bench --contexts` on this machine, one length of context after another.
+
+    python docs/make_efficiency.py             measures the lengths that docs/efficiency.json does not hold yet, then writes the page
+    python docs/make_efficiency.py 1024 65536  measures these again and keeps the others
+    python docs/make_efficiency.py --all       measures everything again, 30 minutes on two idle cores
+    python docs/make_efficiency.py --page      writes the page from docs/efficiency.json alone
+
+Each length is measured in a process of its own and is written down when it is done, with the load of the machine when it started: the
+numbers mean something on a machine that does nothing else.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jinja2  # noqa: E402
+import matplotlib  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import NullLocator  # noqa: E402
+
+from memjax.report import words  # noqa: E402
+from memjax.report.plots import DOTS, SOFT, STYLE  # noqa: E402
+
+DATA, PAGE, TEMPLATE, PLOT = (ROOT / "docs" / f"efficiency.{end}" for end in ("json", "md", "md.jinja", "svg"))
+CONFIG = "configs/benchmark.py:combined"
+CONTEXTS = tuple(1024 * 2**power for power in range(7))
+GOAL_CONTEXT, GOAL_SMALLER, GOAL_FASTER = 16384, 50.0, 5.0
+COLOURS = {"memory": words.BLUE, "full": words.ORANGE}
+NAMES = {"memory": "memories", "full": "full context"}
+PANELS = {
+    "to read the prompt, seconds": lambda point, name: point[name]["prefill_spread"]["median"],
+    "a token, milliseconds": lambda point, name: 1e3 * point[name]["token_spread"]["median"],
+    "cache, MiB": lambda point, name: point[name]["cache_bytes"] / 2**20,
+    "tokens a second": lambda point, name: point[name]["tokens_per_second"],
+}
+
+
+def command(context: int) -> list[str]:
+    """Arguments of `memjax` for one length."""
+    return ["bench", f"--config={CONFIG}", f"--contexts={context}", "--steps=5"]
+
+
+def run(context: int) -> dict[str, Any]:
+    """What the command says, as JSON, and when and where it said it."""
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        args = [sys.executable, "-m", "memjax.cli.main", *command(context), f"--out={out}"]
+        subprocess.run(args, cwd=ROOT, check=True)
+        found = json.loads(out.read_text(encoding="utf-8"))
+    return {
+        "command": " ".join(["memjax", *command(context)]),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "load": load,
+        "processor": processor(),
+        "versions": {"Python": platform.python_version(), "JAX": version("jax"), "jaxlib": version("jaxlib")},
+        "devices": found["devices"],
+        "point": found["points"][0],
+    }
+
+
+def commit() -> str:
+    """The commit that the numbers are of."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def processor() -> str:
+    """What the processor calls itself, as far as the system says."""
+    about = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", about.read_text(), re.MULTILINE) if about.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def draw(points: list[dict[str, Any]], path: Path) -> None:
+    """Four panels against the length of context, both axes logarithmic."""
+    contexts = [point["context"] for point in points]
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "memjax"}):
+        figure = Figure(figsize=(8.6, 5.6))
+        figure.text(
+            0.02, 0.965, "The same decoder with memories and with full context", fontsize=11, fontweight="bold", va="center"
+        )
+        figure.text(0.02, 0.925, "against tokens of context; medians", fontsize=8.5, color=SOFT, va="center")
+        for place, (title, value) in enumerate(PANELS.items()):
+            left, bottom = 0.075 + 0.49 * (place % 2), 0.52 - 0.45 * (place // 2)
+            axes = figure.add_axes((left, bottom, 0.345, 0.31))
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            for name in ("full", "memory"):
+                values = [value(point, name) for point in points]
+                axes.plot(contexts, values, color=COLOURS[name], **DOTS)
+                axes.annotate(
+                    NAMES[name], (contexts[-1], values[-1]), (7, 0), textcoords="offset points", color=COLOURS[name],
+                    fontsize=8.5, va="center", annotation_clip=False,
+                )  # fmt: skip
+            axes.set_title(title, fontsize=9, loc="left")
+            ticks(axes, contexts)
+        figure.savefig(path, facecolor="white", metadata={"Date": None})
+
+
+def ticks(axes: Axes, contexts: list[int]) -> None:
+    """1k, 2k, ... below; powers of ten in plain numbers at the left."""
+    axes.set_xticks(contexts, [short(context) for context in contexts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
+
+
+def short(context: int) -> str:
+    """1024 is 1k."""
+    return f"{context // 1024}k" if context % 1024 == 0 else f"{context:,}"
+
+
+def write_page(found: dict[str, Any]) -> None:
+    """The plot and the page of what there is."""
+    runs = [found[str(context)] for context in CONTEXTS if str(context) in found]
+    if not runs:
+        sys.exit(f"{DATA.name} has nothing yet: python docs/make_efficiency.py")
+    draw([run["point"] for run in runs], PLOT)
+    PAGE.write_text(render(runs), encoding="utf-8")
+
+
+def render(runs: list[dict[str, Any]]) -> str:
+    """The page."""
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        runs=runs,
+        points=[run["point"] for run in runs],
+        goal=next((run["point"] for run in runs if run["point"]["context"] == GOAL_CONTEXT), None),
+        goal_smaller=GOAL_SMALLER,
+        goal_faster=GOAL_FASTER,
+        config=CONFIG,
+        names=NAMES,
+        short=short,
+    )
+
+
+def main() -> None:
+    """Measures what is asked for and writes the page."""
+    asked = sys.argv[1:]
+    found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+    if asked == ["--page"]:
+        wanted = []
+    elif asked == ["--all"]:
+        wanted = list(CONTEXTS)
+    else:
+        wanted = [int(text) for text in asked] or [context for context in CONTEXTS if str(context) not in found]
+    for context in wanted:
+        found[str(context)] = run(context)
+        DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_page(found)
+
+
+if __name__ == "__main__":
+    main()
