@@ -1,30 +1,22 @@
-"""Corpora: a name or a path becomes a stream of documents, always in the same order, with constant memory."""
+"""The documents of a corpus as a stream, which of them are held out, and the prose that comes with Python."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import functools
-import glob
-import gzip
 import hashlib
 import inspect
-import json
 import os
 import sysconfig
 import types
 import warnings
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-PYTHON_DOCS = "python-docs"
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
-SEPARATOR = "<|endoftext|>"
-SECTION_CHARACTERS = 4_000
-"""A text file longer than this becomes several documents."""
-"""A line of this alone ends a document in a .txt file."""
+from memjax.data.sources import PYTHON_DOCS, CorpusError, Document, corpus_files, open_source
+
+__all__ = ["PYTHON_DOCS", "CorpusError", "Document", "corpus_files", "is_validation", "python_docs", "read_corpus"]
 
 _SHORTEST = 200
 """Characters; a shorter entry of the Python prose says too little to be a document."""
@@ -35,18 +27,6 @@ _LEAST_PROSE = 200_000
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "__phello__"}
 
 
-class CorpusError(ValueError):
-    """The corpus is absent, damaged, of an unknown form or too small; the message names the file or the setting."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text and where it came from."""
-
-    id: str
-    text: str
-
-
 def is_validation(document_text: str, share: float) -> bool:
     """Whether a document is held out: by a hash of its text alone, so that exact duplicates fall on one side."""
     digest = hashlib.blake2b(document_text.encode(), digest_size=8, person=b"memjax split").digest()
@@ -54,128 +34,16 @@ def is_validation(document_text: str, share: float) -> bool:
 
 
 def read_corpus(corpus: str, text_field: str = "text") -> Iterator[Document]:
-    """Yields the documents of `corpus`; those without any visible character are left out.
+    """Yields the documents of `corpus` in order; those without any visible character are left out.
 
     Args:
-      corpus: `python-docs`, or a path: a .txt or .txt.gz file (one document, or several with a line `<|endoftext|>`
-        between them), a .jsonl or .jsonl.gz file (one document a line), a glob, or a folder, which is searched to its depths.
-      text_field: field of a JSON line that holds the document.
+      corpus: as `memjax.data.sources.opening` says: `python-docs`, a path, `tfds:NAME` or `hf:NAME`.
+      text_field: of a JSON object, or the column or feature, that holds the document.
 
     Raises:
       CorpusError: nothing matches, or a file is of another kind, not UTF-8, not JSON, without `text_field`, or truncated.
     """
-    if corpus == PYTHON_DOCS:
-        yield from python_docs()
-        return
-    for file in corpus_files(corpus):
-        documents = _text_documents(file) if _suffix(file).startswith(".txt") else _json_documents(file, text_field)
-        yield from (document for document in documents if document.text.strip())
-
-
-def corpus_files(corpus: str) -> list[Path]:
-    """The files behind a corpus path, sorted.
-
-    Raises:
-      CorpusError: there are none, or one has an ending that is not read.
-    """
-    kinds = ", ".join(SUFFIXES)
-    path = Path(corpus).expanduser()
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file() and _suffix(file)]
-        if not files:
-            raise CorpusError(f"config.data.corpus={corpus!r} is a folder without any file that ends in {kinds}")
-        return sorted(files)
-    # A file whose own name holds a bracket is taken as it stands.
-    files = [path] if path.exists() else [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = sorted(file for file in files if not file.is_dir())
-    if not files:
-        raise CorpusError(
-            f"config.data.corpus={corpus!r} matches no file on this machine; give {PYTHON_DOCS!r}, or the path of a file ({kinds}),"
-            " a folder of such files or a glob"
-        )
-    for file in files:
-        if not _suffix(file):
-            raise CorpusError(f"{file}: files of this ending are not read; config.data.corpus takes {kinds}")
-    return files
-
-
-def _suffix(file: Path) -> str:
-    return next((suffix for suffix in SUFFIXES if file.name.endswith(suffix)), "")
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """Lines of a file, plain or gzipped, with their line ends as they stand; a byte order mark is dropped."""
-    offset = 0
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
-            for raw in stream:
-                yield raw.decode("utf-8-sig" if offset == 0 else "utf-8")
-                offset += len(raw)
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{file}: not UTF-8 at byte {offset + error.start}{' of the unpacked text' if file.suffix == '.gz' else ''};"
-            " re-encode it, for example with `iconv -f LATIN1 -t UTF-8`"
-        ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorpusError(
-            f"{file}: the gzip data is truncated or damaged ({error}); copy or download the file again"
-        ) from error
-    except OSError as error:
-        raise CorpusError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _text_documents(file: Path) -> Iterator[Document]:
-    """What stands between separators; a long text is cut at the next blank line, so that one book can be split as well."""
-    lines: list[str] = []
-    number = characters = 0
-    for line in _lines(file):
-        separator = line.strip() == SEPARATOR
-        if separator or (characters >= SECTION_CHARACTERS and not line.strip()):
-            yield Document(f"{file}#{number}", "".join(lines))
-            lines, number, characters = [], number + 1, 0
-        if not separator:
-            lines.append(line)
-            characters += len(line)
-    yield Document(f"{file}#{number}", "".join(lines))
-
-
-def _json_documents(file: Path, field: str) -> Iterator[Document]:
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f'{where}: not JSON ({error}); each line must be an object such as {{"{field}": "..."}}'
-            ) from error
-        if not isinstance(record, dict):
-            raise CorpusError(
-                f'{where}: holds a {type(record).__name__}; each line must be an object such as {{"{field}": "..."}}'
-            )
-        if field not in record:
-            raise CorpusError(
-                f"{where}: has no field {field!r}, only {', '.join(record)}; set config.data.text_field to one of them"
-            )
-        text = record[field]
-        if not isinstance(text, str):
-            raise CorpusError(
-                f"{where}: field {field!r} holds a {type(text).__name__}, not text; set config.data.text_field to a field with text"
-            )
-        if not _encodable(text):
-            raise CorpusError(
-                f"{where}: field {field!r} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character"
-            )
-        yield Document(where, text)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    yield from open_source(corpus, text_field)
 
 
 def python_docs() -> Iterator[Document]:
@@ -206,7 +74,7 @@ def _python_docs() -> tuple[Document, ...]:
     for name, entries in sorted(_entries(library), key=lambda pair: pair[0]):
         fresh = ((title, _untold(inspect.cleandoc(text), told)) for title, text in entries)
         text = "\n\n".join(f"{title}\n{text}" if title else text for title, text in fresh if text)
-        if len(text) >= _SHORTEST and _encodable(text):
+        if len(text) >= _SHORTEST and not any("\ud800" <= character <= "\udfff" for character in text):
             documents.append(Document(name, text))
     return tuple(documents)
 
