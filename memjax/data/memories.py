@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax.numpy as jnp  # For its bfloat16, which NumPy alone has not.
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from memjax.data.records import Records
 from memjax.data.rows import Rows, RowsError
 
 FORMAT = 1
@@ -97,7 +97,7 @@ class Memories:
         self.folder, self.split, self.info = folder, split, info
         self.shape: tuple[int, ...] = tuple(info["shape"])
         self.dtype = np.dtype(jnp.dtype(info["dtype"]))
-        self._source = grain.sources.ArrayRecordDataSource([str(folder / name) for name in info["files"]])
+        self._source = Records([folder / name for name in info["files"]])
 
     def __len__(self) -> int:
         return self.info["of"]["rows"]
@@ -110,12 +110,22 @@ class Memories:
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        return self.read([int(index) % len(self)])[0]
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """The memories [indices, C, K, E] of those rows, as they are stored.
+
+        Raises:
+          MemoriesError: some cannot be read; the message names the file and the record.
+          IndexError: there is no such row.
+        """
         try:
-            record = self._source[int(index) % len(self)]
-            return np.frombuffer(record, self.dtype).reshape(self.shape)
-        except (RuntimeError, ValueError) as error:
+            records = self._source.read(indices)
+            return np.frombuffer(b"".join(records), self.dtype).reshape(len(indices), *self.shape)
+        except ValueError as error:
+            which = f"row {indices[0]}" if len(indices) == 1 else f"{len(indices)} rows"
             raise MemoriesError(
-                f"{self.folder}: the {self.split} memories of row {index} cannot be read ({error}); {_REMEDY}"
+                f"{self.folder}: the {self.split} memories of {which} cannot be read ({error}); {_REMEDY}"
             ) from error
 
     def check_rows(self, rows: Rows) -> None:

@@ -2,13 +2,16 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from memjax.config import Data
-from memjax.data import CorpusError, RowsError, Tokenizer, TokenizerError, corpora, is_validation, prepare, read_corpus, rows
+from memjax.data import CorpusError, RowsError, Tokenizer, TokenizerError, is_validation, prepare, read_corpus, rows
+from memjax.data.sources.files import FilesSource
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def test_a_second_call_changes_nothing(data, folder, monkeypatch):
     assert again.info == first.info
     assert len(lines) == 1, "nothing but what there is was reported"
     with monkeypatch.context() as patch:
-        patch.setattr(corpora, "_lines", None)  # While the file stands untouched it is not even read.
+        patch.setattr(FilesSource, "read", None)  # While the file stands untouched it is not even read.
         prepare(data, folder)
     # Touched, or elsewhere: the text is what counts.
     os.utime(data.corpus, (1, 1))
@@ -99,21 +102,33 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(data, folder, mon
         with pytest.raises(KeyboardInterrupt):
             prepare(data, folder)
     assert list(folder.parent.iterdir()) == []
-    # A kill that runs no clean-up leaves the temporary folder behind; it is not in the way.
-    (folder.parent / ".data.leftover" / "rows-32").mkdir(parents=True)
+    # A kill that runs no clean-up leaves files; of other settings, they are of no use.
+    left = folder.parent / ".data.partial" / "rows-64"
+    left.mkdir(parents=True)
+    (left / ".train-00000-of-00001.arrayrecord.9.tmp").write_bytes(b"half")
+    (left.parent / "plan.json").write_text("{}")
     assert len(prepare(data, folder).train) >= 8
+    assert sorted(file.name for file in folder.iterdir()) == ["prepared.json", "rows-32", "tokenizer.model"]
+    assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_two_processes_at_once_end_with_one_folder(data, folder, monkeypatch):
-    train = Tokenizer.train
+def test_one_of_two_processes_waits_for_the_other(data, folder, monkeypatch):
+    train, lines, started = Tokenizer.train, [], []
 
-    def overtaken(texts, vocabulary):
-        monkeypatch.setattr(Tokenizer, "train", train)
-        prepare(data, folder)
+    def train_once(texts, vocabulary):
+        assert not started, "trained twice"
+        other = threading.Thread(target=prepare, args=(data, folder, lines.append))
+        started.append(other)
+        other.start()
+        while not lines:
+            time.sleep(0.01)
         return train(texts, vocabulary)
 
-    monkeypatch.setattr(Tokenizer, "train", overtaken)
+    monkeypatch.setattr(Tokenizer, "train", train_once)
     assert len(prepare(data, folder).train) >= 8
+    started[0].join(20)
+    assert lines[0].endswith("another process is making " + str(folder) + "; waiting for it")
+    assert len(lines) == 2 and "rows to train on" in lines[1]
     assert list(folder.parent.iterdir()) == [folder]
 
 

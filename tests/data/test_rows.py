@@ -32,7 +32,7 @@ def test_ids_beyond_the_vocabulary_are_refused(wrong):
 
 def test_a_large_vocabulary_takes_32_bits(tmp_path):
     class Large:
-        vocabulary, eos_id, fingerprint, byte_lengths = 128_256, 3, "large", np.ones(128_256, int)
+        vocabulary, eos_id, pad_id, fingerprint, byte_lengths = 128_256, 3, 0, "large", np.ones(128_256, int)
 
     write_rows(tmp_path, "train", [np.array([1, 65535, 65536, 128_255])], 2, Large())
     rows = open_rows(tmp_path, "train", "large")

@@ -1,0 +1,201 @@
+"""`memjax_text`: rows of tokens as a TensorFlow Datasets data set, for corpora that a cluster is to prepare.
+
+    from memjax.data.tfds_text import MemjaxText, TextConfig
+
+    config = TextConfig(name="web_1024", corpus="/data/web", tokenizer="/data/tokenizer.model", row_tokens=1024)
+    MemjaxText(config=config, data_dir="/data/tfds", file_format="array_record").download_and_prepare()
+
+or, where TensorFlow is installed, which the command line of TensorFlow Datasets needs and nothing else here does:
+
+    tfds build memjax_text --imports=memjax.data.tfds_text --data_dir=/data/tfds --file_format=array_record
+      --config='{"name": "web_1024", "corpus": "/data/web", "tokenizer": "/data/tokenizer.model", "row_tokens": 1024}'
+
+Where Apache Beam is installed the blocks of the corpus are shared out by its runner (`--beam_pipeline_options=runner=...`, or a
+`tfds.download.DownloadConfig(beam_runner=..., beam_options=...)` for `download_and_prepare`), which must see the corpus and the tokenizer under
+the same paths everywhere. A row depends on its block alone, and its place in the data set on the name of the row, so the same files come of
+any runner and of none. `memjax.data.tfds_rows` reads what was prepared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from memjax.data.blocks import BLOCK_BYTES, SPLITS, digest, texts
+from memjax.data.corpora import is_validation
+from memjax.data.layouts import SHORT_VOCABULARY, Layout, RowMaker
+from memjax.data.sources import open_source
+from memjax.data.sources.base import Block, CorpusError, Source
+from memjax.data.tokenizer import Tokenizer
+
+_BATCH_CHARACTERS = 1_000_000
+"""Text encoded at once."""
+
+Row = tuple[str, dict[str, np.ndarray]]
+"""The name of a row, by which it is placed in the data set, and its features."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that rows depend on; picklable. As in `memjax.config.Data`, where names are the same."""
+
+    corpus: str
+    tokenizer: str
+    """File of the vocabulary, or its folder."""
+    row_tokens: int = 1024
+    vocabulary: int = 0
+    """Entries that the vocabulary must have; 0 takes it as it is."""
+    validation_share: float = 0.01
+    rows: str = "packed"
+    padding: str = "right"
+    text_field: str = "text"
+    skip_damaged: bool = False
+    block_bytes: int = BLOCK_BYTES
+    """Text in a block, about: the unit that a worker prepares. A block's last tokens, fewer than a row, are dropped."""
+
+
+@dataclasses.dataclass
+class TextConfig(tfds.core.BuilderConfig):
+    """A recipe under a name."""
+
+    name: str = ""
+    corpus: str = ""
+    tokenizer: str = ""
+    row_tokens: int = 1024
+    vocabulary: int = 0
+    validation_share: float = 0.01
+    rows: str = "packed"
+    padding: str = "right"
+    text_field: str = "text"
+    skip_damaged: bool = False
+    block_bytes: int = BLOCK_BYTES
+
+    def recipe(self) -> Recipe:
+        """What the rows depend on."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)})
+
+
+class MemjaxText(tfds.core.GeneratorBasedBuilder):
+    """Rows of tokens, with what made them in `metadata.json`."""
+
+    name = "memjax_text"
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config_cls = TextConfig
+    # Nothing is downloaded; and to look for checksums, TFDS 4.9 needs a package that it does not ask for (importlib_resources).
+    url_infos = None
+    # One is needed for a config of one's own to be taken; it has no corpus and builds nothing.
+    BUILDER_CONFIGS = [TextConfig(name="none")]  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        recipe = self.builder_config.recipe()
+        if not recipe.corpus:
+            return tfds.core.DatasetInfo(builder=self, features=_features(recipe.row_tokens, SHORT_VOCABULARY))
+        tokenizer = _tokenizer(recipe)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Rows of tokens of one corpus, made by memjax.",
+            features=_features(recipe.row_tokens, tokenizer.vocabulary),
+            metadata=tfds.core.MetadataDict(
+                dataclasses.asdict(recipe)
+                | {
+                    "fingerprint": tokenizer.fingerprint,
+                    "vocabulary": tokenizer.vocabulary,
+                    "eos_id": tokenizer.eos_id,
+                    "text": digest(_source(recipe).stamp()),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        recipe = self.builder_config.recipe()
+        if not recipe.corpus:
+            raise CorpusError(
+                "memjax_text: this config has no corpus; give one with corpus and tokenizer (memjax/data/tfds_text.py)"
+            )
+        return {split: self._generate_examples(recipe, split) for split in SPLITS}
+
+    def _generate_examples(self, recipe: Recipe, split: str) -> Any:
+        blocks = blocks_of(recipe)
+        # Workers get the source as it was opened here, with whatever index of its files it has made.
+        rows = functools.partial(rows_of_block, recipe, _source(recipe), split)
+        try:
+            beam: Any = importlib.import_module("apache_beam")
+        except ImportError:
+            return itertools.chain.from_iterable(map(rows, blocks))
+        return beam.Create(blocks) | beam.Reshuffle() | beam.FlatMap(rows)
+
+
+def blocks_of(recipe: Recipe) -> list[tuple[int, Block]]:
+    """The corpus in numbered blocks; the same ones on any machine that sees the same files.
+
+    Raises:
+      CorpusError: there is no such corpus.
+    """
+    return list(enumerate(_source(recipe).blocks(recipe.block_bytes)))
+
+
+def rows_of_block(recipe: Recipe, source: Source, split: str, block: tuple[int, Block]) -> Iterator[Row]:
+    """The rows of one split from a numbered block of the corpus: a function of these alone, whoever calls it.
+
+    Raises:
+      CorpusError: a document is damaged.
+      TokenizerError: the vocabulary cannot be read.
+    """
+    tokenizer = _tokenizer(recipe)
+    layout = Layout(recipe.row_tokens, recipe.rows, recipe.padding)
+    maker = RowMaker(layout, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocabulary)
+    dtype = _dtype(tokenizer.vocabulary)
+    held_out = split == "validation"
+    own = (text for text in texts(source, [block[1]]) if is_validation(text, recipe.validation_share) == held_out)
+    for batch in _batches(own):
+        first = maker.rows
+        for row, tokens in enumerate(maker.add(tokenizer.encode_batch(batch)), start=first):
+            yield f"{block[0]:06d}-{row:09d}", {"tokens": tokens.astype(dtype)}
+
+
+def _features(row_tokens: int, vocabulary: int) -> tfds.features.FeaturesDict:
+    # As bytes: a list of numbers would be larger, and slow to read.
+    tokens = tfds.features.Tensor(shape=(row_tokens,), dtype=_dtype(vocabulary), encoding=tfds.features.Encoding.BYTES)
+    return tfds.features.FeaturesDict({"tokens": tokens})
+
+
+def _dtype(vocabulary: int) -> Any:
+    return np.uint16 if vocabulary <= SHORT_VOCABULARY else np.int32
+
+
+def _batches(own: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in own:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+# A worker opens each once, and not for every block.
+
+
+@functools.lru_cache(maxsize=4)
+def _source(recipe: Recipe) -> Source:
+    return open_source(recipe.corpus, recipe.text_field, recipe.skip_damaged)
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(recipe: Recipe) -> Tokenizer:
+    tokenizer = Tokenizer.load(recipe.tokenizer)
+    if recipe.vocabulary not in (0, tokenizer.vocabulary):
+        raise CorpusError(
+            f"{recipe.tokenizer}: has {tokenizer.vocabulary} entries, and the config asks for vocabulary={recipe.vocabulary}"
+        )
+    return tokenizer
