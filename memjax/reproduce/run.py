@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _train(folder: Path, scale: str, corpus: str, seed: int, reporter: Reporter,
     """All stages of all configs of a seed."""
     runs = {}
     for name, config in configs(SCALES[scale], corpus, seed, folder / f"seed-{seed}").items():
-        run = Run(config, folder / f"seed-{seed}" / name, _data(config, folder, reporter.say), reporter, watch)
+        run = Run(config, folder / f"seed-{seed}" / name, _data(config, folder, reporter), reporter, watch)
         check_stages(config, run.mesh)
         claim_workdir(config, run.workdir)
         _share(run.workdir / "data", folder / "data")
@@ -133,8 +133,8 @@ def _train(folder: Path, scale: str, corpus: str, seed: int, reporter: Reporter,
     return runs
 
 
-def _data(config: Config, folder: Path, say: Callable[[str], None]) -> Prepared:
-    return prepare(config.data, folder / "data", say)
+def _data(config: Config, folder: Path, reporter: Reporter) -> Prepared:
+    return prepare(config.data, folder / "data", reporter.say, bar=reporter.bar)
 
 
 def _share(link: Path, target: Path) -> None:

@@ -26,14 +26,15 @@ MEETINGS = 10
 
 def record(path: Path) -> None:
     """Notes every row that is read, and of which split."""
-    read = Rows.__getitem__
+    read = Rows.read
 
-    def recorded(rows: Rows, index: int) -> object:
+    def recorded(rows: Rows, indices: list[int]) -> object:
+        split = next(iter(rows.info["files"])).partition("-")[0]
         with path.open("a") as file:
-            file.write(f"{next(iter(rows.info['files'])).partition('-')[0]} {index}\n")
-        return read(rows, index)
+            file.write("".join(f"{split} {index}\n" for index in indices))
+        return read(rows, indices)
 
-    Rows.__getitem__ = recorded
+    Rows.read = recorded
 
 
 def happenings(plan: dict) -> Callable[[], None]:
