@@ -16,13 +16,10 @@ rows, of which 34,000 are reported.
 The rate is the later 5e-5; the first runs had `--config.stages.train.learning_rate=5e-6`. `autoencoder` trains the encoder that
 `frozen` keeps. Each variant also comes as VARIANT_as_published.
 
-What is not there yet. (1) Importing the pretrained model: `trainable` and `no_memory` start from
-runs/llama_3_2_1b/stages/reference, `frozen` from runs/llama_3_2_1b_with_encoder/stages/reference, which holds the decoder and,
-as `encoder`, the autoencoder's: a stage starts from one folder. These folders are to hold checkpoints of memjax models; without
-them a run stops before its first step. (2) The decoder has Llama's shape, but not its rotary base of 500,000 nor its scaling of
-long wavelengths (here the base is 10,000), nor its epsilon of 1e-5 in norms (here 1e-6); its head, there the token table, is a
-matrix of its own. (3) Llama's tokenizer: a run learns a vocabulary of its own from the corpus. Until then the shapes are right
-and the function is not. What is imported must have the quirks of the variant that starts from it.
+This file has the published shapes, with weights of memjax models: `trainable` and `no_memory` start from runs/llama_3_2_1b/stages/reference,
+`frozen` from runs/llama_3_2_1b_with_encoder/stages/reference, which holds the decoder and, as `encoder`, the autoencoder's, since a stage
+starts from one folder; rotary base, norms and head are memjax's. What starts from the released Llama-3.2-1B itself, with its own settings and
+vocabulary, is `pretrained.py`. What is imported must have the quirks of the variant that starts from it.
 
 What else differs from publication. Rows are packed; slots without a memory are masked; every token is a target.
 """

@@ -2,9 +2,10 @@
 
     memjax train --config=configs/pretrained.py:VARIANT,FOLDER --workdir=runs/pretrained/VARIANT --config.data.corpus=PATH
 
-FOLDER holds a Hugging Face model: config.json and safetensors files. The decoder's settings are read from there, and its weights when the
-run starts. Without `,FOLDER` the config is that of Llama-3.2-1B in the folder Llama-3.2-1B. Four chunks of 256 tokens; the encoder is 512
-wide and has 16 layers and 8 heads; 34,000 steps of 16 rows of copying, at 5e-5, with the rate falling to 0 over them.
+FOLDER holds a Hugging Face model: config.json, safetensors files and its vocabulary (tokenizer.json or tokenizer.model). The decoder's
+settings are read from there, and its weights when the run starts. Without `,FOLDER` the config is that of Llama-3.2-1B in the folder
+Llama-3.2-1B. Four chunks of 256 tokens; the encoder is 512 wide and has 16 layers and 8 heads; 34,000 steps of 16 rows of copying, at 5e-5,
+with the rate falling to 0 over them.
 
 | variant | what moves |
 |---|---|
@@ -18,15 +19,18 @@ wide and has 16 layers and 8 heads; 34,000 steps of 16 rows of copying, at 5e-5,
 What the language model loses by it is `next_token_empty/nats`, its loss on held-out rows with every slot empty: logged before the first step
 and at every look since, and in results.json at the end.
 
-A run's tokenizer must be the one the model was trained with; ids that the tokenizer adds behind its own take the mean vector.
+The text is cut by the model's own vocabulary; ids that are added behind it take the mean vector. A folder without one, as of a test, gets a
+vocabulary that is learned from the corpus, and the model must learn it.
 """
 
 import dataclasses
+import pathlib
 
 import ml_collections
 
 from memjax import config as c
 from memjax.config import published as p
+from memjax.data.tokenizer import FILES
 from memjax.interop import decoder_settings
 
 FOLDER = "Llama-3.2-1B"
@@ -76,7 +80,11 @@ def get_config(argument: str = "all") -> ml_collections.ConfigDict:
     stage = p.stage("memory_model", "plain_copy", decoder, **settings | CHANGES[variant])
     encoder, chunk_length = (p.llama(64, 2, 4), 16) if variant == "small" else (p.llama(512, 16, 8), 256)
     rows = max(vocabulary + RESERVED, 400)
-    config = p.single(p.model(chunk_length, encoder, decoder), 4 * chunk_length, stage, vocabulary=rows)
+    # A folder that is not there yet is looked for when the run starts.
+    known = not folder or any((pathlib.Path(folder) / name).exists() for name in FILES)
+    tokenizer = (folder or FOLDER) if known else ""
+    model = p.model(chunk_length, encoder, decoder)
+    config = p.single(model, 4 * chunk_length, stage, vocabulary=rows, tokenizer=tokenizer)
     config = dataclasses.replace(config, name=f"pretrained-{variant}")
     return c.to_config_dict(_small(config) if variant == "small" else config)
 

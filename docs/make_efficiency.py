@@ -1,7 +1,7 @@
 """Makes docs/efficiency.md and its plot: runs `memjax bench --contexts` on this machine, one length of context after another.
 
     python docs/make_efficiency.py             measures the lengths that docs/efficiency.json does not hold yet, then writes the page
-    python docs/make_efficiency.py 1024 65536  measures these again and keeps the others
+    python docs/make_efficiency.py 1024 16384x4  measures these again, the second with 4 rows at once, and keeps the others
     python docs/make_efficiency.py --all       measures everything again, 30 minutes on two idle cores
     python docs/make_efficiency.py --page      writes the page from docs/efficiency.json alone
 
@@ -36,6 +36,8 @@ from memjax.report.plots import DOTS, SOFT, STYLE  # noqa: E402
 DATA, PAGE, TEMPLATE, PLOT = (ROOT / "docs" / f"efficiency.{end}" for end in ("json", "md", "md.jinja", "svg"))
 CONFIG = "configs/benchmark.py:combined"
 CONTEXTS = tuple(1024 * 2**power for power in range(7))
+MORE_ROWS = "16384x4"
+"""A length with several rows at once, beside the others: weights are read once for all rows, and every row has a cache of its own."""
 GOAL_CONTEXT, GOAL_SMALLER, GOAL_FASTER = 16384, 50.0, 5.0
 COLOURS = {"memory": words.BLUE, "full": words.ORANGE}
 NAMES = {"memory": "memories", "full": "full context"}
@@ -47,12 +49,13 @@ PANELS = {
 }
 
 
-def command(context: int) -> list[str]:
-    """Arguments of `memjax` for one length."""
-    return ["bench", f"--config={CONFIG}", f"--contexts={context}", "--steps=5"]
+def command(context: str | int) -> list[str]:
+    """Arguments of `memjax` for one length, or LENGTHxROWS."""
+    length, _, rows = str(context).partition("x")
+    return ["bench", f"--config={CONFIG}", f"--contexts={length}", "--steps=5", *([f"--rows={rows}"] if rows else [])]
 
 
-def run(context: int) -> dict[str, Any]:
+def run(context: str) -> dict[str, Any]:
     """What the command says, as JSON, and when and where it said it."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -129,16 +132,17 @@ def write_page(found: dict[str, Any]) -> None:
     if not runs:
         sys.exit(f"{DATA.name} has nothing yet: python docs/make_efficiency.py")
     draw([run["point"] for run in runs], PLOT)
-    PAGE.write_text(render(runs), encoding="utf-8")
+    PAGE.write_text(render(runs, found.get(MORE_ROWS)), encoding="utf-8")
 
 
-def render(runs: list[dict[str, Any]]) -> str:
-    """The page."""
+def render(runs: list[dict[str, Any]], more: dict[str, Any] | None = None) -> str:
+    """The page; `more` is the run with several rows."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         runs=runs,
         points=[run["point"] for run in runs],
         goal=next((run["point"] for run in runs if run["point"]["context"] == GOAL_CONTEXT), None),
+        more=more,
         goal_smaller=GOAL_SMALLER,
         goal_faster=GOAL_FASTER,
         config=CONFIG,
@@ -151,14 +155,15 @@ def main() -> None:
     """Measures what is asked for and writes the page."""
     asked = sys.argv[1:]
     found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+    every = [*map(str, CONTEXTS), MORE_ROWS]
     if asked == ["--page"]:
         wanted = []
     elif asked == ["--all"]:
-        wanted = list(CONTEXTS)
+        wanted = every
     else:
-        wanted = [int(text) for text in asked] or [context for context in CONTEXTS if str(context) not in found]
+        wanted = asked or [context for context in every if context not in found]
     for context in wanted:
-        found[str(context)] = run(context)
+        found[context] = run(context)
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_page(found)
 

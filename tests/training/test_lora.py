@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from memjax.aot.flops import counted_flops, model_flops, token_flops
 from memjax.checkpoints import CheckpointError, load_params
+from memjax.cli.main import main
 from memjax.config import FREEZING, Backbone, Config, ConfigError, Data, Model, Optimizer, Stage, check, from_json, to_json
 from memjax.data import prepare
 from memjax.interop import decoder_settings, save_pretrained
@@ -240,6 +241,11 @@ def test_a_run_starts_from_the_folder_and_keeps_what_does_not_move(run):
     assert {k: v.shape for k, v in written.items()} == {k: v.shape for k, v in theirs.items()}
     np.testing.assert_array_equal(written["model.norm.weight"], theirs["model.norm.weight"])
     assert not np.array_equal(written["model.layers.1.mlp.up_proj.weight"], theirs["model.layers.1.mlp.up_proj.weight"])
+    # The command writes the same.
+    stage = folder / "run/stages/train"
+    assert main(["export", f"--workdir={stage}", f"--like={FOLDER}", f"--out={folder / 'command'}"]) == 0
+    assert (folder / "command/model.safetensors").read_bytes() == (folder / "out/model.safetensors").read_bytes()
+    assert main(["export", f"--workdir={stage}", f"--like={FOLDER}", f"--out={folder / 'command'}"]) == 2
 
 
 def test_the_loss_without_memory_is_told_before_and_after(run):
