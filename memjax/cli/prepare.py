@@ -60,15 +60,16 @@ def prepare_workdir(config: Config, workdir: Path, workers: int | None = None, c
 def describe(prepared: Prepared) -> Table:
     """What there is, split by split."""
     info = prepared.info
-    table = Table(
-        title=f"{info['corpus']}: {info['documents']:,} documents, {info['characters']:,} characters", title_justify="left"
-    )
+    # What TFDS prepared says nothing of documents.
+    counted = f": {info['documents']:,} documents, {info['characters']:,} characters" if "documents" in info else ""
+    table = Table(title=f"{info['corpus']}{counted}", title_justify="left")
     for column in ("split", "documents", "rows", "tokens", "padding", "in no row", "bytes/token"):
         table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for split in ("train", "validation"):
         own: dict[str, Any] = info[split]
-        counts = (own[key] for key in ("documents", "rows", "tokens", "padding", "dropped_tokens"))
-        table.add_row(split, *(f"{count:,}" for count in counts), f"{own['bytes'] / max(own['tokens'], 1):.2f}")
+        counts = (own.get(key) for key in ("documents", "rows", "tokens", "padding", "dropped_tokens"))
+        each = own["bytes"] / max(own["tokens"], 1) if "bytes" in own else info["bytes_per_token"]
+        table.add_row(split, *("-" if count is None else f"{count:,}" for count in counts), f"{each:.2f}")
     return table
 
 

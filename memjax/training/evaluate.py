@@ -220,7 +220,7 @@ def _data(run: Run) -> dict[str, Any]:
     config, data = run.config, run.data
     return {
         "corpus": config.data.corpus,
-        "documents": data.info["documents"],
+        "documents": data.info.get("documents"),
         "train_tokens": data.train.info["tokens"],
         "validation_tokens": data.validation.info["tokens"],
         "evaluated_rows": min(config.evaluation_rows, len(data.validation)),
