@@ -28,7 +28,7 @@ import jinja2  # noqa: E402
 import matplotlib  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import NullLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
 from memjax.report import words  # noqa: E402
 from memjax.report.plots import DOTS, SOFT, STYLE  # noqa: E402
@@ -114,9 +114,12 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
 
 
 def ticks(axes: Axes, contexts: list[int]) -> None:
-    """1k, 2k, ... below; powers of ten in plain numbers at the left."""
+    """1k, 2k, ... below; powers of ten in plain numbers at the left, and numbers between where there are few."""
     axes.set_xticks(contexts, [short(context) for context in contexts])
     axes.xaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: "")
 
