@@ -43,6 +43,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "protobuf>=4.25",
         "rich>=13.9",
         "safetensors>=0.4.5",
         "scipy>=1.11",

@@ -13,7 +13,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
 
+from docs.make_benchmarks import commit, processor  # noqa: E402
 from memjax.report import words  # noqa: E402
 from memjax.report.plots import DOTS, SOFT, STYLE  # noqa: E402
 
@@ -73,18 +73,6 @@ def run(context: str) -> dict[str, Any]:
         "devices": found["devices"],
         "point": found["points"][0],
     }
-
-
-def commit() -> str:
-    """The commit that the numbers are of."""
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def processor() -> str:
-    """What the processor calls itself, as far as the system says."""
-    about = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", about.read_text(), re.MULTILINE) if about.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:

@@ -163,7 +163,7 @@ def do(work: Work, number: int, threads: int = 1, stopped: Callable[[], bool] = 
     census = Census(texts(work.source, [work.blocks[number]]))
     skipped(work.source)
     try:
-        for batch in _batches(census):
+        for batch in in_batches(census):
             if stopped():
                 raise Stopped
             arrays = tokenizer.encode_batch(batch, threads)
@@ -222,10 +222,11 @@ def skipped(source: Source) -> dict[str, int]:
     return take()
 
 
-def _batches(census: Iterable[str]) -> Iterator[list[str]]:
+def in_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts by as many as a tokenizer is given at once."""
     batch: list[str] = []
     characters = 0
-    for text in census:
+    for text in texts:
         batch.append(text)
         characters += len(text)
         if characters >= _BATCH_CHARACTERS:

@@ -22,21 +22,18 @@ import dataclasses
 import functools
 import importlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from memjax.data.blocks import BLOCK_BYTES, SPLITS, digest, texts
+from memjax.data.blocks import BLOCK_BYTES, SPLITS, digest, in_batches, texts
 from memjax.data.corpora import is_validation
 from memjax.data.layouts import SHORT_VOCABULARY, Layout, RowMaker
 from memjax.data.sources import open_source
 from memjax.data.sources.base import Block, CorpusError, Source
 from memjax.data.tokenizer import Tokenizer
-
-_BATCH_CHARACTERS = 1_000_000
-"""Text encoded at once."""
 
 Row = tuple[str, dict[str, np.ndarray]]
 """The name of a row, by which it is placed in the data set, and its features."""
@@ -154,7 +151,7 @@ def rows_of_block(recipe: Recipe, source: Source, split: str, block: tuple[int, 
     dtype = _dtype(tokenizer.vocabulary)
     held_out = split == "validation"
     own = (text for text in texts(source, [block[1]]) if is_validation(text, recipe.validation_share) == held_out)
-    for batch in _batches(own):
+    for batch in in_batches(own):
         first = maker.rows
         for row, tokens in enumerate(maker.add(tokenizer.encode_batch(batch)), start=first):
             yield f"{block[0]:06d}-{row:09d}", {"tokens": tokens.astype(dtype)}
@@ -168,19 +165,6 @@ def _features(row_tokens: int, vocabulary: int) -> tfds.features.FeaturesDict:
 
 def _dtype(vocabulary: int) -> Any:
     return np.uint16 if vocabulary <= SHORT_VOCABULARY else np.int32
-
-
-def _batches(own: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in own:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 # A worker opens each once, and not for every block.

@@ -1,4 +1,4 @@
-"""A run whose stages share an encoder that has learned, and a text to compress: for the commands about stores."""
+"""A run whose stages share an encoder that has learned, and a text to compress: for the commands about stores; and one of drawn weights."""
 
 import dataclasses
 
@@ -15,6 +15,30 @@ from memjax.models import build, example
 from memjax.testing import WORDS, tiny_config, write_corpus
 from memjax.training import Reporter, Run, train_stage
 from memjax.training.curriculum import claim_workdir
+
+OBJECTIVES = {"autoencoder": "reconstruction", "memory_model": "next_token", "causal_lm": "next_token"}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory, draw):
+    """A folder with a workdir, `run`, whose stages are checkpoints of drawn weights, and `imported`, of weights without a tokenizer."""
+    folder = tmp_path_factory.mktemp("drawn")
+    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2, optimizer=Optimizer())
+    stages = {
+        family: Stage(family=family, objectives={name: 1.0}, rows=8, steps=2, warmup_steps=1)
+        for family, name in OBJECTIVES.items()
+    }
+    config = dataclasses.replace(config, stages=stages, curriculum=tuple(stages), controls=())
+    data = prepare(config.data, folder / "run" / "data", lambda _: None)
+    for workdir, tokenizer in (("run", data.tokenizer.fingerprint), ("imported", "")):
+        for name, stage in stages.items():
+            module = build(config, stage)
+            params = draw(module, example(module, config))["params"]
+            meta = {"stage": name, "config": to_json(config), "tokenizer": tokenizer, "next_row": 0, "seconds": 0.0}
+            with Checkpoints(folder / workdir / "stages" / name / "checkpoints") as checkpoints:
+                checkpoints.save(2, jax.tree.map(jnp.asarray, params), {"step": jnp.int32(2)}, meta)
+        (folder / workdir / "config.json").write_text(to_json(config), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

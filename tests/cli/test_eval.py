@@ -1,28 +1,20 @@
 """`memjax eval`: the harness's table and every number as JSON, and every wrong input as one line."""
 
-import dataclasses
 import importlib.util
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.checkpoints import Checkpoints
 from memjax.cli import eval as command
 from memjax.cli.main import _complain, _expected
-from memjax.config import Optimizer, Stage, to_json
-from memjax.data import prepare
 from memjax.evals import EvalError, open_text_model
 from memjax.evals.facts import made_up
 from memjax.evals.long_recall import long_recall
-from memjax.models import build, example
-from memjax.testing import WORDS, tiny_config, write_corpus
+from memjax.testing import WORDS
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install 'memjax[eval]'")
 
-OBJECTIVES = {"autoencoder": "reconstruction", "memory_model": "next_token", "causal_lm": "next_token"}
 QUESTIONS = [
     {"query": "Question: what does it hold?", "choices": ["the words", "a row"], "gold": 0},
     {"query": "Question: who reads?", "choices": ["one", "the decoder"], "gold": 1},
@@ -30,30 +22,13 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, draw):
-    """A workdir whose stages are checkpoints of drawn weights, one of imported weights, and files to evaluate on."""
-    folder = tmp_path_factory.mktemp("eval")
-    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2, optimizer=Optimizer())
-    stages = {
-        family: Stage(family=family, objectives={name: 1.0}, rows=8, steps=2, warmup_steps=1)
-        for family, name in OBJECTIVES.items()
-    }
-    config = dataclasses.replace(config, stages=stages, curriculum=tuple(stages), controls=())
-    data = prepare(config.data, folder / "run" / "data", lambda _: None)
-    for workdir, tokenizer in (("run", data.tokenizer.fingerprint), ("imported", "")):
-        for name, stage in stages.items():
-            module = build(config, stage)
-            params = draw(module, example(module, config))["params"]
-            meta = {"stage": name, "config": to_json(config), "tokenizer": tokenizer, "next_row": 0, "seconds": 0.0}
-            with Checkpoints(folder / workdir / "stages" / name / "checkpoints") as checkpoints:
-                checkpoints.save(2, jax.tree.map(jnp.asarray, params), {"step": jnp.int32(2)}, meta)
-        (folder / workdir / "config.json").write_text(to_json(config), encoding="utf-8")
-    (folder / "arc_easy.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in QUESTIONS), encoding="utf-8")
+@pytest.fixture(scope="module", autouse=True)
+def files(place):
+    """What is evaluated on, beside the models."""
+    (place / "arc_easy.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in QUESTIONS), encoding="utf-8")
     rng = np.random.default_rng(0)
     book = " ".join(f"{' '.join(rng.choice(WORDS, 5))}." for _ in range(200))
-    (folder / "book.txt").write_text(book, encoding="utf-8")
-    return folder
+    (place / "book.txt").write_text(book, encoding="utf-8")
 
 
 def says(capsys, *args):

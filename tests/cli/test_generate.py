@@ -1,45 +1,12 @@
 """`memjax generate`: the continuation of a prompt on stdout, as the generator gives it, and every wrong input as one line."""
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.checkpoints import Checkpoints
 from memjax.cli.generate import Writer
 from memjax.cli.main import main
-from memjax.config import Optimizer, Stage, to_json
-from memjax.data import prepare
 from memjax.inference import Sampling, open_generator
-from memjax.models import build, example
 from memjax.store import MemoryStore, cut, read_sources
-from memjax.testing import tiny_config, write_corpus
-
-OBJECTIVES = {"autoencoder": "reconstruction", "memory_model": "next_token", "causal_lm": "next_token"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, draw):
-    """A workdir whose data is there and whose stages are checkpoints of drawn weights; and one of imported weights."""
-    folder = tmp_path_factory.mktemp("generate")
-    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2, optimizer=Optimizer())
-    stages = {
-        family: Stage(family=family, objectives={name: 1.0}, rows=8, steps=2, warmup_steps=1)
-        for family, name in OBJECTIVES.items()
-    }
-    config = dataclasses.replace(config, stages=stages, curriculum=tuple(stages), controls=())
-    data = prepare(config.data, folder / "run" / "data", lambda _: None)
-    for workdir, tokenizer in (("run", data.tokenizer.fingerprint), ("imported", "")):
-        for name, stage in stages.items():
-            module = build(config, stage)
-            params = draw(module, example(module, config))["params"]
-            meta = {"stage": name, "config": to_json(config), "tokenizer": tokenizer, "next_row": 0, "seconds": 0.0}
-            with Checkpoints(folder / workdir / "stages" / name / "checkpoints") as checkpoints:
-                checkpoints.save(2, jax.tree.map(jnp.asarray, params), {"step": jnp.int32(2)}, meta)
-        (folder / workdir / "config.json").write_text(to_json(config), encoding="utf-8")
-    return folder
 
 
 def says(capsys, *args):
