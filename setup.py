@@ -40,6 +40,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "ml-collections>=1.1",
+        "ml_dtypes>=0.4",
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
@@ -57,7 +58,7 @@ setup(
         "aot": ["libtpu"],
         "gcs": ["gcsfs>=2026.9"],
         "data": ["pyarrow>=17.0", "zstandard>=0.22"],
-        "hf": ["datasets>=3.0", "pyarrow>=17.0", "tokenizers>=0.20", "zstandard>=0.22"],
+        "hf": ["datasets>=3.0", "huggingface_hub>=0.24", "pyarrow>=17.0", "tokenizers>=0.20", "zstandard>=0.22"],
         "embed": ["torch>=2.4", "transformers>=4.50"],
         "wandb": ["wandb>=0.18"],
         # Earlier harnesses need torch.
