@@ -87,6 +87,8 @@ ROWS: Mapping[str, tuple[str, str]] = {
 - `per_document`: each is cut by itself, and its last row padded;
 - `first_n`: a row of the first N tokens of each, padded (the published set-up's way); `full_length_only`: of those alone that have N.
 """
+FULL_ROWS = ("packed", "full_length_only")
+"""Those without padding."""
 DECAYS = ("cosine", "linear", "constant")
 ATTENTIONS = ("auto", "xla", "splash")
 OPTIMIZERS = ("adamw", "muon")

@@ -6,7 +6,6 @@ these, T = H * L tokens of a group.
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -108,7 +107,7 @@ def origin_of(encoder: Encoder, params: Any, family: str, stage: str, step: int,
         family=family,
         stage=stage,
         step=step,
-        settings=json.loads(json.dumps(encoder_settings(model))),  # As a header gives them back.
+        settings=encoder_settings(model),
         sha256=fingerprint(params),
         tokenizer=tokenizer,
         vocabulary=encoder.vocabulary,

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -156,8 +157,12 @@ def origin(checkpoint: epath.Path, config: Config, meta: dict[str, Any], params:
 
 def encoder_settings(model: Model) -> dict[str, Any]:
     """The settings that, beside its parameters, say which function an encoder of packed rows is, as JSON has them."""
+    stack = dataclasses.asdict(model.encoder)
+    # What was written before there were pretrained stacks does not say that it has none.
+    if not stack["pretrained"]:
+        del stack["pretrained"]
     compat = sorted({"residual_noise"}.intersection(model.compat))
-    return {key: getattr(model, key) for key in SETTINGS} | {"encoder": dataclasses.asdict(model.encoder), "compat": compat}
+    return json.loads(json.dumps({key: getattr(model, key) for key in SETTINGS} | {"encoder": stack, "compat": compat}))
 
 
 def fingerprint(params: Tree) -> str:

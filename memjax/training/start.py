@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from memjax.checkpoints import CheckpointError, load_params, parts_of, transplant
 from memjax.config import FUNCTION_QUIRKS, Config, Stage, differences, from_json
+from memjax.config.settings import FULL_ROWS
 from memjax.data import Prepared
 from memjax.interop.huggingface import Stored
 from memjax.layers.lora import adapter_shapes, draw_adapters
@@ -194,6 +195,7 @@ def _meaning(config: Config, key: str, part: str) -> Any:
     value = getattr(config.model, key)
     if key != "compat":
         return value
-    # Padding apart, which packed rows have not, an encoder is the same function however padding is read.
-    bearing = {"residual_noise"} if part else FUNCTION_QUIRKS
+    # Padding apart, which full rows have not, an encoder is the same function however padding is read.
+    padded = {"attended_padding"} if config.data.rows not in FULL_ROWS else set()
+    bearing = {"residual_noise"} | padded if part else FUNCTION_QUIRKS
     return tuple(sorted(bearing & set(value)))
