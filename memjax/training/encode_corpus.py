@@ -157,10 +157,8 @@ def origin(checkpoint: epath.Path, config: Config, meta: dict[str, Any], params:
 
 def encoder_settings(model: Model) -> dict[str, Any]:
     """The settings that, beside its parameters, say which function an encoder of packed rows is, as JSON has them."""
-    stack = dataclasses.asdict(model.encoder)
     # What was written before there were pretrained stacks does not say that it has none.
-    if not stack["pretrained"]:
-        del stack["pretrained"]
+    stack = {key: value for key, value in dataclasses.asdict(model.encoder).items() if key != "pretrained" or value}
     compat = sorted({"residual_noise"}.intersection(model.compat))
     return json.loads(json.dumps({key: getattr(model, key) for key in SETTINGS} | {"encoder": stack, "compat": compat}))
 
