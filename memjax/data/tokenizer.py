@@ -80,7 +80,7 @@ class Tokenizer(abc.ABC):
           TokenizerError: the file is absent, damaged or of another kind.
         """
         path = Path(path)
-        if path.is_dir():
+        if path.is_dir() or not path.suffix:
             path = next((path / name for name in FILES if (path / name).exists()), path / FILES[0])
         try:
             model = path.read_bytes()

@@ -88,7 +88,7 @@ def test_a_wrong_key_is_named(place: Path, capsys: pytest.CaptureFixture[str], f
 
 
 COMMANDS = {
-    "no command of that name": (["trian"], "'trian' is not a command; the commands are train, "),
+    "no command of that name": (["trian"], "'trian' is not a command; the commands are prepare, train, "),
     "no config": (["train", "--workdir=w"], "--config is missing"),
     "no workdir": (["train", "--config=c.py"], "--workdir is missing"),
     "a config that is not there": (["train", "--config=absent.py", "--workdir=w"], "--config=absent.py cannot be loaded"),
