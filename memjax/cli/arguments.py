@@ -53,32 +53,71 @@ def read_flags(
     return from_config_dict(tree), values
 
 
-def read_own(
-    args: Sequence[str], values: flags.FlagValues, about: str, example: str, required: Sequence[str]
-) -> dict[str, Any] | None:
-    """The values of a command that has flags and nothing else; None where help was asked for, which is then printed.
+def read_words(args: Sequence[str], values: flags.FlagValues, about: str) -> tuple[list[str], dict[str, Any]] | None:
+    """What is no flag, and the values of the flags before and behind it; None where help was asked for, which is then printed.
 
     Args:
-      args: command name and flags.
+      args: command name, words and flags.
       values: the flags, defined.
       about: what help begins with.
-      example: a command line that is right, for messages.
-      required: names of flags that must not be empty.
 
     Raises:
-      flags.Error: a flag is unknown, missing or has no readable value.
+      flags.Error: a flag is unknown or has no readable value.
     """
     if {"--help", "-h"} & set(args):
         print(f"{about}\n{values.get_help()}")
         return None
-    rest = values(list(args))
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; for example: {example}")
-    given = {name: values[name].value for name in values}
+    values.set_gnu_getopt(True)
+    words = values(list(args))[1:]
+    return words, {name: values[name].value for name in values}
+
+
+def read_one(
+    args: Sequence[str], values: flags.FlagValues, about: str, example: str, required: Sequence[str], what: str
+) -> tuple[str, dict[str, Any]] | None:
+    """As `read_words`, of a command that takes exactly one word.
+
+    Args:
+      args: command name, word and flags.
+      values: the flags, defined.
+      about: what help begins with.
+      example: a command line that is right, for messages.
+      required: names of flags that must not be empty.
+      what: what the word is, for messages.
+
+    Raises:
+      flags.Error: as `read_words`, or something is missing or too much.
+    """
+    found = read_words(args, values, about)
+    if found is None:
+        return None
+    words, given = found
+    if len(words) != 1:
+        wrong = f"{words[1]!r} is one too many" if words else "it is missing"
+        raise flags.IllegalFlagValueError(f"give {what} and flags ({wrong}); for example: {example}")
+    require(given, required, example)
+    return words[0], given
+
+
+def read_own(
+    args: Sequence[str], values: flags.FlagValues, about: str, example: str, required: Sequence[str]
+) -> dict[str, Any] | None:
+    """As `read_one`, of a command that takes flags alone."""
+    found = read_words(args, values, about)
+    if found is None:
+        return None
+    words, given = found
+    if words:
+        raise flags.IllegalFlagValueError(f"{words[0]!r} is no flag; for example: {example}")
+    require(given, required, example)
+    return given
+
+
+def require(given: dict[str, Any], required: Sequence[str], example: str) -> None:
+    """Raises flags.Error for the first of these flags that is empty; `example` is a command line that is right."""
     for name in required:
         if not given[name]:
             raise flags.IllegalFlagValueError(f"--{name} is missing; for example: {example}")
-    return given
 
 
 def _config_argument(args: Sequence[str]) -> str:

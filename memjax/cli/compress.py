@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from memjax.cli.arguments import read_words, require
+
 if TYPE_CHECKING:
     from memjax.store import Loss, MemoryStore
 
@@ -23,7 +25,6 @@ DTYPES = ("float32", "bfloat16", "float8_e4m3", "int8")
 def define_flags() -> flags.FlagValues:
     """The command's flags."""
     values = flags.FlagValues()
-    values.set_gnu_getopt(True)
     flags.DEFINE_string("checkpoint", None, "Folder of the stage whose encoder it is.", flag_values=values)
     flags.DEFINE_string("out", None, "Folder to write.", flag_values=values)
     flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "What is stored; int8 has a scale for every vector.", flag_values=values)
@@ -35,17 +36,13 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Compresses, writes and says what it took."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    found = read_words(args, define_flags(), __doc__ or "")
+    if found is None:
         return 0
-    files = values(list(args))[1:]
-    given: dict[str, Any] = {name: values[name].value for name in values}
+    files, given = found
     if not files:
         raise flags.IllegalFlagValueError(f"there is no file to compress; for example: {EXAMPLE}")
-    for name in ("checkpoint", "out"):
-        if not given[name]:
-            raise flags.IllegalFlagValueError(f"--{name} is missing; for example: {EXAMPLE}")
+    require(given, ("checkpoint", "out"), EXAMPLE)
     # These import JAX: after the flags are known to be right.
     from memjax.store import StoreError, compress, cut, open_compressor, read_sources, rounding_loss
     from memjax.training.progress import Reporter

@@ -11,11 +11,10 @@ written as vectors come and may be larger than memory; a .npz may not.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from memjax.cli.import_reference import read_arguments
+from memjax.cli.arguments import read_one
 
 EXAMPLE = "memjax embed-hf models/bert --corpus=python-docs --out=bert.npz"
 
@@ -45,13 +44,11 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Writes the file."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    found = read_one(args, define_flags(), __doc__ or "", EXAMPLE, ("corpus", "out"), "one folder or name of a model")
+    if found is None:
         return 0
-    model, _ = read_arguments(args, values, "one folder or name of a model", EXAMPLE)
+    model, given = found
     from memjax.interop.hugging_face_vectors import embed  # Imports JAX: after the flags are known to be right.
 
-    given: dict[str, Any] = {name: values[name].value for name in values}
     embed(model, **given)
     return 0

@@ -9,10 +9,11 @@ than the one that compressed the text, if its encoder is the same. Text goes to 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from rich.console import Console
+
+from memjax.cli.arguments import read_one
 
 EXAMPLE = "memjax expand book.store --checkpoint=runs/quickstart/stages/autoencoder"
 
@@ -20,7 +21,6 @@ EXAMPLE = "memjax expand book.store --checkpoint=runs/quickstart/stages/autoenco
 def define_flags() -> flags.FlagValues:
     """The command's flags."""
     values = flags.FlagValues()
-    values.set_gnu_getopt(True)
     flags.DEFINE_string("checkpoint", None, "Folder of the stage whose decoder it is.", flag_values=values)
     flags.DEFINE_integer("document", None, "Number of the one document to expand, from 0.", 0, flag_values=values)
     flags.DEFINE_string("out", "", "File to write; by default standard output.", flag_values=values)
@@ -31,17 +31,10 @@ def define_flags() -> flags.FlagValues:
 
 def run(args: Sequence[str]) -> int:
     """Expands, and compares if asked to."""
-    values = define_flags()
-    if {"--help", "-h"} & set(args):
-        print(f"{__doc__}\n{values.get_help()}")
+    found = read_one(args, define_flags(), __doc__ or "", EXAMPLE, ("checkpoint",), "one folder of a store")
+    if found is None:
         return 0
-    rest = values(list(args))[1:]
-    given: dict[str, Any] = {name: values[name].value for name in values}
-    if len(rest) != 1:
-        wrong = f"{rest[1]!r} is one too many" if rest else "it is missing"
-        raise flags.IllegalFlagValueError(f"give one folder of a store and flags ({wrong}); for example: {EXAMPLE}")
-    if not given["checkpoint"]:
-        raise flags.IllegalFlagValueError(f"--checkpoint is missing; for example: {EXAMPLE}")
+    folder, given = found
     # These import JAX: after the flags are known to be right.
     from memjax.store import MemoryStore, accuracy_against, cut, expand, open_compressor, read_sources, text_of
     from memjax.store.encoding import groups
@@ -51,7 +44,7 @@ def run(args: Sequence[str]) -> int:
     reporter = Reporter(Console(stderr=True, soft_wrap=True))
     compressor = open_compressor(given["checkpoint"])
     system = require_decoder(compressor)
-    store = MemoryStore.load(rest[0], expected=compressor.origin)
+    store = MemoryStore.load(folder, expected=compressor.origin)
     store = store if given["document"] is None else store.of_document(given["document"])
     source = None
     if given["against"]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from memjax.cli.import_reference import read_arguments
+from memjax.cli.arguments import read_one
 
 EXAMPLE = "memjax export-reference imported/model --out=model.safetensors"
 
@@ -19,7 +19,10 @@ def run(args: Sequence[str]) -> int:
         "A stage of the folder, or, with a slash, the folder of a stage that trained the same model on.",
         flag_values=values,
     )
-    folder, given = read_arguments(args, values, "one folder", EXAMPLE)
+    found = read_one(args, values, __doc__ or "", EXAMPLE, ("out",), "one folder")
+    if found is None:
+        return 0
+    folder, given = found
     from memjax.interop.checkpoint import export_checkpoint  # Imports JAX: after the flags are known to be right.
 
     tensors = export_checkpoint(folder, given["out"], given["stage"])

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from memjax.checkpoints.inspect import Array, Contents, changed, flat, inspect_checkpoint, totals
-from memjax.cli.import_reference import read_arguments
+from memjax.cli.arguments import read_one
 
 EXAMPLE = "memjax inspect runs/quickstart"
 WIDTH = 160
@@ -32,11 +32,14 @@ def run(args: Sequence[str]) -> int:
         "Settings to show: those that are not the defaults, or all.",
         flag_values=values,
     )
-    path, given = read_arguments(args, values, "one folder of checkpoints", EXAMPLE)
+    found = read_one(args, values, __doc__ or "", EXAMPLE, (), "one folder of checkpoints")
+    if found is None:
+        return 0
+    path, given = found
     # An accelerator here may be busy with the very run that is looked at.
     jax.config.update("jax_platforms", "cpu")
     contents = inspect_checkpoint(path)
-    if values["json"].value:
+    if given["json"]:
         print(json.dumps(contents.to_json(), indent=1))
         return 0
     console = Console()
