@@ -9,6 +9,7 @@ import flax.linen as nn
 from etils import epath
 
 from memjax.checkpoints import CheckpointError, load_params
+from memjax.checkpoints.identity import fingerprint
 from memjax.config import Config, from_json
 from memjax.data import Tokenizer
 from memjax.exporting.manifest import MANIFEST
@@ -148,8 +149,6 @@ def _of_store(here: Path, stage: str, checkpoint: str | os.PathLike) -> TrainedS
 
 
 def _require_encoder(found: TrainedStage, origin: Any, what: str, remedy: str) -> None:
-    from memjax.training.encode_corpus import fingerprint
-
     theirs = fingerprint(found.params["encoder"]) if "encoder" in found.params else "no encoder"
     if theirs != origin.sha256:
         raise CheckpointError(f"{what} has another encoder (sha256 {theirs[:16]}, not {origin.sha256[:16]}); {remedy}")

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from memjax.checkpoints import CheckpointError, load_params
+from memjax.checkpoints.identity import encoder_settings, fingerprint
 from memjax.checkpoints.reading import absolute
 from memjax.config import from_json
 from memjax.data import Tokenizer, spread
@@ -29,7 +30,6 @@ from memjax.store.header import NAME_LIMIT, Origin
 from memjax.store.rounding import KINDS
 from memjax.store.sources import Chunks
 from memjax.store.store import MemoryStore
-from memjax.training.encode_corpus import encoder_settings, fingerprint
 
 ASK = "blank_copy"
 """How a memory model is asked for a text: it is shown nothing but memories."""

@@ -3,11 +3,8 @@
 Shapes: B row, N = C * L tokens of a row, C chunk, L token, K vector, E width of the vectors.
 """
 
-import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,11 +14,11 @@ import jax
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 
 from memjax.checkpoints import CheckpointError, load_params
+from memjax.checkpoints.identity import encoder_settings, fingerprint
 from memjax.checkpoints.reading import absolute
-from memjax.config import Config, ConfigError, Model, from_json
+from memjax.config import Config, ConfigError, from_json
 from memjax.data import (
     Memories,
     Rows,
@@ -38,9 +35,6 @@ from memjax.training.optimizer import Tree
 from memjax.training.progress import Reporter
 from memjax.training.start import Run
 from memjax.training.step import TrainState
-
-SETTINGS = ("chunk_length", "vectors", "readout", "bottleneck")
-"""Of the model's settings those that say, with the encoder's stack, what the parameters of an encoder do."""
 
 
 def encode_corpus(
@@ -153,26 +147,6 @@ def origin(checkpoint: epath.Path, config: Config, meta: dict[str, Any], params:
         "settings": encoder_settings(config.model),
         "sha256": fingerprint(params),
     }
-
-
-def encoder_settings(model: Model) -> dict[str, Any]:
-    """The settings that, beside its parameters, say which function an encoder of packed rows is, as JSON has them."""
-    # What was written before there were pretrained stacks does not say that it has none.
-    stack = {key: value for key, value in dataclasses.asdict(model.encoder).items() if key != "pretrained" or value}
-    compat = sorted({"residual_noise"}.intersection(model.compat))
-    return json.loads(json.dumps({key: getattr(model, key) for key in SETTINGS} | {"encoder": stack, "compat": compat}))
-
-
-def fingerprint(params: Tree) -> str:
-    """sha256 over paths, shapes, dtypes and bytes of all parameters, wherever they lie."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
-        digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def check_frozen(config: Config, name: str, trainable: Tree) -> None:

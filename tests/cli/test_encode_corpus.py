@@ -15,13 +15,14 @@ from absl import flags
 from rich.console import Console
 
 from memjax.checkpoints import CheckpointError, Checkpoints, load_params, transplant
+from memjax.checkpoints.identity import encoder_settings, fingerprint
 from memjax.cli.encode_corpus import run
 from memjax.config import Backbone, Config, ConfigError, Model, Optimizer, Stage, to_json
 from memjax.data import MemoriesError, Prepared, RowsError, TokenizerError, open_memories, prepare
 from memjax.models import build, example
 from memjax.testing import tiny_config, write_corpus
 from memjax.training import Reporter, Run, TrainState, train_stage
-from memjax.training.encode_corpus import check_frozen, encoder_settings, fingerprint, stored_memories
+from memjax.training.encode_corpus import check_frozen, stored_memories
 from memjax.training.optimizer import split
 
 CHUNKS, LENGTH = 4, 8
