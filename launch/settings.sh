@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034
-# What all scripts here are told, and how they complain. Every setting may be given in the environment.
+# Settings and messages of all scripts here. An environment variable overrides each setting.
 
-# The run. Its name is also that of the queued resource, of the JobSet and of the folder in the bucket.
+# The run. Its name is also the name of the queued resource, of the JobSet and of the folder in
+# the bucket.
 : "${RUN_NAME:=memjax}"
 : "${CONFIG:=configs/scaling.py:1.3b-512x8}"
 : "${BUCKET:=}"
@@ -32,35 +33,36 @@
 : "${CHIPS_PER_POD:=4}"
 : "${GRACE_SECONDS:=300}"
 
-# Not empty: print what would be run outside this machine, and do not run it.
+# Not empty: print commands for other machines instead of running them.
 : "${DRY_RUN:=}"
 
-say() { echo "launch: $*" >&2; }
+log() { echo "launch: $*" >&2; }
 
-complain() {
-  say "$*"
+fail() {
+  log "$*"
   exit 2
 }
 
-# Ends the script if a setting without a default was not given.
+# Exit if a setting without a default is not set.
 need() {
   local name
   for name; do
-    [[ -n ${!name} ]] || complain "$name is not set; launch/README.md says what it is, for example: export $name=..."
+    [[ -n ${!name} ]] || fail "$name is not set; see launch/README.md, then: export $name=..."
   done
 }
 
-# A folder on one machine is of no use to the others, nor after a preemption.
+# Other machines, and machines after a preemption, cannot read a local folder.
 need_bucket() {
-  [[ $WORKDIR == gs://* ]] || complain "WORKDIR=$WORKDIR is not in a bucket; set BUCKET=gs://..."
+  [[ $WORKDIR == gs://* ]] || fail "WORKDIR=$WORKDIR is not in a bucket; set BUCKET=gs://..."
 }
 
 for name in SLICES MAX_RESTARTS POLL_SECONDS PODS_PER_SLICE CHIPS_PER_POD GRACE_SECONDS; do
-  [[ ${!name} =~ ^[0-9]+$ ]] || complain "$name=${!name} is not a whole number"
+  [[ ${!name} =~ ^[0-9]+$ ]] || fail "$name=${!name} is not an integer"
 done
-((SLICES > 0)) || complain "SLICES=$SLICES; there is at least one"
-# Pods are called RUN_NAME-slice-0-0-xxxxx, in at most 63 characters.
+((SLICES > 0)) || fail "SLICES=$SLICES; expected at least 1"
+# The names of pods, RUN_NAME-slice-0-0-xxxxx, have at most 63 characters.
 [[ $RUN_NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-  complain "RUN_NAME=$RUN_NAME; use at most 40 of a-z, 0-9 and -, a letter first and no - last"
-[[ $CAPACITY =~ ^(spot|reserved|on-demand)$ ]] || complain "CAPACITY=$CAPACITY; use spot, reserved or on-demand"
+  fail "RUN_NAME=$RUN_NAME; use at most 40 of a-z, 0-9 and -, a letter first and no - last"
+[[ $CAPACITY =~ ^(spot|reserved|on-demand)$ ]] ||
+  fail "CAPACITY=$CAPACITY; use spot, reserved or on-demand"
 unset name

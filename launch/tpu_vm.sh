@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on Cloud TPU VMs, which a queued resource gets. Every command may be given again.
+# Run on Cloud TPU VMs of a queued resource. Every command can be repeated.
 set -euo pipefail
 shopt -s inherit_errexit
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -11,28 +11,28 @@ usage() {
 usage: launch/tpu_vm.sh COMMAND
 
   create           queue for SLICES slices of ACCELERATOR_TYPE
-  wait             return when they are there
-  install          put this tree, as it stands, on every machine
-  run [FLAGS]      start `memjax train` on every machine, with more flags if given
-  watch [FLAGS]    all of these, and again after a preemption, until the run is done
-  status           where queue, machines and processes stand
-  logs [--collect] follow the first machine, or copy what all have said, and the results, to LOGS
-  stop             save the step in progress and end the run (end a watch first, which would start it again)
-  delete           give the machines back
+  wait             wait until they are ready
+  install          copy this tree, committed or not, to every machine and install it
+  run [FLAGS]      start `memjax train` on every machine, with these flags added
+  watch [FLAGS]    all of these, repeated after a preemption, until the run is finished
+  status           state of queue, machines and processes
+  logs [--collect] follow the first machine, or copy all logs and the results to LOGS
+  stop             save the step in progress and end the run; end a watch first
+  delete           delete the queued resource and its machines
 END
 }
 
 WORKER='bash memjax/src/launch/worker.sh'
-# What runs there; the rest of the tree stays here.
+# Files that the machines need.
 SHIPPED=(LICENSE README.md configs launch memjax pyproject.toml requirements.txt setup.py)
 
 SCRATCH=$(mktemp -d)
 trap 'rm -rf "$SCRATCH"' EXIT
 
-# Where a dry run prints, also while what a function prints is being read.
+# Output of a dry run, also inside command substitutions.
 exec 3>&1
 
-# Every call of gcloud. In a dry run it is printed, and whatever reads it reads nothing.
+# Call gcloud. A dry run prints the call instead, and returns no output.
 cloud() {
   local command=(gcloud compute tpus "$@" --project="$PROJECT" --zone="$ZONE") line
   if [[ -n $DRY_RUN ]]; then
@@ -43,13 +43,13 @@ cloud() {
   fi
 }
 
-# State of the queued resource, or nothing if there is none. To describe one that is not there is an error like any other;
-# to list it is not.
+# State of the queued resource, or nothing if it does not exist. `describe` would fail
+# then, with the same status as for any other error; `list` does not.
 queue_state() {
   cloud queued-resources list --filter="name~/$RUN_NAME\$" --format='value(state.state)'
 }
 
-# A slice is a node. gcloud names those of several slices itself.
+# A slice is a node. gcloud names the nodes of several slices itself.
 node_names() {
   if ((SLICES == 1)); then
     echo "$RUN_NAME"
@@ -64,7 +64,7 @@ node_states() {
   cloud tpu-vm list --filter="name~\"/($names)\$\"" --format='value(state)'
 }
 
-# One word or two: absent, lost, ready, or what is waited for.
+# State in one or two words: absent, lost, ready, or the state of queue or machines.
 standing() {
   local queue nodes
   queue=$(queue_state) || return
@@ -77,7 +77,7 @@ standing() {
     esac
   fi
   nodes=$(node_states) || return
-  # A queued resource may be ACTIVE for a while after its machines are gone.
+  # A queued resource can stay ACTIVE for a while after its machines are gone.
   if grep -qxE 'PREEMPTED|TERMINATED' <<<"$nodes"; then
     echo lost
   elif [[ -n $DRY_RUN ]] || (($(grep -cx READY <<<"$nodes") == SLICES)); then
@@ -87,8 +87,8 @@ standing() {
   fi
 }
 
-# `each_node FUNCTION ARGUMENT` calls FUNCTION NODE ARGUMENT for all slices at once, and fails if one call does.
-# (`queued-resources ssh` would take them in one call, but leaves out, without failing, nodes it cannot reach.)
+# `each_node FUNCTION ARGUMENT` calls FUNCTION NODE ARGUMENT for all slices at once. It fails if one
+# fails. (`queued-resources ssh` handles all in one call, but skips unreachable nodes silently.)
 each_node() {
   local node process processes=() failed=0
   for node in $(node_names); do
@@ -109,14 +109,14 @@ create() {
   local state nodes=(--node-id="$RUN_NAME") capacity=() more
   state=$(queue_state)
   if [[ -n $state ]]; then
-    say "$RUN_NAME exists already: $state"
+    log "$RUN_NAME exists already: $state"
     return
   fi
   ((SLICES == 1)) || nodes=(--node-count="$SLICES")
   [[ $CAPACITY == on-demand ]] || capacity=("--$CAPACITY")
   read -ra more <<<"$CREATE_FLAGS"
-  cloud queued-resources create "$RUN_NAME" --accelerator-type="$ACCELERATOR_TYPE" --runtime-version="$RUNTIME_VERSION" \
-    "${nodes[@]}" "${capacity[@]}" "${more[@]}"
+  cloud queued-resources create "$RUN_NAME" --accelerator-type="$ACCELERATOR_TYPE" \
+    --runtime-version="$RUNTIME_VERSION" "${nodes[@]}" "${capacity[@]}" "${more[@]}"
 }
 
 await() {
@@ -125,16 +125,18 @@ await() {
     where=$(standing)
     case $where in
       ready) return ;;
-      absent) complain "$RUN_NAME is not there; launch/tpu_vm.sh create" ;;
-      lost) complain "$RUN_NAME was preempted or could not be had; launch/tpu_vm.sh delete, then create" ;;
+      absent) fail "$RUN_NAME is not there; launch/tpu_vm.sh create" ;;
+      lost)
+        fail "$RUN_NAME was preempted or could not be had; launch/tpu_vm.sh delete, then create"
+        ;;
     esac
-    say "$RUN_NAME: $where"
+    log "$RUN_NAME: $where"
     sleep "$POLL_SECONDS"
   done
 }
 
-# Puts what is shipped, and its version, where PACKED says. The version is the name git has for these files as they stand,
-# committed or not, and for SETUP; the index of the checkout is left alone.
+# Write the archive of shipped files and its version to the folder PACKED. The version is git's hash
+# of these files, committed or not, and of SETUP. The index of the checkout does not change.
 pack() {
   export PACKED=$SCRATCH
   (
@@ -151,12 +153,13 @@ install() {
   [[ -n ${PACKED:-} ]] || pack
   version=$(<"$PACKED/version")
   if [[ -z $DRY_RUN ]] && on_workers "grep -qsx $version memjax/installed"; then
-    say "$version is installed already"
+    log "$version is installed already"
     return
   fi
   each_node node_copy "$PACKED/memjax.tar.gz"
   printf -v words ' %q' "$version" "$SETUP"
-  on_workers "rm -rf memjax/src && mkdir -p memjax/src && tar -xzf memjax.tar.gz -C memjax/src && $WORKER install$words"
+  on_workers "rm -rf memjax/src && mkdir -p memjax/src && tar -xzf memjax.tar.gz -C memjax/src \
+&& $WORKER install$words"
 }
 
 run() {
@@ -166,12 +169,13 @@ run() {
   on_workers "$WORKER run$words"
 }
 
-# One word for how the processes stand: running, finished, refused (wrong input: again is no use), stopped, none, unknown.
+# State of the processes in one word: running, finished, refused (invalid input, a restart cannot
+# help), stopped, none, unknown.
 progress() {
   local lines
   mkdir -p "$LOGS"
   lines=$(on_workers "$WORKER status 2>/dev/null || echo none" 2>>"$LOGS/gcloud.log") || {
-    say "not all machines answer; $LOGS/gcloud.log says why"
+    log "not all machines answer; see $LOGS/gcloud.log"
     lines=unknown
   }
   if grep -qxE 'running|unknown' <<<"$lines"; then
@@ -187,10 +191,10 @@ progress() {
   fi
 }
 
-# A command of this script that may fail.
+# Run a command of this script; a failure is logged and does not exit.
 try() {
   "$BASH" "${BASH_SOURCE[0]}" "$@" || {
-    say "$1 failed"
+    log "$1 failed"
     return 1
   }
 }
@@ -198,7 +202,7 @@ try() {
 watch() {
   local where left=$MAX_RESTARTS begun=
   need_bucket
-  # A run goes on with the sources it began with, whatever becomes of the tree meanwhile.
+  # A run keeps the sources it began with, also if the tree changes meanwhile.
   pack
   if [[ -n $DRY_RUN ]]; then
     create
@@ -212,18 +216,19 @@ watch() {
     [[ $where != ready ]] || where=$(progress)
     case $where in
       running) begun=yes ;;
-      # What ended before this watch may have been another run; to start a finished one again does nothing.
+      # A run that ended before this watch may be another one; a finished one restarts for nothing.
       finished | refused) [[ -n $begun ]] || where=none ;;
     esac
-    say "$RUN_NAME: $where"
+    log "$RUN_NAME: $where"
     case $where in
       finished)
         logs --collect
         return
         ;;
-      refused) complain "memjax refused to run; launch/tpu_vm.sh logs says why" ;;
+      refused) fail "memjax refused to run; see launch/tpu_vm.sh logs" ;;
       lost | stopped)
-        ((left > 0)) || complain "$RUN_NAME was restarted $MAX_RESTARTS times; launch/tpu_vm.sh logs may say why it ends"
+        ((left > 0)) ||
+          fail "$RUN_NAME was restarted $MAX_RESTARTS times; see launch/tpu_vm.sh logs"
         left=$((left - 1))
         ;;
     esac
@@ -231,7 +236,7 @@ watch() {
       absent) try create ;;
       lost) try delete && try create ;;
       none | stopped) try install && try run "$@" && begun=yes ;;
-    esac || true # the next round comes to it again
+    esac || true # the next iteration tries again
     sleep "$POLL_SECONDS"
   done
 }
@@ -239,7 +244,7 @@ watch() {
 status() {
   local where
   where=$(standing)
-  say "$RUN_NAME: $where"
+  log "$RUN_NAME: $where"
   [[ $where != ready ]] || on_workers "echo \$(hostname): \$($WORKER status)"
 }
 
@@ -254,17 +259,17 @@ logs() {
   for node in $(node_names); do
     workers=$(cloud tpu-vm describe "$node" --format='value(networkEndpoints.len())')
     for ((worker = 0; worker < ${workers:-1}; worker++)); do
-      # Eight at a time; one that has no log does not keep the others from coming.
+      # Eight at a time; a machine without a log does not stop the others.
       ((worker % 8)) || wait
       cloud tpu-vm scp "$node:memjax/run.log" "$LOGS/$node-$worker.log" --worker="$worker" &
     done
     wait
   done
-  # The first process writes what is written once, to its own disk.
+  # The first process writes the results, to its own disk.
   cloud tpu-vm ssh "$first" --worker=0 --command="$WORKER results ${WORKDIR#*://}"
   cloud tpu-vm scp "$first:memjax/results.tar.gz" "$LOGS/results.tar.gz" --worker=0
   [[ -n $DRY_RUN ]] || tar -xzf "$LOGS/results.tar.gz" -C "$LOGS/results"
-  say "logs and results are in $LOGS"
+  log "logs and results are in $LOGS"
 }
 
 stop() { on_workers "$WORKER stop"; }
@@ -273,7 +278,7 @@ delete() {
   local state
   state=$(queue_state)
   if [[ -z $state && -z $DRY_RUN ]]; then
-    say "$RUN_NAME is not there"
+    log "$RUN_NAME is not there"
     return
   fi
   cloud queued-resources delete "$RUN_NAME" --force --quiet

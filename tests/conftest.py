@@ -1,28 +1,92 @@
-"""What makes tests of many small models quick: compilation without optimisation, and weights without compilation."""
+"""What makes tests of many small models quick: compilation without optimisation, and weights
+without compilation."""
 
 import functools
+import gc
+import importlib.metadata
+import json
 import os
+import signal
+import stat
+from pathlib import Path
+from typing import NamedTuple
 
-# Before JAX starts; processes that tests start inherit it. Compiling costs more than everything a test computes.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# Compiling costs more than everything a test computes.
+OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+if importlib.metadata.version("jaxlib") < "0.11":  # which has no other emitters
+    OPTIONS["xla_cpu_use_fusion_emitters"] = False
+# Before JAX starts; processes that tests start inherit it.
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
+if FLAGS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 
-OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+from memjax.testing.workdir import write_workdir  # noqa: E402
+
+# Tracing makes many objects, few of them garbage: collecting it so often takes a sixth of the time.
+gc.set_threshold(200_000, 50, 1000)
+
+# Nor are the lines looked up where an operation was traced.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
+# A machine that is busy is no fault of a test.
+settings.register_profile("memjax", deadline=None)
+settings.load_profile("memjax")
+
+
+def pytest_configure():
+    """Lets processes that tests start hear SIGINT: a shell's background jobs ignore it, and what is
+    ignored is inherited. (`Popen`'s preexec_fn would fork, which JAX's threads forbid.)"""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "folder"])
+def put_no_file(request):
+    """Puts what is no file, and is never read to an end, in the place of one."""
+
+    def put(path):
+        if request.param == "folder":
+            path.mkdir()
+        elif request.param == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            os.mknod(path, stat.S_IFIFO if request.param == "pipe" else stat.S_IFSOCK)
+        return path
+
+    return put
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Marks those cases slow that `quick_cases` does not name."""
+    cases = {}
+    for item in items:
+        for mark in item.iter_markers("quick_cases"):
+            cases.setdefault((item.fspath, item.originalname, mark.args), []).append(item)
+    for (path, name, quick), found in cases.items():
+        ids = {item.callspec.id for item in found}
+        if len(found) > 1 and not ids >= set(quick):
+            raise pytest.UsageError(f"{path}::{name}: {quick}, expected some of {sorted(ids)}")
+        for item in found:
+            if item.callspec.id not in quick:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
 def quick():
-    """`jax.jit` that compiles several times as fast and returns numpy arrays, on which nothing more is compiled."""
+    """`jax.jit` that compiles several times as fast and returns numpy arrays, on which nothing more
+    is compiled."""
 
     def jit(function, **kwargs):
         compiled = jax.jit(function, compiler_options=OPTIONS, **kwargs)
@@ -36,8 +100,62 @@ def draw():
     """Variables of a module in which no entry is special: norms are not 1 and biases not 0."""
 
     def variables(module, *args, method=None, seed=0, **kwargs):
-        shapes = jax.eval_shape(functools.partial(module.init, method=method, **kwargs), jax.random.key(0), *args)
+        shapes = jax.eval_shape(
+            functools.partial(module.init, method=method, **kwargs), jax.random.key(0), *args
+        )
         rng = np.random.default_rng(seed)
-        return jax.device_put(jax.tree.map(lambda s: rng.normal(0, 0.4, s.shape).astype(s.dtype), shapes))
+        return jax.device_put(
+            jax.tree.map(lambda s: rng.normal(0, 0.4, s.shape).astype(s.dtype), shapes)
+        )
 
     return variables
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, draw):
+    """A workdir with the stages `autoencoder`, `combined` (on the same encoder) and
+    `causal_control`, of drawn weights; not to be written to."""
+    return write_workdir(tmp_path_factory.mktemp("made"), draw)
+
+
+# Cases of golden/: what the published code computes on random weights
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+class Case(NamedTuple):
+    """One case; `state` and `spec_file` are its files."""
+
+    state: Path
+    spec_file: Path
+    spec: dict
+    tensors: dict
+    tokens: np.ndarray
+    logits: np.ndarray
+
+
+def read_case(name):
+    state, spec_file = GOLDEN / f"{name}.safetensors", GOLDEN / f"{name}.json"
+    arrays = np.load(GOLDEN / f"{name}.npz")
+    return Case(
+        state,
+        spec_file,
+        json.loads(spec_file.read_text()),
+        load_file(state),
+        arrays["input_ids"],
+        arrays["logits"],
+    )
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Reads a case by name; its dicts are the caller's own."""
+    return read_case
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that take `case_name` run once for every case."""
+    if "case_name" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "case_name", sorted(path.stem for path in GOLDEN.glob("*.json")), scope="module"
+        )

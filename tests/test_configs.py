@@ -1,7 +1,9 @@
-"""Every config file and variant resolves to what is stored, and its training step is sound, at full size and without an array of it.
+"""Every config file and variant resolves to what is stored, and its training step is sound, at full
+size and without an array of it.
 
-What is stored is in golden_configs/, a file for each config file: the parameters of every stage, and the settings that differ from the
-defaults. After a change that is meant, write it anew and look at the difference:
+What is stored is in golden_configs/, a file for each config file: the parameters of every stage,
+and the settings that differ from the defaults. After a change that is meant, write it anew and look
+at the difference:
 
     python tests/test_configs.py --write
 """
@@ -21,29 +23,40 @@ import jax.numpy as jnp
 import pytest
 
 from memjax.checkpoints import parts_of, transplant
-from memjax.config import Config, Stage, from_config_dict, from_json, to_json
+from memjax.config import Config, Stage, from_json, to_json
 from memjax.config.published import AS_PUBLISHED, as_published
 from memjax.layers.lora import adapter_shapes
 from memjax.models import build
-from memjax.objectives import Batch, SpecialIds
+from memjax.objectives import Batch, SpecialIds, load_config
+from memjax.training.init_state import abstract_params
 from memjax.training.optimizer import make_optimizer, merge, split
-from memjax.training.start import abstract_params
 from memjax.training.step import TrainState, train_step
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 GOLDEN = Path(__file__).resolve().parent / "golden_configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
 OURS = {"quickstart": ("", "small", "decoder"), "scaling": (), "benchmark": (), "pretrained": ()}
-"""Files whose variants are not published experiments, and those variants; none named is all that the file names."""
-IMPORTED = ("hf:", "runs/llama_3_2_1b/", "runs/llama_3_2_1b_with_encoder/", "runs/bert_large/", "runs/qwen3_0_6b/")
+"""Files whose variants are not published experiments, and those variants; none named is all that
+the file names."""
+IMPORTED = (
+    "hf:",
+    "runs/llama_3_2_1b/",
+    "runs/llama_3_2_1b_with_encoder/",
+    "runs/bert_large/",
+    "runs/qwen3_0_6b/",
+)
 """Weights that no config of ours makes."""
 PARAMETERS = {
-    # What the reference counts less what nothing there reads: token tables inside stacks that are given embeddings, layers past the
-    # eighth of stacks that run eight, final norms, projections of what is repeated and not unrolled.
+    # What the reference counts less what nothing there reads: token tables inside stacks that are
+    # given embeddings, layers past the eighth of stacks that run eight, final norms, projections of
+    # what is repeated and not unrolled.
     ("autoencoder", "mixer_1024_k16_unroll", "train"): 218_391_552,
     ("autoencoder", "mixer_1024_k1_repeat", "train"): 155_476_992 - (512 * 1024 + 1024),
     ("autoencoder", "mixer_1024_h4_repeat", "train"): 201_671_680 - (512 * 1024 + 1024),
-    ("autoencoder", "transformer_512_unroll", "train"): 150_767_104 - 16 * 4_195_328 - 2 * 8000 * 512 - 2 * 512,
+    ("autoencoder", "transformer_512_unroll", "train"): 150_767_104
+    - 16 * 4_195_328
+    - 2 * 8000 * 512
+    - 2 * 512,
     ("causal_lm", "transformer_512", "train"): 75_317_760,
     ("causal_lm", "mixer_1024_l16_n512", "train"): 154_951_680,
     ("causal_lm", "mixer_512_l16_n512", "train"): 46_022_656,
@@ -52,7 +65,9 @@ PARAMETERS = {
     ("memory_model", "paper", "combined"): 100_427_008 - 8000 * (256 + 512),
     ("memory_model", "transformer_4x256", "train"): 100_427_008 - 8000 * (256 + 512),
     # A control there has an encoder's token table and a bridge, and no encoder.
-    ("memory_model", "transformer_4x256_no_memory", "train"): 81_593_344 - 8000 * (256 + 512) - (256 * 512 + 512),
+    ("memory_model", "transformer_4x256_no_memory", "train"): 81_593_344
+    - 8000 * (256 + 512)
+    - (256 * 512 + 512),
     ("memory_model", "mixer_4x256_as_published", "train"): 198_477_120,
     ("oracle", "transformer_512", "train"): 98_412_096 - 8000 * 512,
     ("oracle", "large_transformer_l8", "train"): 301_238_272 - 8000 * 1024,
@@ -88,7 +103,7 @@ def variants(name):
 
 @functools.cache
 def resolved(name, variant):
-    return from_config_dict(loaded(name).get_config(*[variant] if variant else []))
+    return load_config(loaded(name).get_config(*[variant] if variant else []))
 
 
 @functools.cache
@@ -103,11 +118,16 @@ def shapes(config, stage):
 
 def with_adapters(config, stage):
     """`shapes` and what a stage trains beside them."""
-    return merge(shapes(config, stage), adapter_shapes(shapes(config, stage), stage.trainable, "trainable"))
+    return merge(
+        shapes(config, stage), adapter_shapes(shapes(config, stage), stage.trainable, "trainable")
+    )
 
 
 def count(config):
-    return {name: sum(leaf.size for leaf in jax.tree.leaves(shapes(config, stage))) for name, stage in config.stages.items()}
+    return {
+        name: sum(leaf.size for leaf in jax.tree.leaves(shapes(config, stage)))
+        for name, stage in config.stages.items()
+    }
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -175,18 +195,37 @@ def lines(value, indent=0):
     return "{\n" + ",\n".join(parts) + f"\n{' ' * indent}}}"
 
 
+FEW = pytest.mark.quick_cases(
+    "benchmark",
+    "causal_lm",
+    "copying",
+    "entropy",
+    "llm_copy",
+    "memory_model",
+    "pretrained",
+    "quickstart",
+    "recurrent_memory",
+    "retrieval",
+)
+"""Files of few variants."""
+
+
 def test_every_file_has_its_stored_settings():
     assert {path.stem for path in GOLDEN.iterdir()} == set(FILES)
 
 
+@FEW
 @pytest.mark.parametrize("name", FILES)
 def test_settings_and_parameters_are_those_stored(name):
     found, stored = golden(name), json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
     assert list(found) == list(stored)
     for variant in found:
-        assert found[variant] == stored[variant], f"{name}.py:{variant} is not as stored; python tests/test_configs.py --write"
+        assert found[variant] == stored[variant], (
+            f"{name}.py:{variant} is not as stored; python tests/test_configs.py --write"
+        )
 
 
+@FEW
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_survives_json_and_a_twin_is_the_published_form_of_its_variant(name):
     for variant in variants(name):
@@ -209,7 +248,9 @@ def test_parameters_are_as_many_as_are_known():
 def test_an_unknown_variant_is_refused_with_those_there_are(name):
     last = variants(name)[-1]
     for variant in ("huge", "huge" + AS_PUBLISHED):
-        with pytest.raises(ValueError, match=rf"^{name}\.py has no variant '{variant}'; it has .*{last}"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}\.py has no variant '{variant}'; it has .*{last}"
+        ):
             resolved(name, variant)
 
 
@@ -222,7 +263,9 @@ def source(config, stage):
         return config, config.stages[stage.init_from]
     if stage.init_from.startswith(IMPORTED):
         return None
-    name, variant, stage_name = re.fullmatch(r"runs/(\w+)(?:/(\w+))?/stages/(\w+)", stage.init_from).groups("")
+    name, variant, stage_name = re.fullmatch(
+        r"runs/(\w+)(?:/(\w+))?/stages/(\w+)", stage.init_from
+    ).groups("")
     config = resolved(name, variant)
     return config, config.stages[stage_name]
 
@@ -236,13 +279,19 @@ def meaning(config, stage, part):
     found = {"stack": getattr(model, "encoder" if part.startswith("encoder") else other)}
     found["quirks"] = {"residual_noise"} & set(model.compat)
     if part == "encoder":
-        found |= {"chunk": (model.chunk_length, model.vectors), "read": (model.readout, model.bottleneck)}
+        found |= {
+            "chunk": (model.chunk_length, model.memory_vectors),
+            "read": (model.readout, model.bottleneck),
+        }
     return found
 
 
+@pytest.mark.quick_cases("copying", "llm_copy", "memory_model", "quickstart", "retrieval")
 @pytest.mark.parametrize("name", FILES)
 def test_weights_a_stage_starts_from_fit_and_mean_the_same(name):
-    for variant in variants(name) + (() if name in OURS else tuple(v + AS_PUBLISHED for v in variants(name))):
+    for variant in variants(name) + (
+        () if name in OURS else tuple(v + AS_PUBLISHED for v in variants(name))
+    ):
         config = resolved(name, variant)
         for stage_name, stage in config.stages.items():
             if not stage.init_from:
@@ -254,16 +303,25 @@ def test_weights_a_stage_starts_from_fit_and_mean_the_same(name):
                 assert all(part.split("/")[0] in params for part in taken), at
                 continue
             there, before = given
-            assert there.data.vocabulary == config.data.vocabulary, at
-            transplant(params, shapes(there, before), stage.init_part, at, "untrained_layers" in stage.compat)
+            assert there.data.vocab_size == config.data.vocab_size, at
+            transplant(
+                params,
+                shapes(there, before),
+                stage.init_part,
+                at,
+                "untrained_layers" in stage.compat,
+            )
             for part_there, part_here in parts_of(stage.init_part):
                 theirs, ours = meaning(there, before, part_there), meaning(config, stage, part_here)
                 if "untrained_layers" in stage.compat:
                     deep = ours["stack"]
-                    theirs["stack"] = dataclasses.replace(theirs["stack"], layers=deep.layers, final_norm=deep.final_norm)
+                    theirs["stack"] = dataclasses.replace(
+                        theirs["stack"], layers=deep.layers, final_norm=deep.final_norm
+                    )
                 assert theirs == ours, at
 
 
+@FEW
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_frozen_was_trained_before_or_is_meant_to_be_untrained(name):
     for variant in variants(name):
@@ -274,7 +332,12 @@ def test_what_is_frozen_was_trained_before_or_is_meant_to_be_untrained(name):
             # A decoder that stays is a pretrained one.
             assert not frozen or "encoder" in frozen or stage.init_from.startswith("hf:")
             # What is timed need not have been trained.
-            assert not frozen or stage.init_from or name == "benchmark" or re.search("untrained|random", variant), variant
+            assert (
+                not frozen
+                or stage.init_from
+                or name == "benchmark"
+                or re.search("untrained|random", variant)
+            ), variant
 
 
 # Training steps
@@ -286,11 +349,22 @@ def lower(config, stage):
     params = with_adapters(config, stage)
     trainable, frozen = split(params, stage.trainable, "trainable")
     optimizer = make_optimizer(config.optimizer, stage, trainable)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), trainable, frozen, jax.eval_shape(optimizer.init, trainable))
-    size = (stage.rows, config.data.row_tokens)
+    state = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32),
+        trainable,
+        frozen,
+        jax.eval_shape(optimizer.init, trainable),
+    )
+    size = (stage.batch_size, config.data.sequence_length)
     attribution = jax.ShapeDtypeStruct(size, jnp.float32) if config.data.attributions else None
-    step = functools.partial(train_step, module=module, stage=stage, optimizer=optimizer, ids=SpecialIds())
-    after, metrics = jax.jit(step).lower(state, Batch(jax.ShapeDtypeStruct(size, jnp.int32), attribution)).out_info
+    step = functools.partial(
+        train_step, module=module, stage=stage, optimizer=optimizer, ids=SpecialIds()
+    )
+    after, metrics = (
+        jax.jit(step)
+        .lower(state, Batch(jax.ShapeDtypeStruct(size, jnp.int32), attribution))
+        .out_info
+    )
     same = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
     assert same(after) == same(state)
     assert metrics.terms.keys() == stage.objectives.keys()
@@ -298,7 +372,9 @@ def lower(config, stage):
 
 def program(config, stage):
     """All that a training step is made of."""
-    stage = dataclasses.replace(stage, steps=1, warmup_steps=0, learning_rate=1.0, init_from="", init_part="")
+    stage = dataclasses.replace(
+        stage, steps=1, warmup_steps=0, learning_rate=1.0, init_from="", init_part=""
+    )
     return json.dumps([dataclasses.asdict(part) for part in (config.data, config.model, stage)])
 
 
@@ -306,7 +382,7 @@ def kind(config, stage):
     """What sets training steps apart, but for sizes, heads, norms and what is frozen."""
     model = config.model
     stacks = (model.encoder.kind, model.decoder.kind, model.reconstructor.kind)
-    choices = (model.expansion, model.layout, model.combine, model.noise > 0, model.compat)
+    choices = (model.expansion, model.layout, model.memory_injection, model.noise > 0, model.compat)
     return stage.family, *stage.objectives, stage.memory, stage.compat, stacks, choices
 
 
@@ -333,12 +409,13 @@ def lower_all(name, chosen):
             raise
 
 
+@pytest.mark.quick_cases("quickstart")
 @pytest.mark.parametrize("name", FILES)
 def test_a_training_step_of_every_kind_lowers(name):
     lower_all(name, first_of_each(kind, twins=False)[name])
 
 
-@pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.parametrize("name", FILES)
 def test_every_training_step_lowers(name):
     lower_all(name, first_of_each(program, twins=True)[name])
@@ -351,13 +428,20 @@ def expanded(pattern):
     """The words that braces stand for: `a{b,c}` is ab and ac."""
     parts = re.split(r"\{([^{}]*)\}", pattern)
     return [
-        "".join(words) for words in itertools.product(*(part.split(",") if at % 2 else [part] for at, part in enumerate(parts)))
+        "".join(words)
+        for words in itertools.product(
+            *(part.split(",") if at % 2 else [part] for at, part in enumerate(parts))
+        )
     ]
 
 
 def table(text):
     """Cells of the rows of a Markdown table, but for its head."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     return rows[2:]
 
 
@@ -382,9 +466,13 @@ def test_the_table_of_a_file_has_its_variants_and_the_tokens_they_see(name):
     assert seen.keys() == set(variants(name))
     for variant, tokens in seen.items():
         config = resolved(name, variant)
-        total = sum(stage.steps * stage.rows for stage in config.stages.values()) * config.data.row_tokens
+        total = (
+            sum(stage.steps * stage.batch_size for stage in config.stages.values())
+            * config.data.sequence_length
+        )
         assert tokens == f"{total / 1e9:.3g} B", variant
-    assert f"    memjax train --config=configs/{name}.py:VARIANT --workdir=runs/{name}/VARIANT" in loaded(name).__doc__
+    command = f" memjax train --config=configs/{name}.py:VARIANT --workdir=runs/{name}/VARIANT "
+    assert command in " ".join(loaded(name).__doc__.split())
 
 
 def test_the_register_names_every_experiment_and_where_it_is():
@@ -394,7 +482,9 @@ def test_the_register_names_every_experiment_and_where_it_is():
         found = {name: variants for name in PUBLISHED if (variants := register(name).get(line))}
         named = {}
         for file, patterns in re.findall(r"`(\w+)\.py:([^`]*)`", where):
-            named[file] = [variant for pattern in patterns.split(" ") for variant in expanded(pattern)]
+            named[file] = [
+                variant for pattern in patterns.split(" ") for variant in expanded(pattern)
+            ]
         assert {file: sorted(variants) for file, variants in named.items()} == {
             file: sorted(variants) for file, variants in found.items()
         }, line

@@ -1,4 +1,4 @@
-"""Whose memories some are: the settings and the parameters of the encoder that wrote them."""
+"""The identity of an encoder: the settings and the parameters that fix its function."""
 
 import dataclasses
 import hashlib
@@ -12,20 +12,24 @@ from jax.experimental import multihost_utils
 
 from memjax.config import Model
 
-SETTINGS = ("chunk_length", "vectors", "readout", "bottleneck")
-"""Of the model's settings those that say, with the encoder's stack, what the parameters of an encoder do."""
+ENCODER_SETTINGS = ("chunk_length", "memory_vectors", "readout", "bottleneck")
+"""Settings of the model that fix, with the encoder's backbone, the function of its parameters."""
 
 
 def encoder_settings(model: Model) -> dict[str, Any]:
-    """The settings that, beside its parameters, say which function an encoder of packed rows is, as JSON has them."""
-    # What was written before there were pretrained stacks does not say that it has none.
-    stack = {key: value for key, value in dataclasses.asdict(model.encoder).items() if key != "pretrained" or value}
+    """Return the settings, as JSON, that fix an encoder's function beside its parameters."""
+    stack = dataclasses.asdict(model.encoder)
     compat = sorted({"residual_noise"}.intersection(model.compat))
-    return json.loads(json.dumps({key: getattr(model, key) for key in SETTINGS} | {"encoder": stack, "compat": compat}))
+    return json.loads(
+        json.dumps(
+            {key: getattr(model, key) for key in ENCODER_SETTINGS}
+            | {"encoder": stack, "compat": compat}
+        )
+    )
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """sha256 over paths, shapes, dtypes and bytes of all parameters, wherever they lie."""
+    """Return the sha256 over paths, shapes, dtypes and bytes of all parameters, sharded or not."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
         if not (leaf.is_fully_addressable or leaf.is_fully_replicated):

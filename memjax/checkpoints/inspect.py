@@ -1,4 +1,7 @@
-"""What a checkpoint holds, told from its metadata alone: no array is read, and none of the devices that wrote it is needed."""
+"""The contents of a checkpoint, from its metadata alone.
+
+No array is read, and none of the devices that wrote it is needed.
+"""
 
 import dataclasses
 import json
@@ -12,13 +15,28 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict
 
-from memjax.checkpoints.reading import CheckpointError, absolute, attempt, finished_steps, read_meta
+from memjax.checkpoints.checksums import verify
+from memjax.checkpoints.reading import (
+    ITEMS,
+    CheckpointError,
+    absolute,
+    attempt,
+    finished_steps,
+    read_meta,
+    require_keys,
+    trained_stages,
+)
 from memjax.config import Config, Stage, match_rules, to_json
+from memjax.files import parse_json
 
-PLACES = "give a workdir of `memjax train`, a stage's folder in it, that folder's `checkpoints`, or one step of these"
+PLACES = (
+    "give a workdir of `memjax train`, a stage's folder in it, that folder's `checkpoints`,"
+    " or one step of these"
+)
 SAID = ("stage", "config", "tokenizer", "seconds", "next_row")
-"""What training says of a checkpoint beside its step and format."""
+"""Keys of the metadata that training writes, beside step and format."""
 _STAGE = re.compile(r"^stages\.[^.]*\.")
 
 
@@ -30,12 +48,13 @@ class Array:
     shape: tuple[int, ...]
     dtype: np.dtype
     sharding: tuple[Any, ...] | None
-    """Mesh axes of its dimensions when it was written, () for whole on every device; None if it was on one device."""
+    """Mesh axes of its dimensions when it was written; () is whole on every device, None is on one
+    device."""
     trainable: bool = True
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """Number of its entries."""
         return math.prod(self.shape)
 
     @property
@@ -46,16 +65,16 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What one checkpoint is and holds."""
+    """The metadata of one checkpoint."""
 
     path: epath.Path
     steps: list[int]
     """Steps that have a checkpoint in the same folder."""
     stages: dict[str, list[int]]
-    """The same of every stage of the run, if a run was asked about."""
+    """Steps that have a checkpoint, by stage, where a workdir was inspected."""
     meta: dict[str, Any]
     config: dict[str, Any]
-    """Resolved settings as JSON has them; those that this memjax does not know too."""
+    """Resolved settings as JSON, also those that are unknown to this memjax."""
     parameters: list[Array]
     optimizer: list[Array]
     mesh: dict[str, int]
@@ -67,45 +86,47 @@ class Contents:
         return self.config["stages"][self.meta["stage"]]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for programs."""
-        meta = self.meta
-        told = {key: meta.get(key) for key in ("step", "stage", "format_version", "tokenizer", "seconds", "next_row")}
-        kinds = {
-            "trainable": [array for array in self.parameters if array.trainable],
-            "frozen": [array for array in self.parameters if not array.trainable],
-        }
+        """Return all of it as JSON, for programs."""
+        said = ("step", "stage", "format_version", "tokenizer", "seconds", "next_row")
         return {
             "path": str(self.path),
-            **told,
+            **{key: self.meta.get(key) for key in said},
             "steps": self.steps,
             "stages": self.stages,
             "family": self.stage["family"],
             "objectives": self.stage["objectives"],
-            "metrics": meta.get("metrics", {}),
+            "metrics": self.meta.get("metrics", {}),
             "mesh": self.mesh,
             "parameters": {
                 **totals(self.parameters),
-                **{kind: totals(arrays) for kind, arrays in kinds.items()},
-                "arrays": [_described(array) | {"trainable": array.trainable} for array in self.parameters],
+                "trainable": totals(array for array in self.parameters if array.trainable),
+                "frozen": totals(array for array in self.parameters if not array.trainable),
+                "arrays": [
+                    _described(array) | {"trainable": array.trainable} for array in self.parameters
+                ],
             },
-            "optimizer": {**totals(self.optimizer), "arrays": [_described(array) for array in self.optimizer]},
+            "optimizer": {
+                **totals(self.optimizer),
+                "arrays": [_described(array) for array in self.optimizer],
+            },
             "changed": changed(self.config),
             "config": self.config,
         }
 
 
 def inspect_checkpoint(path: str | os.PathLike) -> Contents:
-    """Reads what there is to know about a checkpoint without its arrays.
+    """Read the metadata of a checkpoint, and no array.
 
     Args:
-      path: a workdir (of its stages the last of the curriculum that has a checkpoint), a stage's folder, its `checkpoints` (the last step),
-        or one step; on disk or in a bucket (`gs://bucket/folder`).
+      path: a workdir (of its stages the last of the curriculum that has a checkpoint), a stage's
+        folder, its `checkpoints` (the last step), or one step; on disk or in a bucket
+        (`gs://bucket/folder`).
 
     Raises:
       CheckpointError: there is none, or its metadata cannot be read.
     """
     path = absolute(path)
-    stages = _stages(path)
+    stages = trained_stages(path)
     if stages:
         folder = path / "stages" / _last(path / "stages", stages) / "checkpoints"
     elif path.name.isdigit() and (path / "params").is_dir():
@@ -114,74 +135,90 @@ def inspect_checkpoint(path: str | os.PathLike) -> Contents:
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = finished_steps(folder)
     step = int(path.name) if folder == path.parent else max(steps, default=None)
-    if step not in steps:
-        raise CheckpointError(f"{path}: no finished checkpoint here; {PLACES}")
+    CheckpointError.require(step in steps, f"{path}: no finished checkpoint here; {PLACES}")
     return _contents(folder / str(step), steps, stages)
 
 
 def totals(arrays: Iterable[Array]) -> dict[str, int]:
-    """Numbers and bytes of several arrays."""
+    """Return the entries and the bytes of several arrays."""
     arrays = list(arrays)
-    return {"count": sum(array.count for array in arrays), "bytes": sum(array.bytes for array in arrays)}
+    return {
+        "count": sum(array.count for array in arrays),
+        "bytes": sum(array.bytes for array in arrays),
+    }
 
 
 def changed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that are not what they are by default, by their keys on the command line."""
+    """Return settings that differ from their defaults, by their keys on the command line."""
     stage = json.loads(json.dumps(dataclasses.asdict(Stage())))
     usual = flat(json.loads(to_json(Config()))) | flat({"stages": {"": stage}})
-    return {key: value for key, value in flat(config).items() if value != usual.get(_STAGE.sub("stages..", key))}
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if value != usual.get(_STAGE.sub("stages..", key))
+    }
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their keys on the command line."""
-    settings: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        settings |= flat(value, f"{key}.") if isinstance(value, Mapping) and name != "objectives" else {key: value}
-    return settings
-
-
-def _stages(workdir: epath.Path) -> dict[str, list[int]]:
-    """Steps that have a checkpoint, of every stage of a workdir that has some; nothing if it is no workdir."""
-    folder = workdir / "stages"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    steps = {name: finished_steps(folder / name / "checkpoints") for name in names}
-    return {name: there for name, there in steps.items() if there}
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by their keys on the command line."""
+    return flatten_dict(config, is_leaf=lambda path, _: path[-1:] == ("objectives",), sep=".")
 
 
 def _last(folder: epath.Path, stages: Mapping[str, list[int]]) -> str:
-    """The last stage of the curriculum that has a checkpoint, as `memjax.load` takes it; any other if it has none."""
+    """Return the last stage of the curriculum that has a checkpoint, or else any stage."""
     name, steps = next(iter(stages.items()))
     meta = read_meta(folder / name / "checkpoints" / str(max(steps)))
-    curriculum = json.loads(meta.get("config", "{}")).get("curriculum", ())
-    return next((stage for stage in reversed(curriculum) if stage in stages), name)
+    shape = {"curriculum": [str]}
+    found, _ = attempt(lambda: parse_json(meta["config"], folder, CheckpointError, shape))
+    order = found["curriculum"] if found else ()
+    return next((stage for stage in reversed(order) if stage in stages), name)
 
 
 def _contents(path: epath.Path, steps: list[int], stages: dict[str, list[int]]) -> Contents:
     meta = read_meta(path)
-    missing = [key for key in SAID if key not in meta]
-    if missing:
-        raise CheckpointError(f"{path} does not say its {', '.join(missing)}; checkpoints that `memjax train` writes do")
-    handler = ocp.StandardCheckpointHandler()
-    found, why = attempt(lambda: [handler.metadata(path / item).tree for item in ("params", "optimizer")])
-    if found is None:
-        raise CheckpointError(f"{path}: what the checkpoint holds cannot be read ({why})")
-    config = json.loads(meta["config"])
-    rules = tuple((pattern, value) for pattern, value in config["stages"][meta["stage"]]["trainable"])
-    parameters = [
-        dataclasses.replace(array, trainable=match_rules(rules, array.path, f"config.stages.{meta['stage']}.trainable"))
-        for array in _arrays(found[0])
-    ]
-    return Contents(path, steps, stages, meta, config, parameters, _arrays(found[1]), _mesh(found[0]))
+    require_keys(meta, SAID, path)
+    found, why = attempt(lambda: _describe(path))
+    CheckpointError.require(
+        found is not None, f"{path}: the metadata of its arrays cannot be read ({why})"
+    )
+    stage = {"family": str, "steps": int, "objectives": {str: float}, "trainable": [[object]]}
+    where, shape = (
+        f"{path}: the checkpoint cannot be read: config",
+        {"stages": {meta["stage"]: stage}},
+    )
+    config = parse_json(meta["config"], where, CheckpointError, shape)
+    key = f"config.stages.{meta['stage']}.trainable"
+    rules = tuple(map(tuple, config["stages"][meta["stage"]]["trainable"]))
+    parameters, why = attempt(
+        lambda: [
+            dataclasses.replace(array, trainable=match_rules(rules, array.path, key))
+            for array in _arrays(found[0])
+        ]
+    )
+    CheckpointError.require(parameters is not None, f"{path}: {key} cannot be read ({why})")
+    return Contents(
+        path, steps, stages, meta, config, parameters, _arrays(found[1]), _mesh(found[0])
+    )
+
+
+def _describe(path: epath.Path) -> list[Any]:
+    """Return the trees of metadata of parameters and optimizer, verified; no array is read."""
+    items, parts = ITEMS[:2], ("_", "array_metadatas/", "d/", "manifest")
+    verify(path, ("meta/", *(f"{item}/{part}" for item in items for part in parts)))
+    return [ocp.StandardCheckpointHandler().metadata(path / item).tree for item in items]
 
 
 def _arrays(tree: Any) -> list[Array]:
-    """Metadata that Orbax keeps of a tree's arrays, by path."""
+    """Return the metadata of a tree's arrays that Orbax keeps."""
     arrays = []
     for path, leaf in jax.tree.leaves_with_path(tree):
         spec = getattr(leaf.sharding, "partition_spec", None)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        arrays.append(Array(name, tuple(leaf.shape), np.dtype(leaf.dtype), None if spec is None else tuple(spec)))
+        arrays.append(
+            Array(
+                name, tuple(leaf.shape), np.dtype(leaf.dtype), None if spec is None else tuple(spec)
+            )
+        )
     return arrays
 
 

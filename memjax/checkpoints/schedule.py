@@ -1,4 +1,4 @@
-"""When a checkpoint is due: every so many steps, and every so many minutes in between."""
+"""The schedule of checkpoints: every so many steps, and every so many minutes in between."""
 
 import dataclasses
 import time
@@ -16,19 +16,26 @@ class Schedule:
     clock: Callable[[], float] = time.monotonic
     """Seconds since some moment."""
     agree: Callable[[bool], bool] = bool
-    """From what this process's clock says to what holds for all. Processes that save together must decide the same; theirs is a broadcast
-    from the first of them."""
+    """Maps this process's decision to one that holds for all. Processes that save together must
+    decide alike; they take a broadcast from the first of them."""
     ask_every: int = 1
-    """Steps between two looks at the clock: what agrees waits for the device."""
+    """Steps between two checks of the clock: `agree` waits for the device."""
 
     def __post_init__(self) -> None:
         self._last = self.clock()
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step`. Every process asks at every step, so that all take part in `agree`."""
-        late = self.minutes > 0 and step % self.ask_every == 0 and self.agree(self.clock() - self._last >= 60 * self.minutes)
+        """Return whether to save after `step`.
+
+        Every process calls it at every step, so that all take part in `agree`.
+        """
+        late = (
+            self.minutes > 0
+            and step % self.ask_every == 0
+            and self.agree(self.clock() - self._last >= 60 * self.minutes)
+        )
         return late or step % self.steps == 0
 
     def saved(self) -> None:
-        """Starts the minutes again."""
+        """Restart the clock of `minutes`."""
         self._last = self.clock()

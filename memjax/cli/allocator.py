@@ -1,8 +1,8 @@
-"""Keeps memory that a computation frees, on Linux CPUs.
+"""Keeps the memory that a computation frees, on Linux CPUs.
 
-XLA asks the C library for every step's temporaries and gives them back. By default that goes to the kernel and comes back as
-pages to be zeroed, which costs about as much as the arithmetic of a small model. Told to keep what is freed, the library
-hands the same pages out again.
+XLA allocates the temporaries of every step in the C library and frees them. By default the freed
+pages return to the kernel, which zeroes them before their next use. For a small model that costs
+about as much as the arithmetic. With these parameters the library reuses the pages.
 """
 
 import ctypes
@@ -13,11 +13,17 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory; returns whether it could. Call it before the first large allocation."""
+    """Sets glibc to keep freed memory; returns whether that succeeded.
+
+    Call it before the first large allocation.
+    """
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
-        return False  # Another C library (musl): slower, and right all the same.
-    return all(mallopt(key, value) for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1)))
+        return False  # Another C library (musl): slower, with the same results.
+    return all(
+        mallopt(key, value)
+        for key, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_ARENA_MAX, 1))
+    )

@@ -1,144 +1,302 @@
-"""Flags of commands that take a config: --config=FILE, --config.KEY=VALUE, and their own."""
+"""Command lines: parsing them, and the help of a command."""
 
+import argparse
+import dataclasses
+import difflib
+import os
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+import runpy
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
-from absl import flags
-from ml_collections import config_flags
+from memjax.cli.flags import FLAGS, PATHS, RENAMED, WRITTEN, Flag
+from memjax.errors import MemjaxError
 
-from memjax.config import Config, ConfigError, from_config_dict
+if TYPE_CHECKING:
+    from memjax.config import Config
+
+WIDTH = 100
+"""Columns of help texts."""
 
 
-def read_flags(
-    args: Sequence[str], example: str, define: Callable[[flags.FlagValues], None], required: Sequence[str] = ()
-) -> tuple[Config, flags.FlagValues]:
-    """The checked config and the other flags of a command line.
+class UsageError(MemjaxError):
+    """A command line cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The words and flags of a command."""
+
+    example: str
+    """A correct command line."""
+    flags: Mapping[str, Flag]
+    """From `take`."""
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Positional arguments and their meaning; one whose name ends in `...` may be several."""
+    configs: tuple[str, ...] = ()
+    """Flags that take a config file, so that --FLAG.KEY=VALUE changes a setting of it."""
+    notes: str = ""
+    """Further paragraphs of the help."""
+
+
+def take(**flags: Mapping[str, Any]) -> dict[str, Flag]:
+    """Flags of the table, each with this command's default, choices, or whether it is required.
+
+    `what` is the word that stands for `{}` in the flag's help.
+    """
+    taken = {}
+    for name, given in flags.items():
+        own = dict(given)
+        sentence = FLAGS[name].help.replace("{}", own.pop("what", "{}"))
+        taken[name] = dataclasses.replace(FLAGS[name], help=sentence, **own)
+    return taken
+
+
+def parse(arguments: Arguments, args: Sequence[str]) -> argparse.Namespace:
+    """Returns the values of all flags and words of a command.
+
+    Overrides `--config.KEY=VALUE` are in `overrides`: for each config flag a list of (KEY, VALUE).
 
     Args:
-      args: command name and flags.
-      example: a command line that is right, for messages.
-      define: defines the command's own flags.
-      required: names of those that must be given.
+      arguments: what the command takes.
+      args: the command line behind the command's name.
 
     Raises:
-      flags.Error: a flag is unknown, missing or has no readable value.
-      ConfigError: the file cannot be loaded, or a key is unknown or wrong.
+      UsageError: an argument is unknown, missing or unreadable.
+      OSError: what is to be written is an address.
     """
-    args = list(args)
-    given = {arg.split("=")[0] for arg in args}
-    for name in ("config", *required):
-        if f"--{name}" not in given:
-            raise flags.IllegalFlagValueError(f"--{name} is missing; for example: {example}")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "The experiment: a file with get_config().", values, sys_argv=args)
-    define(values)
-    try:
-        rest = values(args)
-        tree: Any = values["config"].value
-        if not isinstance(tree, ml_collections.ConfigDict):
-            # A file that is not there comes as an object that raises when it is read.
-            tree = tree.to_dict()
-    except flags.Error:
-        raise
-    except (AttributeError, KeyError) as error:
-        raise ConfigError(_unknown_key(args, error)) from error
-    except Exception as error:
-        # The config file is a program; whatever it raises is its own to mend.
-        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else ""
-        raise ConfigError(f"{_config_argument(args)} cannot be loaded ({type(error).__name__}: {reason})") from error
-    if len(rest) > 1:
-        raise flags.IllegalFlagValueError(f"{rest[1]!r} is no flag; flags look like --config.seed=1. For example: {example}")
-    return from_config_dict(tree), values
+    given = argparse.Namespace(overrides={name: [] for name in arguments.configs})
+    for name, own in arguments.flags.items():
+        keys = {key: each.default for key, each in own.keys.items()}
+        setattr(given, name, keys or own.default)
+    words, rest = [], iter(args)
+    for arg in args:
+        # Names in other encodings arrive as half surrogates, which no message or file can hold.
+        UsageError.require(
+            not re.search("[\ud800-\udfff]", arg), f"{arg!r}: not UTF-8, expected UTF-8. Rename it."
+        )
+    for arg in rest:
+        name, equals, text = arg.removeprefix("--").partition("=")
+        config, dot, key = name.partition(".")
+        name = RENAMED.get(name, name)
+        own = arguments.flags.get(name)
+        if not arg.startswith("--"):
+            words.append(os.path.expanduser(arg))  # All words are paths.
+        elif dot and config in arguments.configs:
+            UsageError.require(equals, f"{arg}: no value, expected {arg}=VALUE.")
+            given.overrides[config].append((key, text))
+        elif own is None:
+            raise UsageError(_unknown(name, arguments))
+        elif own.kind == "switch":
+            UsageError.require(not equals, f"--{name}: a value, expected none. Write it alone.")
+            setattr(given, name, True)
+        else:
+            text = text if equals else next(rest, "--")
+            missing = not equals and text.startswith("--")
+            UsageError.require(not missing, f"{arg}: no value, expected {arg}=VALUE.")
+            if name in WRITTEN:
+                from memjax.files import local
 
-
-def read_words(args: Sequence[str], values: flags.FlagValues, about: str) -> tuple[list[str], dict[str, Any]] | None:
-    """What is no flag, and the values of the flags before and behind it; None where help was asked for, which is then printed.
-
-    Args:
-      args: command name, words and flags.
-      values: the flags, defined.
-      about: what help begins with.
-
-    Raises:
-      flags.Error: a flag is unknown or has no readable value.
-    """
-    if {"--help", "-h"} & set(args):
-        print(f"{about}\n{values.get_help()}")
-        return None
-    values.set_gnu_getopt(True)
-    words = values(list(args))[1:]
-    return words, {name: values[name].value for name in values}
-
-
-def read_one(
-    args: Sequence[str], values: flags.FlagValues, about: str, example: str, required: Sequence[str], what: str
-) -> tuple[str, dict[str, Any]] | None:
-    """As `read_words`, of a command that takes exactly one word.
-
-    Args:
-      args: command name, word and flags.
-      values: the flags, defined.
-      about: what help begins with.
-      example: a command line that is right, for messages.
-      required: names of flags that must not be empty.
-      what: what the word is, for messages.
-
-    Raises:
-      flags.Error: as `read_words`, or something is missing or too much.
-    """
-    found = read_words(args, values, about)
-    if found is None:
-        return None
-    words, given = found
-    if len(words) != 1:
-        wrong = f"{words[1]!r} is one too many" if words else "it is missing"
-        raise flags.IllegalFlagValueError(f"give {what} and flags ({wrong}); for example: {example}")
-    require(given, required, example)
-    return words[0], given
-
-
-def read_own(
-    args: Sequence[str], values: flags.FlagValues, about: str, example: str, required: Sequence[str]
-) -> dict[str, Any] | None:
-    """As `read_one`, of a command that takes flags alone."""
-    found = read_words(args, values, about)
-    if found is None:
-        return None
-    words, given = found
-    if words:
-        raise flags.IllegalFlagValueError(f"{words[0]!r} is no flag; for example: {example}")
-    require(given, required, example)
+                local(text)
+            setattr(given, name, _read(text, own, f"--{name}: "))
+    _place(words, arguments, given)
+    for name, own in arguments.flags.items():
+        UsageError.require(
+            not own.required or getattr(given, name) not in (None, "", []),
+            f"--{name}: missing, expected {_shown(own)}. For example: {arguments.example}",
+        )
     return given
 
 
-def require(given: dict[str, Any], required: Sequence[str], example: str) -> None:
-    """Raises flags.Error for the first of these flags that is empty; `example` is a command line that is right."""
-    for name in required:
-        if not given[name]:
-            raise flags.IllegalFlagValueError(f"--{name} is missing; for example: {example}")
+def help_text(command: str, sentence: str, arguments: Arguments) -> str:
+    """Returns the text that `memjax COMMAND --help` prints."""
+    needed = [f"--{name}={_shown(own)}" for name, own in arguments.flags.items() if own.required]
+    usage = " ".join(["usage: memjax", command, *arguments.words, *needed, "[FLAGS]"])
+    lines = [usage, "", sentence]
+    for paragraph in textwrap.dedent(arguments.notes).strip().split("\n\n"):
+        lines += ["", *textwrap.wrap(paragraph, WIDTH)] if paragraph else []
+    if arguments.words:
+        lines += ["", "arguments:", *_table(arguments.words.items())]
+    lines += ["", "flags:"]
+    for name, own in arguments.flags.items():
+        value = "" if own.kind == "switch" else f"={_shown(own)}"
+        lines += _table([(f"--{name}{value}", _described(own))])
+        lines += _table(
+            ((f"  {key}={_shown(each)}", _described(each)) for key, each in own.keys.items()),
+            indent=4,
+        )
+        if name in arguments.configs:
+            lines += _table([(f"--{name}.KEY=VALUE", "Change one setting of it.")])
+    lines += _table([("--help", "Show this text.")])
+    return "\n".join([*lines, "", "example:", f"  {arguments.example}"])
 
 
-def _config_argument(args: Sequence[str]) -> str:
-    return next(arg for arg in args if arg.startswith("--config"))
+def read_config(flag: str, file: str, overrides: Iterable[tuple[str, str]]) -> "Config":
+    """The checked config in a file, changed by overrides.
+
+    Args:
+      flag: the name of the flag that named the file, for messages.
+      file: FILE or FILE:VARIANT.
+      overrides: keys and the text of their new values.
+
+    Raises:
+      ConfigError: the file cannot be loaded, or a key is unknown or wrong.
+    """
+    from memjax.config import ConfigError
+    from memjax.files import regular
+    from memjax.objectives import load_config
+
+    path, _, variant = file.partition(":")
+    try:
+        get_config = runpy.run_path(str(regular(path)))["get_config"]
+        tree = get_config(variant) if variant else get_config()
+        tree = getattr(tree, "to_dict", lambda: tree)()
+    except (Exception, SystemExit) as error:
+        # The config file is a program: it can raise anything.
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else ""
+        raise ConfigError(
+            f"--{flag}={file} cannot be loaded ({type(error).__name__}: {reason})"
+        ) from error
+    ConfigError.require(
+        isinstance(tree, Mapping),
+        f"--{flag}={file}: get_config() returned {type(tree).__name__}, expected settings. End it"
+        " with `return to_config_dict(Config(...))`",
+    )
+    return load_config(tree, overrides)
 
 
-def _unknown_key(args: Sequence[str], error: Exception) -> str:
-    """Says which override names no setting. ml_collections' error holds only the last part of its key."""
-    first = re.search(r"\w+", str(error))
-    name = first[0] if first else ""
-    close = re.search(r'Did you mean "([^"]+)"', str(error))
-    for arg in args:
-        key = arg.removeprefix("--").split("=")[0]
-        parts = key.split(".")
-        if parts[0] == "config" and name in parts:
-            parent = ".".join(parts[: parts.index(name)])
-            if parts[-2:-1] == ["objectives"]:
-                return (
-                    f"{key} is not there yet; give all objectives at once: --{parent}=\"{{'next_token': 1.0, {name!r}: 1.0}}\""
-                )
-            return f"{key} is not a setting; " + (
-                f"did you mean {parent}.{close[1]}?" if close else f"{parent} has no {name!r}"
-            )
-    return f"{_config_argument(args)} cannot be loaded ({type(error).__name__}: {error})"
+def refuse(
+    arguments: Arguments, given: argparse.Namespace, names: Iterable[str], where: str
+) -> None:
+    """Raises UsageError if some of the named flags were given, which have no meaning there."""
+    wrong = [
+        f"--{name}"
+        for name in names
+        if getattr(given, name) != arguments.flags[name].default or given.overrides.get(name)
+    ]
+    UsageError.require(
+        not wrong,
+        f"{', '.join(wrong)}: given, expected none {where}. Leave it out.",
+    )
+
+
+def close_match(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """` Did you mean NAME?`, or nothing where no name is close."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _place(words: list[str], arguments: Arguments, given: argparse.Namespace) -> None:
+    """Assigns positional words to their names, in lower case and without `...`."""
+    names = list(arguments.words)
+    if len(words) < len(names):
+        expected = " ".join(names).removesuffix(".")
+        raise UsageError(
+            f"{names[len(words)].removesuffix('...')}: missing, expected {expected}."
+            f" For example: {arguments.example}"
+        )
+    values: list[Any] = list(words)
+    if names and names[-1].endswith("..."):
+        values[len(names) - 1 :] = [words[len(names) - 1 :]]
+    if len(values) > len(names):
+        raise UsageError(
+            f"{words[len(names)]!r}: unexpected argument, expected"
+            f" {' '.join(names) if names else 'flags such as --seed=1'}."
+            f" For example: {arguments.example}"
+        )
+    for name, value in zip(names, values, strict=True):
+        setattr(given, name.removesuffix("...").lower(), value)
+
+
+def _read(text: str, flag: Flag, label: str) -> Any:
+    """The value that a text gives a flag or a key; `label` begins the message of an error."""
+    if flag.kind == "pairs":
+        return _pairs(text, flag.keys, label)
+    if flag.kind == "steps":
+        return _steps(text, label)
+    if flag.kind.endswith("s"):
+        one = dataclasses.replace(flag, kind=flag.kind[:-1])
+        return [_read(part, one, label) for part in re.split(r"[,+]", text)] if text else []
+    if flag.kind == "text":
+        UsageError.require(
+            not flag.choices or text in flag.choices,
+            f"{label}{text!r}, expected one of {', '.join(flag.choices)}."
+            f"{close_match(text, flag.choices)}",
+        )
+        return os.path.expanduser(text) if flag.metavar in PATHS else text
+    kind, what = (int, "a whole number") if flag.kind == "int" else (float, "a number")
+    least = "" if flag.minimum is None else f" of at least {flag.minimum:g}"
+    try:
+        value = kind(text)
+    except ValueError:
+        raise UsageError(f"{label}{text!r}, expected {what}{least}.") from None
+    enough = flag.minimum is None or value >= flag.minimum
+    UsageError.require(enough, f"{label}{text}, expected {what}{least}.")
+    return value
+
+
+def _steps(text: str, label: str) -> tuple[int, int]:
+    """The first and the last step of START:STOP, or of N for 1:N."""
+    match = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
+    start, stop = (int(match[1] or 1), int(match[2])) if match else (0, 0)
+    UsageError.require(
+        1 <= start <= stop,
+        f"{label}{text!r}, expected START:STOP, two steps such as 10:20, or N for 1:N.",
+    )
+    return start, stop
+
+
+def _pairs(text: str, keys: Mapping[str, Flag], label: str) -> dict[str, Any]:
+    found = {key: each.default for key, each in keys.items()}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        UsageError.require(
+            key in keys and equals,
+            f"{label}{part!r}, expected KEY=VALUE with a key of {', '.join(keys)}."
+            f"{close_match(key, keys)}",
+        )
+        found[key] = _read(value, keys[key], f"{label}{key}=")
+    return found
+
+
+def _unknown(name: str, arguments: Arguments) -> str:
+    first, dot, key = name.partition(".")
+    close = close_match(first, arguments.flags, "--")
+    if close and dot:
+        close = close.replace("?", f".{key}?")
+    command = " ".join(arguments.example.split()[:2])
+    return f"--{name}: unknown flag, expected a flag of `{command} --help`.{close}"
+
+
+def _shown(flag: Flag) -> str:
+    """The value of a flag in a help text."""
+    if flag.kind == "pairs":
+        return "KEY=VALUE,..."
+    return flag.metavar or "|".join(flag.choices) or {"int": "N", "float": "X"}.get(flag.kind, "X")
+
+
+def _described(flag: Flag) -> str:
+    """The sentence of a flag, with its default."""
+    default = flag.default
+    if flag.required:
+        return f"{flag.help} Required."
+    if default is None or default is False or default in ("", []):
+        return flag.help
+    between = "+" if "+" in flag.metavar else ","
+    shown = between.join(map(str, default)) if isinstance(default, list) else default
+    return f"{flag.help} Default: {shown}."
+
+
+def _table(rows: Iterable[tuple[str, str]], indent: int = 2) -> list[str]:
+    """Two columns, the second one wrapped; a long first cell has a line of its own."""
+    lines = []
+    for name, text in rows:
+        first = f"{' ' * indent}{name}"
+        body = textwrap.wrap(text, WIDTH - 28, break_long_words=False, break_on_hyphens=False)
+        if len(first) < 27 and body:
+            lines.append(f"{first:<28}{body.pop(0)}")
+        else:
+            lines.append(first)
+        lines += [f"{'':28}{line}" for line in body]
+    return lines

@@ -1,93 +1,145 @@
-"""The command `memjax compress FILES... --checkpoint=STAGE --out=FOLDER`: text files to memories, once, to use later.
+"""The command `memjax compress`: texts, or a prepared corpus, to stored memories."""
 
-    memjax compress book.txt notes/ --checkpoint=runs/quickstart/stages/autoencoder --out=book.store
-
-reads what a corpus can be (.txt, .jsonl, both also .gz, folders, globs), cuts every document into chunks of the model's length, and writes
-a folder of their memories, which `memjax expand` turns into text again and `memjax.store.MemoryStore.load` opens. What rounding to --dtype
-costs is measured on a sample of the text, where the stage has a decoder that reads memories.
-"""
-
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from memjax.cli.arguments import Arguments, UsageError, refuse, take
+from memjax.cli.flags import STAGE_PATH
+from memjax.progress import Reporter
 
-from memjax.cli.arguments import read_words, require
-
-if TYPE_CHECKING:
-    from memjax.store import Loss, MemoryStore
-
-EXAMPLE = "memjax compress book.txt --checkpoint=runs/quickstart/stages/autoencoder --out=book.store"
 DTYPES = ("float32", "bfloat16", "float8_e4m3", "int8")
+CORPUS_DTYPES = DTYPES[:2]
+PREPARED = "prepared.json"
+"""The file by which a folder is a prepared corpus."""
+ONLY_TEXTS, ONLY_CORPUS = ("limit", "eval_examples"), ("split", "sequence_length")
+ARGUMENTS = Arguments(
+    example="memjax compress runs/quickstart novel.txt --out=novel.store",
+    words={
+        "PATH": STAGE_PATH,
+        "SOURCE...": "Texts (.txt, .jsonl, both also .gz, folders, globs), or one prepared corpus"
+        " (a workdir or its folder data).",
+    },
+    flags=take(
+        out={
+            "what": "File of the store, or folder of the corpus's memories, to write",
+            "required": True,
+        },
+        dtype={"choices": DTYPES, "default": "bfloat16"},
+        batch_size={
+            "what": "Chunks of texts (default 256), or sequences of a corpus (default 64),"
+        },
+        limit={"what": "chunks of texts"},
+        eval_examples={"default": 64},
+        split={"choices": ("train", "validation"), "default": "train"},
+        sequence_length={"what": "by default config.data.sequence_length of the stage"},
+    ),
+    notes="""
+    Texts become a store: every document is cut into chunks, and `memjax reconstruct` and `memjax
+    generate --memory` read the store. The loss by rounding to --dtype is measured on
+    --eval_examples texts, if the stage has a decoder that reads memories; 0 skips that. An int8
+    store has a scale per vector.
+
+    A prepared corpus becomes a folder of the memories of all its sequences, as float32 or bfloat16,
+    for training with a frozen encoder: config.data.memories=FOLDER. The stage that trains on it
+    starts from this encoder (init_from, init_part='encoder') and keeps it frozen
+    (trainable=(('^encoder/', False), ('.*', True))). --split and --sequence_length choose the
+    sequences. The command runs on one machine, on all its devices.
+    """,
+)
 
 
-def define_flags() -> flags.FlagValues:
-    """The command's flags."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("checkpoint", None, "Folder of the stage whose encoder it is.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder to write.", flag_values=values)
-    flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "What is stored; int8 has a scale for every vector.", flag_values=values)
-    flags.DEFINE_integer("limit", 0, "Chunks, at most; 0 is all.", 0, flag_values=values)
-    flags.DEFINE_integer("batch", 256, "Chunks at a time.", 1, flag_values=values)
-    flags.DEFINE_integer("sample", 64, "Texts that rounding is measured on; 0 leaves that out.", 0, flag_values=values)
-    return values
+def run(given: Namespace) -> None:
+    """Encodes texts or a prepared corpus and writes the memories."""
+    corpora = [folder for source in given.source if (folder := prepared_folder(source))]
+    if not corpora:
+        refuse(ARGUMENTS, given, ONLY_CORPUS, "with texts")
+        _compress_texts(given)
+        return
+    refuse(ARGUMENTS, given, ONLY_TEXTS, "with a prepared corpus")
+    UsageError.require(
+        len(given.source) == 1,
+        f"SOURCE: {len(given.source)} sources with a prepared corpus, expected that one alone.",
+    )
+    UsageError.require(
+        given.dtype in CORPUS_DTYPES,
+        f"--dtype: {given.dtype!r}, expected {' or '.join(CORPUS_DTYPES)} for a prepared corpus.",
+    )
+    # It imports JAX: after the flags are checked.
+    from memjax.training.encode_corpus import encode_corpus
+
+    encode_corpus(
+        given.path,
+        corpora[0],
+        given.out,
+        given.split,
+        given.sequence_length or 0,
+        given.dtype,
+        given.batch_size or 64,
+    )
 
 
-def run(args: Sequence[str]) -> int:
-    """Compresses, writes and says what it took."""
-    found = read_words(args, define_flags(), __doc__ or "")
-    if found is None:
-        return 0
-    files, given = found
-    if not files:
-        raise flags.IllegalFlagValueError(f"there is no file to compress; for example: {EXAMPLE}")
-    require(given, ("checkpoint", "out"), EXAMPLE)
-    # These import JAX: after the flags are known to be right.
-    from memjax.store import StoreError, compress, cut, open_compressor, read_sources, rounding_loss
-    from memjax.training.progress import Reporter
+def prepared_folder(source: str) -> Path | None:
+    """The data folder of a prepared corpus, given that or its workdir; None for texts."""
+    for folder in (Path(source), Path(source) / "data"):
+        if (folder / PREPARED).is_file():
+            return folder
+    return None
 
-    out = Path(given["out"]).expanduser()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise StoreError(f"{out}: is there already; give --out a new folder, or delete it first")
-    reporter = Reporter()
-    compressor = open_compressor(given["checkpoint"])
-    sources = read_sources(files)
-    chunks = cut(sources, compressor.tokenizer, compressor.origin.chunk_length, given["limit"])
-    with reporter.bar("compress", -(-len(chunks) // min(given["batch"], len(chunks)))) as bar:
-        store = compress(compressor, chunks, given["dtype"], given["batch"], bar.advance)
+
+def _compress_texts(given: Namespace) -> None:
+    # These import JAX: after the flags are checked.
+    from memjax.checkpoints import CheckpointError
+    from memjax.checkpoints.store_records import StoreError
+    from memjax.evaluation.instruments.rounding_loss import rounding_loss
+    from memjax.inference import load
+    from memjax.inference.chunking import cut, read_sources
+
+    out = Path(given.out)
+    StoreError.require(
+        not out.exists(),
+        f"--out={out}: exists, expected a new file. Delete it, or name another.",
+    )
+    reporter, model = Reporter(), load(given.path)
+    length, tokenizer = model.encoder.config.chunk_length, model.required_tokenizer
+    batch = given.batch_size or 256
+    with reporter.active():
+        sources = read_sources(given.source)
+        chunks = cut(sources, tokenizer, length, given.limit or 0, model.padding_side)
+        store = model.compress(chunks, dtype=given.dtype, batch=batch)
     store.save(out)
-    for line in (*_sizes(store, out), *_losses(rounding_loss(compressor, chunks, given["dtype"], given["sample"]), given)):
-        reporter.say(line)
-    if compressor.system is None:
-        reporter.say(f"this stage cannot turn memories into text: {compressor.why}")
-    return 0
-
-
-def _sizes(store: "MemoryStore", out: Path) -> list[str]:
-    taken = sum(path.stat().st_size for path in out.iterdir())
-    memories = store.stored.nbytes + (0 if store.scales is None else store.scales.nbytes)
-    vectors, width = store.origin.shape
-    return [
-        f"{out}: {len(store)} chunks of {len(store.documents)} documents, [{vectors}, {width}] {store.dtype} each",
-        f"  tokens               {store.tokens:,}",
-        f"  bytes of text        {store.text_bytes:,}",
-        f"  bytes of the store   {taken:,} ({taken / store.text_bytes:.2f} a byte of text)",
-        f"  bytes of memories    {memories:,}",
-        f"  bits a token         {8 * memories / store.tokens:.1f} (all of the store {8 * taken / store.tokens:.1f},"
-        f" the text {8 * store.text_bytes / store.tokens:.1f})",
-    ]
-
-
-def _losses(loss: "Loss | None", given: dict[str, Any]) -> list[str]:
-    if loss is None:
-        return []
-    lines = [f"  unrounded            {loss.nats} nats a token, {loss.accuracy} of tokens right ({loss.nats.texts} texts)"]
-    if loss.rounded is None:
-        return [*lines, "  float32 is not rounded"]
-    rounded = loss.rounded
-    return [
-        *lines,
-        f"  as stored            {rounded.nats} nats a token, {rounded.accuracy} of tokens right",
-        f"  rounding costs       {rounded.difference} nats a token ({given['dtype']})",
-    ]
+    taken, memories, text = out.stat().st_size, store.nbytes, store.text_bytes
+    shapes = ", ".join(str(list(shape)) for shape in store.provenance.leaves.values())
+    reporter.log(
+        f"{out}: {len(store)} chunks of {len(store.documents)} documents, {shapes} {store.dtype}"
+        " each"
+    )
+    own, whole, raw = (f"{8 * size / store.tokens:.1f}" for size in (memories, taken, text))
+    facts = {
+        "tokens": f"{store.tokens:,}",
+        "bytes of text": f"{text:,}",
+        "bytes of the store": f"{taken:,} ({taken / text:.2f} per byte of text)",
+        "bytes of memories": f"{memories:,}",
+        "bits per token": f"{own} (the whole store {whole}, the text {raw})",
+    }
+    reporter.table("", ("", ""), facts.items(), left=2)
+    try:
+        model.codec()
+    except CheckpointError as error:
+        reporter.log(f"this stage does not reconstruct text: {error}")
+        return
+    if given.eval_examples:
+        loss = rounding_loss(model, chunks, given.dtype, given.eval_examples)
+        facts = {
+            "unrounded": f"{loss.nats} nats per token, {loss.accuracy} of tokens right"
+            f" ({loss.nats.texts} texts)"
+        }
+        stored = next(iter(loss.rounded), None)
+        facts |= (
+            {
+                "as stored": f"{stored.nats} nats per token, {stored.accuracy} of tokens right",
+                "rounding costs": f"{stored.difference} nats per token ({given.dtype})",
+            }
+            if stored
+            else {"float32": "is not rounded"}
+        )
+        reporter.table("", ("", ""), facts.items(), left=2)

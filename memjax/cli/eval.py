@@ -1,99 +1,115 @@
-"""The command `memjax eval --workdir=RUN [--stage=NAME] --tasks=NAME,...`: standard evaluations of a trained model.
-
-    memjax eval --workdir=runs/quickstart --stage=combined --tasks=arc_easy,hellaswag,lambada_openai --limit=100
-    memjax eval --workdir=runs/quickstart --tasks=arc_easy_local,lambada_local --data=evals/
-    memjax eval --workdir=runs/quickstart --tasks=long_recall --haystack=books/ --lengths=1024,4096
-
-Tasks are those of lm-evaluation-harness (the extra: pip install 'memjax[eval]'), NAME_local of files in --data (memjax/interop/tasks), any
-in --include_path, and long_recall, which is memjax's own and needs no extra: facts hidden in long text, recalled by the ranking of answers.
-A run's last stage is taken unless another is named; its family must be memory_model, causal_lm or recurrent_memory. Memory models read the
-full chunks of a context through memories, as in training. Prints the tables and writes all numbers as JSON.
-"""
+"""The command `memjax eval`: standard evaluations of a trained language model."""
 
 import json
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
-from memjax.cli.arguments import read_own
+from memjax.cli.arguments import Arguments, UsageError, take
+from memjax.cli.flags import STAGE_PATH, Flag
+from memjax.progress import Reporter
 
 if TYPE_CHECKING:
-    from memjax.evals import LongRecall, TextModel
+    from memjax.evaluation.text_scorer import TextScorer
 
-EXAMPLE = "memjax eval --workdir=runs/quickstart --tasks=arc_easy_local --data=evals/"
 LONG_RECALL = "long_recall"
 FILE = "evaluations.json"
-KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config")
-"""What is written of what the harness returns; the rest is about the machine."""
+KEPT = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "configs",
+    "versions",
+    "n-shot",
+    "higher_is_better",
+    "n-samples",
+    "config",
+)
+"""The keys of the harness's result that are written; the rest describe the machine."""
+QUESTIONS = {
+    "lengths": Flag("Tokens per text.", "ints", "N+N", 1, [1024, 4096]),
+    "depths": Flag(
+        "Shares of the text before the fact.", "floats", "X+X", 0, [0.0, 0.25, 0.5, 0.75, 1.0]
+    ),
+    "facts": Flag("A file of bAbI; by default facts are generated.", metavar="FILE", default=""),
+    "questions": Flag("Texts per length and depth.", "int", "N", 1, 20),
+}
+ARGUMENTS = Arguments(
+    example="memjax eval runs/quickstart --tasks=arc_easy,lambada_openai --limit=100",
+    words={"PATH": STAGE_PATH},
+    flags=take(
+        tasks={
+            "what": f"of lm-evaluation-harness, of local files (NAME_local), or {LONG_RECALL}",
+            "required": True,
+        },
+        task_folder={},
+        limit={"what": "documents per task"},
+        num_fewshot={},
+        corpus={"what": f"{LONG_RECALL}, in which facts are hidden"},
+        long_recall={"keys": QUESTIONS},
+        seed={"default": 0},
+        batch_size={"what": "Texts", "default": 32},
+        out={
+            "what": f"Write all numbers to this file; by default {FILE} in the stage's folder",
+            "metavar": "FILE",
+        },
+    ),
+    notes=f"""
+    Tasks of the harness need pip install 'memjax[eval]'. --task_folder holds more tasks (.yaml) and
+    the files that local tasks read (memjax/evaluation/tasks). {LONG_RECALL} needs no extra: it
+    hides facts in long text and ranks the answers, as in --tasks={LONG_RECALL} --corpus=books/
+    --long_recall=lengths=1024+4096,questions=10.
+
+    The family of the stage must predict the next token: memory_model, causal_lm or
+    recurrent_memory. Memory models read the full chunks of a context through memories, as in
+    training.
+    """,
+)
 
 
-def define_flags() -> flags.FlagValues:
-    """The command's flags."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "A workdir that `memjax train` wrote.", flag_values=values)
-    flags.DEFINE_string("stage", "", "A stage of it; by default the last of the curriculum.", flag_values=values)
-    flags.DEFINE_list("tasks", [], "Which ones, with commas.", flag_values=values)
-    flags.DEFINE_string("include_path", "", "A folder of more task files (.yaml).", flag_values=values)
-    flags.DEFINE_string("data", "", "The folder that tasks of local files read.", flag_values=values)
-    flags.DEFINE_integer("limit", None, "Documents of each task, at most.", 1, flag_values=values)
-    flags.DEFINE_integer("num_fewshot", None, "Worked examples before each question.", 0, flag_values=values)
-    flags.DEFINE_integer("batch", 32, "Texts at a time.", 1, flag_values=values)
-    flags.DEFINE_string("out", "", f"JSON file; by default {FILE} in the stage's folder.", flag_values=values)
-    flags.DEFINE_string("haystack", "", "long_recall: texts to hide facts in, as config.data.corpus.", flag_values=values)
-    flags.DEFINE_list("lengths", ["1024", "4096"], "long_recall: tokens of a text.", flag_values=values)
-    flags.DEFINE_list(
-        "depths", ["0", "0.25", "0.5", "0.75", "1"], "long_recall: share of it before the fact.", flag_values=values
+def run(given: Namespace) -> None:
+    """Evaluates a stage, prints the tables and writes the numbers."""
+    harness = [name for name in given.tasks if name != LONG_RECALL]
+    recall = len(harness) < len(given.tasks)
+    UsageError.require(
+        given.corpus or not recall,
+        f"--corpus: missing, expected text for {LONG_RECALL}. Add it, for example --corpus=books/.",
     )
-    flags.DEFINE_string("facts", "", "long_recall: a file of bAbI; by default facts are made up.", flag_values=values)
-    flags.DEFINE_integer("questions", 20, "long_recall: texts of each length and depth.", 1, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "long_recall: what chance comes from.", 0, flag_values=values)
-    return values
-
-
-def run(args: Sequence[str]) -> int:
-    """Evaluates, prints and writes."""
-    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("workdir", "tasks"))
-    if given is None:
-        return 0
-    lengths, depths = _numbers("lengths", given["lengths"], int), _numbers("depths", given["depths"], float)
-    harness = [name for name in given["tasks"] if name != LONG_RECALL]
-    long = len(harness) < len(given["tasks"])
-    if long and not given["haystack"]:
-        raise flags.IllegalFlagValueError(
-            "--tasks=long_recall needs --haystack, the texts to hide facts in; for example: --haystack=books/"
-        )
-    # These import JAX: after the flags are known to be right.
-    from memjax.evals import open_text_model
-    from memjax.interop.lm_eval import require_harness, versions
-    from memjax.training.progress import Reporter
+    UsageError.require(
+        not given.task_folder or Path(given.task_folder).is_dir(),
+        f"--task_folder: {given.task_folder!r}, expected a folder.",
+    )
+    # These import JAX: after the flags are checked.
+    from memjax.evaluation.harness import require_harness, versions
+    from memjax.evaluation.text_scorer import text_scorer
+    from memjax.files import check_writable, write_json
+    from memjax.inference import load
 
     if harness:
         require_harness()
     reporter = Reporter()
-    model = open_text_model(given["workdir"], given["stage"], given["batch"], reporter.bar)
+    trained = load(given.path)
+    out = Path(given.out or trained.folder / FILE)
+    check_writable(out)
+    model = text_scorer(trained, given.batch_size)
     written: dict[str, Any] = {"model": dict(model.about), "memjax": versions()}
-    if harness:
-        written |= _harness(model, harness, given)
-    if long:
-        found = _long_recall(model, given, lengths, depths)
-        reporter.console.print(_table(found))
-        written[LONG_RECALL] = found.to_json() | {"haystack": given["haystack"], "facts": given["facts"] or "made up"}
-    out = Path(given["out"] or _folder(given["workdir"], model.about["stage"]) / FILE)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(written, indent=1, default=str) + "\n", encoding="utf-8")
-    reporter.say(f"all numbers in {out}")
-    return 0
+    with reporter.active():
+        if harness:
+            written |= _harness(model, harness, given)
+        if recall:
+            written[LONG_RECALL] = _long_recall(model, given, reporter)
+    write_json(out, written, indent=1)
+    reporter.log(f"all numbers in {out}")
 
 
-def _harness(model: "TextModel", tasks: list[str], given: dict[str, Any]) -> dict[str, Any]:
-    """Tables of the harness's own form on stdout, and what is written."""
+def _harness(model: "TextScorer", tasks: list[str], given: Namespace) -> dict[str, Any]:
+    """Prints the harness's own tables and returns the numbers to write."""
     from lm_eval.utils import handle_non_serializable, make_table
 
-    from memjax.interop.lm_eval import evaluate
+    from memjax.evaluation.harness import evaluate
 
-    found = evaluate(model, tasks, given["include_path"], given["data"], given["limit"], given["num_fewshot"])
+    folder = given.task_folder or ""
+    found = evaluate(model, tasks, folder, folder, given.limit, given.num_fewshot)
     print(make_table(found))
     if found.get("groups"):
         print(make_table(found, "groups"))
@@ -101,39 +117,33 @@ def _harness(model: "TextModel", tasks: list[str], given: dict[str, Any]) -> dic
     return json.loads(json.dumps(kept, default=handle_non_serializable))
 
 
-def _long_recall(model: "TextModel", given: dict[str, Any], lengths: list[int], depths: list[float]) -> "LongRecall":
-    from memjax.data import read_corpus
-    from memjax.evals import long_recall
-    from memjax.evals.facts import made_up, read_babi
+def _long_recall(model: "TextScorer", given: Namespace, reporter: Reporter) -> dict[str, Any]:
+    """Prints accuracy per length and depth, and returns the numbers to write."""
+    from memjax.data import open_source
+    from memjax.evaluation.facts import made_up, read_babi
+    from memjax.evaluation.long_recall import long_recall
+    from memjax.objectives.uncertainty import to_json
 
-    texts = (document.text for document in read_corpus(given["haystack"]))
-    count = given["questions"] * len(lengths) * len(depths)
-    questions = read_babi(given["facts"]) if given["facts"] else made_up(count, given["seed"])
-    return long_recall(model, texts, questions, lengths, depths, given["questions"], given["seed"])
-
-
-def _table(found: "LongRecall") -> Any:
-    """Accuracy by length and depth, and what the model kept of the texts."""
-    from rich.table import Table
-
-    table = Table(title=f"long_recall: accuracy (guessing: {found.chance:.3f})")
-    for name in ("tokens", *(f"depth {depth:g}" for depth in found.by_depth), "all depths", "text kept", "fact kept"):
-        table.add_column(name, justify="right")
-    for length, row in found.by_length.items():
-        cells = [str(found.cells[f"{length}@{depth:g}"].accuracy.value) for depth in found.by_depth]
-        cells = [f"{float(cell):.2f}" for cell in cells]
-        table.add_row(str(length), *cells, str(row.accuracy), f"{row.kept_share:.0%}", f"{row.fact_kept:.0%}")
-    return table
-
-
-def _folder(workdir: str, stage: str) -> Path:
-    """The stage's folder on this machine, or what was given where there is none."""
-    here = Path(workdir.partition("://")[2] or workdir)
-    return here / "stages" / stage if (here / "stages").is_dir() or "://" in workdir else here
-
-
-def _numbers(name: str, given: Sequence[str], kind: type) -> list[Any]:
-    try:
-        return [kind(value) for value in given]
-    except ValueError as error:
-        raise flags.IllegalFlagValueError(f"--{name}={','.join(given)}: {error}; give numbers with commas") from error
+    own, seed = given.long_recall, given.seed
+    texts = (document.text for document in open_source(given.corpus))
+    count = own["questions"] * len(own["lengths"]) * len(own["depths"])
+    questions = read_babi(own["facts"]) if own["facts"] else made_up(count, seed)
+    found = long_recall(
+        model, texts, questions, own["lengths"], own["depths"], own["questions"], seed
+    )
+    depths = [f"{depth:g}" for depth in found.by_depth]
+    reporter.table(
+        f"long_recall: accuracy (guessing: {found.chance:.3f})",
+        ("tokens", *(f"depth {depth}" for depth in depths), "all depths", "text kept", "fact kept"),
+        [
+            (
+                str(length),
+                *(f"{found.cells[f'{length}@{depth}'].accuracy.value:.2f}" for depth in depths),
+                str(row.accuracy),
+                f"{row.kept_share:.0%}",
+                f"{row.fact_kept:.0%}",
+            )
+            for length, row in found.by_length.items()
+        ],
+    )
+    return to_json(found) | {"haystack": given.corpus, "facts": own["facts"] or "made up"}

@@ -1,63 +1,92 @@
-"""The command `memjax export --workdir=RUN --out=FOLDER`: a trained stage as a folder that others can load.
+"""The command `memjax export`."""
 
-    memjax export --workdir=runs/quickstart --out=quickstart-memory-model
-    memjax export --workdir=runs/quickstart --stage=autoencoder --out=quickstart-autoencoder --dtype=bfloat16
+from argparse import Namespace
+from pathlib import Path
 
-writes weights as safetensors, every setting and the checksums (config.json), the tokenizer and a model card (README.md). `memjax.load(FOLDER)`
-gives the model; in float32 it is the same to the last bit. With --like, the Hugging Face folder that the stage's decoder came from, the
-decoder is written in that folder's form instead, for transformers to load:
+from memjax.cli.arguments import Arguments, UsageError, refuse, take
+from memjax.cli.flags import STAGE_PATH
+from memjax.progress import Reporter
 
-    memjax export --workdir=runs/llama --like=Llama-3.2-1B --out=llama-that-copies
-"""
+FORMATS = ("memjax", "reference", "huggingface")
+ARGUMENTS = Arguments(
+    example="memjax export runs/quickstart --out=quickstart-memory-model",
+    words={"PATH": STAGE_PATH},
+    flags=take(
+        out={"what": "New folder (reference: .safetensors file) to write", "required": True},
+        format={"what": "export", "choices": FORMATS, "default": "memjax"},
+        spec={
+            "what": "the Hugging Face folder that the decoder came from, or the folder that `memjax"
+            " import` wrote (by default PATH)"
+        },
+        dtype={"choices": ("float32", "bfloat16"), "default": "float32"},
+        shard_gb={"default": 5.0},
+        license={"default": "unknown"},
+    ),
+    notes="""
+    The format memjax is a folder of safetensors weights, every setting and the checksums
+    (config.json), the tokenizer and a model card (README.md). `memjax.load(FOLDER)` returns the
+    model; in float32 every bit is kept. --dtype, --shard_gb and --license belong to this format.
 
-from collections.abc import Sequence
-
-from absl import flags
-
-from memjax.cli.arguments import read_own
-
-EXAMPLE = "memjax export --workdir=runs/quickstart --out=quickstart-memory-model"
-DTYPES = ("float32", "bfloat16")
+    The format huggingface writes the decoder alone, in the form of the folder --spec, for
+    transformers to load. The format reference writes the state dict of the published PyTorch code,
+    under its names.
+    """,
+)
 
 
-def define_flags() -> flags.FlagValues:
-    """The command's flags."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Where `memjax train` wrote.", flag_values=values)
-    flags.DEFINE_string("out", None, "Folder to write.", flag_values=values)
-    flags.DEFINE_string("stage", "", "Name of the stage; by default the last of the curriculum.", flag_values=values)
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "What weights are written as.", flag_values=values)
-    flags.DEFINE_float("shard_gb", 5.0, "Gigabytes of a file of weights, at most.", 1e-9, flag_values=values)
-    flags.DEFINE_string("like", "", "A Hugging Face folder whose form the decoder is written in, alone.", flag_values=values)
-    flags.DEFINE_string("license", "unknown", "Of the weights, as the Hugging Face Hub names licenses.", flag_values=values)
-    return values
+def run(given: Namespace) -> None:
+    """Writes the export and prints what it contains."""
+    if given.format != "memjax":
+        refuse(ARGUMENTS, given, ("dtype", "shard_gb", "license"), f"with --format={given.format}")
+    write = {"memjax": _memjax, "reference": _reference, "huggingface": _huggingface}[given.format]
+    write(given)
 
 
-def run(args: Sequence[str]) -> int:
-    """Writes the folder and says what is in it."""
-    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("workdir", "out", "license"))
-    if given is None:
-        return 0
-    # These import JAX: after the flags are known to be right.
-    from memjax.exporting.writing import GIGABYTE, export
-    from memjax.training.progress import Reporter
-
-    say = Reporter().say
-    if given["like"]:
-        from memjax.interop.huggingface import save_pretrained
-        from memjax.loading import read_stage
-
-        trained = read_stage(given["workdir"], given["stage"])
-        save_pretrained(trained.params, given["like"], given["out"])
-        say(f"{given['out']}: the decoder of stage {trained.name} at step {trained.step}, in the form of {given['like']}")
-        return 0
-    limit = max(1, round(given["shard_gb"] * GIGABYTE))
-    out, license_id = given["out"], given["license"]
-    manifest = export(given["workdir"], out, given["stage"], given["dtype"], limit, license_id)
-    weights = [manifest.files[name] for name in manifest.weights]
-    say(
-        f"{out}: stage {manifest.stage} at step {manifest.step}, {manifest.parameters:,} parameters in {manifest.dtype},"
-        f" {sum(file.bytes for file in weights):,} bytes in {len(weights)} file{'s' if len(weights) > 1 else ''}"
+def _huggingface(given: Namespace) -> None:
+    UsageError.require(
+        given.spec,
+        "--spec: missing, expected the Hugging Face folder that the decoder came from. For"
+        " example: memjax export runs/llama --format=huggingface --spec=Llama-3.2-1B --out=new",
     )
-    say(f"use it by memjax.load({out!r}); its card is {out}/README.md")
-    return 0
+    # These import JAX: after the flags are checked.
+    from memjax.interop.huggingface.weights import save_pretrained
+    from memjax.interop.stage import open_stage
+
+    trained = open_stage(given.path)
+    save_pretrained(trained.read(None), given.spec, given.out)
+    Reporter().log(
+        f"{given.out}: the decoder of stage {trained.name} at step {trained.step}, in the form of"
+        f" {given.spec}"
+    )
+
+
+def _memjax(given: Namespace) -> None:
+    UsageError.require(
+        not given.spec,
+        "--spec: given, expected none with --format=memjax. Add --format=huggingface or"
+        " --format=reference.",
+    )
+    from memjax.checkpoints.export_writing import GIGABYTE
+    from memjax.experiment.export import export
+
+    limit, out = max(1, round(given.shard_gb * GIGABYTE)), given.out
+    manifest = export(
+        given.path, out, dtype=given.dtype, shard_bytes=limit, license_id=given.license
+    )
+    weights = [manifest.files[name] for name in manifest.weights]
+    reporter = Reporter()
+    reporter.log(
+        f"{out}: stage {manifest.stage} at step {manifest.step}, {manifest.parameters:,}"
+        f" parameters in {manifest.dtype}, {sum(file['bytes'] for file in weights):,} bytes in"
+        f" {len(weights)} file{'s' if len(weights) > 1 else ''}"
+    )
+    reporter.log(f"load it by memjax.load({out!r}); its card is {out}/README.md")
+
+
+def _reference(given: Namespace) -> None:
+    from memjax.interop.reference.folder import export_checkpoint
+
+    # With another folder's spec, PATH is the stage that was trained from that folder.
+    stage = {"stage": str(Path(given.path).absolute())} if given.spec else {}
+    tensors = export_checkpoint(given.spec or given.path, given.out, **stage)
+    Reporter().log(f"{given.out}: {tensors} tensors under the published names")

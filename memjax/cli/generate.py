@@ -1,182 +1,142 @@
-"""The command `memjax generate --workdir=RUN [--stage=NAME] --prompt=TEXT|--prompt_file=FILE`: what a trained model writes on.
-
-    memjax generate --workdir=runs/quickstart --stage=causal_control --prompt="The list is" --tokens=100 --temperature=0.8 --top_p=0.9
-    memjax generate --workdir=runs/quickstart --memory=book.store --prompt="In the end"
-
-Writes the continuation, and nothing else, to stdout as it comes. A run's last stage is taken unless another is named; its family must be
-memory_model, causal_lm or recurrent_memory. An empty prompt begins a new text. The model ends a text where it says that a document ends.
-
-With --memory a memory model goes on from a text that `memjax compress` has read, by the same encoder: the memories stand before the prompt,
-which may be the next words or a question. It reads as many as it keeps, those nearest to the end; --document and --chunks choose others. A
-chunk that is not full, as the last one of a document, is left out: what it said is given with the prompt. What is read is told on stderr.
-"""
+"""The command `memjax generate`."""
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from argparse import Namespace
+from typing import TYPE_CHECKING
 
-from absl import flags
-
-from memjax.cli.arguments import read_own
+from memjax.cli.arguments import Arguments, UsageError, take
+from memjax.cli.flags import STAGE_PATH
+from memjax.progress import Reporter
 
 if TYPE_CHECKING:
-    from memjax.data import Tokenizer
-    from memjax.inference import Generator
-    from memjax.store import MemoryStore
+    from memjax.checkpoints.store import MemoryStore
+    from memjax.inference import TrainedModel
 
-EXAMPLE = 'memjax generate --workdir=runs/quickstart --prompt="The list is"'
-REMEMBERED = 'memjax generate --workdir=runs/quickstart --memory=book.store --prompt="In the end"'
-INCOMPLETE = "\ufffd"
-"""What bytes that form no character yet decode to."""
-LONGEST_CHARACTER = 4
-"""Bytes of UTF-8."""
+ARGUMENTS = Arguments(
+    example='memjax generate runs/quickstart --prompt="The list is" --temperature=0.8',
+    words={"PATH": STAGE_PATH},
+    flags=take(
+        prompt={},
+        prompt_file={},
+        memory={"what": "that the text continues"},
+        document={},
+        chunks={},
+        max_new_tokens={"default": 200},
+        temperature={"default": 0.0},
+        top_k={"default": 0},
+        top_p={"default": 1.0},
+        seed={"default": 0},
+        overflow={"choices": ("evict", "error"), "default": "evict"},
+    ),
+    notes="""
+    Writes the continuation, and nothing else, to standard output. The family of the stage must
+    predict the next token: memory_model, causal_lm or recurrent_memory. The end of a document ends
+    the text.
 
-
-def define_flags() -> flags.FlagValues:
-    """The command's flags."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "A workdir that `memjax train` wrote.", flag_values=values)
-    flags.DEFINE_string("stage", "", "A stage of it; by default the last of the curriculum.", flag_values=values)
-    flags.DEFINE_string("prompt", None, "The text to go on with; may be empty.", flag_values=values)
-    flags.DEFINE_string("prompt_file", None, "A file (UTF-8) with that text.", flag_values=values)
-    flags.DEFINE_string("memory", "", "A store that `memjax compress` wrote, to go on from.", flag_values=values)
-    flags.DEFINE_integer("document", None, "Number of the one document of it to go on from, from 0.", 0, flag_values=values)
-    flags.DEFINE_string(
-        "chunks",
-        "",
-        "Which full chunks of it, as in Python: 10:20, or -5: for the last five; by default all.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("tokens", 200, "Tokens to write, at most.", 1, flag_values=values)
-    flags.DEFINE_float(
-        "temperature",
-        0.0,
-        "What scores are divided by before chance decides; 0 takes the most likely token.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("top_k", 0, "How many of the most likely tokens may come; 0 is all.", flag_values=values)
-    flags.DEFINE_float("top_p", 1.0, "Share of the probability that the tokens that may come make up.", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "What chance comes from.", 0, flag_values=values)
-    flags.DEFINE_enum(
-        "beyond",
-        "evict",
-        ("evict", "error"),
-        "Of a text that is longer than the model keeps, memories counted: lose the oldest part, or refuse.",
-        flag_values=values,
-    )
-    return values
+    With --memory a memory model continues a text that `memjax compress` has encoded, by the same
+    encoder. The memories come before the prompt. The model reads as many as it keeps, those nearest
+    to the end; --document and --chunks choose others. The store has no chunk that is not full, such
+    as the last one of a document: pass its text with the prompt. A message on standard error names
+    the memories that are read.
+    """,
+)
+_LONGEST = 1 << 24
+"""Characters of a prompt."""
 
 
-def run(args: Sequence[str]) -> int:
-    """Writes the continuation."""
-    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("workdir",))
-    if given is None:
-        return 0
-    if (given["prompt"] is None) == (given["prompt_file"] is None):
-        what = "are both given; give one of them" if given["prompt"] is not None else "are both missing"
-        raise flags.IllegalFlagValueError(f"--prompt and --prompt_file {what}; for example: {EXAMPLE}")
+def run(given: Namespace) -> None:
+    """Writes the continuation of a prompt."""
+    if (given.prompt is None) == (given.prompt_file is None):
+        what = "both missing" if given.prompt is None else "both given"
+        raise UsageError(
+            f"--prompt, --prompt_file: {what}, expected one of them. For example:"
+            f" {ARGUMENTS.example}"
+        )
     for name in ("document", "chunks"):
-        if given[name] not in (None, "") and not given["memory"]:
-            raise flags.IllegalFlagValueError(f"--{name} is of a store, and --memory is missing; for example: {REMEMBERED}")
-    given["chunks"] = _slice(given["chunks"])
-    _run(_text(given), given)
-    return 0
+        UsageError.require(
+            getattr(given, name) is None or given.memory,
+            f"--{name}: given without a store. Add --memory=STORE.",
+        )
+    chunks, text = _slice(given.chunks or ":"), _text(given)
+    # It imports JAX: after the flags are checked.
+    from memjax.inference import load
+
+    model = load(given.path)
+    pieces = model.generate(
+        text,
+        given.max_new_tokens,
+        _memories(model, text, given, chunks) if given.memory else None,
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        seed=given.seed,
+        beyond=given.overflow,
+    )
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
-def _text(given: dict[str, Any]) -> str:
-    if given["prompt"] is not None:
-        return given["prompt"]
+def _text(given: Namespace) -> str:
+    if given.prompt is not None:
+        return given.prompt
     try:
-        return Path(given["prompt_file"]).read_text(encoding="utf-8")
+        # A pipe is as good as a file, and a device may have no end.
+        with open(given.prompt_file, encoding="utf-8-sig") as file:
+            text = file.read(_LONGEST + 1)
     except UnicodeDecodeError as error:
-        raise flags.IllegalFlagValueError(f"--prompt_file={given['prompt_file']}: is no UTF-8 text ({error})") from error
+        raise UsageError(
+            f"--prompt_file: {given.prompt_file} ({error}), expected UTF-8 text. Convert it."
+        ) from error
+    UsageError.require(
+        len(text) <= _LONGEST,
+        f"--prompt_file: {given.prompt_file} has more than {_LONGEST:,} characters, expected a"
+        " prompt. Name a shorter file.",
+    )
+    return text
 
 
 def _slice(chunks: str) -> slice:
-    """Of `A:B`, either of which may be left out."""
-    ends = (chunks or ":").split(":")
+    """The slice of `A:B`, where either number may be missing."""
     try:
-        start, stop = (int(end) if end.strip() else None for end in ends)
+        start, stop = (int(end) if end.strip() else None for end in chunks.split(":"))
     except ValueError:
-        raise flags.IllegalFlagValueError(
-            f"--chunks={chunks} does not say which; give FIRST:END, as in 10:20 or -5: or :8"
+        raise UsageError(
+            f"--chunks: {chunks!r}, expected a slice such as 10:20, -5: or :8."
         ) from None
     return slice(start, stop)
 
 
-def _run(text: str, given: dict[str, Any]) -> None:
-    # Imports JAX: after the flags are known to be right.
-    from memjax.inference import GenerationError, Sampling, open_generator
-
-    sampling = Sampling(given["temperature"], given["top_k"], given["top_p"])
-    generator, tokenizer = open_generator(given["workdir"], given["stage"], given["beyond"])
-    if tokenizer is None:
-        raise GenerationError(f"{given['workdir']} holds imported weights, whose tokenizer is not known: text has no ids")
-    ids = tokenizer.encode(text)
-    store = _remembered(generator, len(ids), given) if given["memory"] else None
-    writer = Writer(tokenizer)
-    generator.generate(
-        [ids],
-        given["tokens"],
-        sampling,
-        given["seed"],
-        stop=(tokenizer.eos_id,),
-        on_token=lambda _, token: writer.add(token),
-        memories=None if store is None else [store],
-    )
-    writer.end()
-
-
-def _remembered(generator: "Generator", prompt: int, given: dict[str, Any]) -> "MemoryStore":
-    """The chosen chunks of a store; says on stderr which of them are read before `prompt` tokens."""
-    from rich.console import Console
-
+def _memories(model: "TrainedModel", text: str, given: Namespace, chunks: slice) -> "MemoryStore":
+    """The chosen chunks of a store; logs on stderr which of them are read before the prompt."""
+    from memjax.checkpoints.store import open_store
     from memjax.inference import GenerationError
-    from memjax.store import MemoryStore
-    from memjax.training.progress import Reporter
 
-    store, of = MemoryStore.load(given["memory"], expected=generator.origin), given["memory"]
-    if given["document"] is not None:
-        store, of = store.of_document(given["document"]), f"{of}, document {given['document']}"
+    generator, prompt = model.generator(), len(model.required_tokenizer.encode(text))
+    store, of = open_store(given.memory, expected=generator.provenance), given.memory
+    if given.document is not None:
+        store, of = store.of_document(given.document), f"{of}, document {given.document}"
     full = store.full_chunks
-    picked = full[given["chunks"]]
-    if not len(picked):
-        raise GenerationError(f"{of}: none of its {len(full)} full chunks is chosen; --chunks counts these, from 0")
-    read = min(len(picked), generator.reader.kept(prompt // generator.reader.window))
-    said = f"{of}: reads the last {read} of {len(picked)} memories"
+    GenerationError.require(
+        len(full),
+        f"{of}: {store.tokens} tokens in texts shorter than a chunk, expected"
+        f" {generator.strategy.window} or more. Begin the prompt with the text itself.",
+    )
+    picked = full[chunks]
+    GenerationError.require(
+        len(picked),
+        f"--chunks: {given.chunks}, expected at least one of the {len(full)} full chunks of {of}.",
+    )
+    read = min(len(picked), generator.strategy.kept(prompt // generator.strategy.window))
+    message = f"{of}: reads the last {read} of {len(picked)} memories"
     after = int(picked[-1]) + 1
     if after < len(store) and after not in full:
         document, _, tokens, first, last = store.spans[after].tolist()
         if document == store.spans[after - 1, 0]:
-            said += (
-                f"; {tokens} tokens that follow ({store.documents[document].name}, bytes {first} to {last}) fill no chunk and are not among"
-                " them: let the prompt begin with these"
+            message += (
+                f"; the next {tokens} tokens ({store.documents[document].name}, bytes {first}"
+                f" to {last}) fill no chunk: begin the prompt with them"
             )
-    Reporter(Console(stderr=True, soft_wrap=True)).say(said)
+    Reporter(stderr=True).log(message)
     return store[picked]
-
-
-class Writer:
-    """Tokens to stdout as soon as they are whole characters."""
-
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer = tokenizer
-        self._waiting: list[int] = []
-
-    def add(self, token: int) -> None:
-        """Writes what is whole; bytes of a character that may still come wait."""
-        self._waiting.append(token)
-        text = self._tokenizer.decode(self._waiting)
-        if text.endswith(INCOMPLETE) and len(self._waiting) < LONGEST_CHARACTER:
-            return
-        self._write(text)
-
-    def end(self) -> None:
-        """Writes what still waits, and ends the line."""
-        self._write(self._tokenizer.decode(self._waiting) + "\n")
-
-    def _write(self, text: str) -> None:
-        self._waiting.clear()
-        sys.stdout.write(text)
-        sys.stdout.flush()

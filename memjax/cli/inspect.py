@@ -1,99 +1,106 @@
-"""The command `memjax inspect PATH [--config=full] [--json]`."""
+"""The command `memjax inspect`."""
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from absl import flags
-from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
-from rich.table import Table
 
-from memjax.checkpoints.inspect import Array, Contents, changed, flat, inspect_checkpoint, totals
-from memjax.cli.arguments import read_one
+from memjax.cli.arguments import Arguments, take
+from memjax.files import write_text
+from memjax.progress import Reporter
 
-EXAMPLE = "memjax inspect runs/quickstart"
-WIDTH = 160
-"""Columns where the output is no terminal."""
+if TYPE_CHECKING:
+    from memjax.checkpoints.inspect import Array, Contents
+
+ARGUMENTS = Arguments(
+    example="memjax inspect runs/quickstart",
+    words={
+        "PATH": "A workdir, the folder of a stage, its folder `checkpoints`, or one step there."
+    },
+    flags=take(
+        out={
+            "what": "Write all contents to this file, as JSON (- is standard output)",
+            "metavar": "FILE",
+        }
+    ),
+    notes="""
+    Prints the stage, its metrics, every parameter and the settings that are not the defaults. It
+    reads metadata only and needs none of the devices that wrote the checkpoint.
+    """,
+)
 
 
-def run(args: Sequence[str]) -> int:
-    """Prints what a checkpoint is and holds; reads no array."""
-    values = flags.FlagValues()
-    flags.DEFINE_boolean("json", False, "Write everything as JSON, for programs.", flag_values=values)
-    flags.DEFINE_enum(
-        "config",
-        "changed",
-        ["changed", "full"],
-        "Settings to show: those that are not the defaults, or all.",
-        flag_values=values,
-    )
-    found = read_one(args, values, __doc__ or "", EXAMPLE, (), "one folder of checkpoints")
-    if found is None:
-        return 0
-    path, given = found
-    # An accelerator here may be busy with the very run that is looked at.
+def run(given: Namespace) -> None:
+    """Prints the contents of a checkpoint; reads no array."""
+    import jax
+
+    from memjax.checkpoints.inspect import changed, inspect_checkpoint
+
+    # An accelerator here may be busy with the very run that is inspected.
     jax.config.update("jax_platforms", "cpu")
-    contents = inspect_checkpoint(path)
-    if given["json"]:
-        print(json.dumps(contents.to_json(), indent=1))
-        return 0
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
-    console.print(_facts(contents))
-    console.print(_parameters(contents))
-    for key, value in (flat if given["config"] == "full" else changed)(contents.config).items():
-        console.print(f"config.{key}={json.dumps(value)}", markup=False, soft_wrap=True)
-    return 0
+    contents = inspect_checkpoint(given.path)
+    if given.out:
+        text = json.dumps(contents.to_json(), indent=1)
+        if given.out == "-":
+            print(text)
+            return
+        write_text(given.out, f"{text}\n")
+    reporter = Reporter()
+    facts = [(name, value) for name, value in _facts(contents).items() if value]
+    reporter.table("", ("", ""), facts, left=2)
+    columns = ("parameter", "shape", "dtype", "size", "trained", "layout")
+    reporter.table("", columns, _parameters(contents))
+    for key, value in changed(contents.config).items():
+        reporter.log(f"config.{key}={json.dumps(value)}")
 
 
-def _facts(contents: Contents) -> Table:
-    """One line for each thing the checkpoint says of itself."""
+def _facts(contents: "Contents") -> dict[str, str]:
+    """The facts in the metadata of the checkpoint; those that it lacks are empty."""
     meta, stage = contents.meta, contents.stage
-    facts = {
+    return {
         "checkpoint": str(contents.path),
         "stage": f"{meta['stage']} ({stage['family']})",
-        "step": f"{meta['step']} of {stage['steps']} (there are {', '.join(map(str, contents.steps))})",
+        "step": f"{meta['step']} of {stage['steps']} (there are"
+        f" {', '.join(map(str, contents.steps))})",
         "stages": ", ".join(f"{name} ({max(steps)})" for name, steps in contents.stages.items()),
-        "objectives": ", ".join(f"{weight:g} {name}" for name, weight in stage["objectives"].items()),
-        "held out": ", ".join(f"{name} {value:.4f}" for name, value in meta.get("metrics", {}).items()),
+        "objectives": ", ".join(
+            f"{weight:g} {name}" for name, weight in stage["objectives"].items()
+        ),
+        "held out": ", ".join(
+            f"{name} {value:.4f}" for name, value in meta.get("metrics", {}).items()
+        ),
         "trained for": f"{timedelta(seconds=round(meta['seconds']))}",
         "next row": f"{meta['next_row']:,}",
-        "tokenizer": meta["tokenizer"] or "not known",
+        "tokenizer": meta["tokenizer"] or "unknown",
         "format": str(meta["format_version"]),
-        "written on": ", ".join(f"{axis} {size}" for axis, size in contents.mesh.items()) or "one device",
+        "written on": ", ".join(f"{axis} {size}" for axis, size in contents.mesh.items())
+        or "one device",
         "parameters": _amount(contents.parameters),
         "trainable": _amount(array for array in contents.parameters if array.trainable),
         "frozen": _amount(array for array in contents.parameters if not array.trainable),
         "optimizer": _amount(contents.optimizer),
     }
-    table = Table.grid(padding=(0, 2))
-    for name, value in facts.items():
-        if value:
-            table.add_row(name, escape(value))
-    return table
 
 
-def _amount(arrays: Iterable[Array]) -> str:
+def _amount(arrays: "Iterable[Array]") -> str:
+    from memjax.checkpoints.inspect import totals
+
     sums = totals(arrays)
     return f"{sums['count']:,} numbers, {decimal(sums['bytes'])}"
 
 
-def _parameters(contents: Contents) -> Table:
-    """Every parameter, under the part of the model it belongs to."""
-    table = Table("parameter", "shape", "dtype", "size", "trained", "layout")
-    table.columns[3].justify = "right"
-    for part, arrays in itertools.groupby(sorted(contents.parameters, key=lambda array: (_part(array), array.path)), _part):
-        members = list(arrays)
-        table.add_section()
-        table.add_row(part or "(model)", "", "", decimal(sum(array.bytes for array in members)), "", "", style="bold")
-        for array in members:
-            table.add_row(
+def _parameters(contents: "Contents") -> Iterator[tuple[str, ...]]:
+    """A row per part of the model, with those of its parameters below."""
+    ordered = sorted(contents.parameters, key=lambda array: (_part(array), array.path))
+    for part, members in itertools.groupby(ordered, _part):
+        arrays = list(members)
+        yield (part or "(model)", "", "", decimal(sum(array.bytes for array in arrays)), "", "")
+        for array in arrays:
+            yield (
                 f"  {array.path.removeprefix(f'{part}/')}",
                 "×".join(map(str, array.shape)),
                 str(array.dtype),
@@ -101,16 +108,18 @@ def _parameters(contents: Contents) -> Table:
                 "yes" if array.trainable else "frozen",
                 _layout(array.sharding),
             )
-    return table
 
 
-def _part(array: Array) -> str:
-    """The first two folders of its path."""
+def _part(array: "Array") -> str:
+    """The first two folders of an array's path."""
     return "/".join(array.path.split("/")[:-1][:2])
 
 
 def _layout(sharding: tuple[Any, ...] | None) -> str:
-    """Mesh axes of the dimensions, `-` for none."""
+    """The mesh axes of an array's dimensions, `-` for none."""
     if not any(sharding or ()):
         return "whole"
-    return ", ".join("+".join(axes) if isinstance(axes, (list, tuple)) else axes or "-" for axes in sharding or ())
+    return ", ".join(
+        "+".join(axes) if isinstance(axes, (list, tuple)) else axes or "-"
+        for axes in sharding or ()
+    )

@@ -1,99 +1,139 @@
-"""The command `memjax COMMAND --flags`: every expected error becomes one clear line."""
+"""The command `memjax COMMAND`: every expected error becomes one clear line."""
 
+import contextlib
 import importlib
+import os
+import select
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from os import _exit
 
-from absl import flags
-from rich.console import Console
-from rich.markup import escape
+from memjax.cli.arguments import close_match, help_text, parse
+from memjax.errors import MemjaxError, message
 
-from memjax.cli.platforms import skip_absent_tpu
-
-COMMANDS = {
-    "prepare": "text to rows of tokens, by many processes; killed, it goes on where it was",
-    "train": "train what a config describes, from text to report; run again, it goes on where it stopped",
-    "compile": "a stage's steps compiled for a TPU slice, without TPUs: memory, FLOPs, collectives, and the highest MFU",
-    "bench": "time the real steps on the devices at hand, or two configs against each other",
-    "measure": "what the memories of a trained stage hold: information, recall, bits, capacity, retrieval and more",
-    "generate": "what a trained model writes after a prompt, as it comes",
-    "eval": "standard evaluations: tasks of lm-evaluation-harness, and facts recalled from long texts",
-    "inspect": "what a checkpoint holds, without the devices that wrote it",
-    "attribute": "colour held-out texts by what each token takes from the memory, or write that of all rows to train on",
-    "probe": "how much of a text its vectors hold: a decoder trained on them from scratch, beside controls",
-    "embed-hf": "write the vectors of a corpus by a Hugging Face encoder, to probe them",
-    "compress": "text files to a store of memories, once, with what rounding costs",
-    "expand": "the text of a store of memories again, by a stage's decoder",
-    "encode-corpus": "write the memories of a corpus once, to train decoders on",
-    "reproduce": "train, measure and judge the paper's claims anew, in miniature or at the published sizes",
-    "report": "write the page of a workdir again from its numbers",
-    "export": "a trained stage as a folder of safetensors with a model card, to share and to load",
-    "import-reference": "make a folder of weights of the published PyTorch code, to load or to train on",
-    "export-reference": "write such a folder's weights as they came",
+GROUPS = {
+    "Train": {
+        "prepare": "Tokenize a corpus into training data (parallel, resumable).",
+        "train": "Train and evaluate a config; an interrupted run resumes.",
+        "report": "Regenerate the HTML report of a run.",
+        "inspect": "Describe a checkpoint: settings, parameters, metrics.",
+    },
+    "Use a trained stage": {
+        "compress": "Encode texts, or a prepared corpus, into stored memories.",
+        "reconstruct": "Reconstruct text from stored memories.",
+        "generate": "Generate text from a prompt, token by token.",
+        "recall": "Give back chunks of stored memories by their numbers, or find a phrase.",
+        "export": "Write a stage as safetensors, or in another project's format.",
+        "import": "Convert weights of another project into a stage.",
+    },
+    "Evaluate": {
+        "measure": "Measure the memories of a stage with instruments.",
+        "probe": "Compare encoders by decoders trained on their frozen vectors.",
+        "eval": "Evaluate a language model on standard tasks and on recall over long texts.",
+        "reproduce": "Train, measure and judge the claims of the paper.",
+    },
+    "Plan": {
+        "compile": "Compile a stage for a TPU slice without TPUs: memory, FLOPs, highest MFU.",
+        "bench": "Time the programs of a stage on this machine.",
+    },
 }
-
-_USAGE = "usage: memjax COMMAND [--flags]\n\n" + "\n".join(f"  {name:<16} {what}" for name, what in COMMANDS.items())
+"""Commands and what each does, by what a person wants."""
+COMMANDS = {name: sentence for group in GROUPS.values() for name, sentence in group.items()}
+PATIENCE = 10.0
+"""Seconds from Ctrl-C to the end of the process, at most."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit status: 0 done, 1 a run that failed, 2 wrong input, 128 + signal when asked to stop."""
+    """Runs one command.
+
+    Returns:
+      The exit status: 0 done, 1 a run that failed, 2 wrong input, 128 + signal when interrupted.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_USAGE)
+        print(_usage())
         return 0 if args else 2
-    if args[0] not in COMMANDS:
-        return _complain(f"{args[0]!r} is not a command; the commands are {', '.join(COMMANDS)}")
-    skip_absent_tpu()
-    command = importlib.import_module(f"memjax.cli.{args[0].replace('-', '_')}")
+    name, *args = args
+    if name not in COMMANDS:
+        return _complain(
+            f"{name!r}: unknown command, expected one of {', '.join(COMMANDS)}."
+            f"{close_match(name, COMMANDS)}"
+        )
+    # Before JAX is imported: parameters, optimizer and ids are of 32 bits.
+    os.environ["JAX_ENABLE_X64"] = "0"
+    # A module cannot be called `import`.
+    command = importlib.import_module(f"memjax.cli.{name.replace('import', 'import_weights')}")
+    if {"-h", "--help"} & set(args):
+        print(help_text(name, COMMANDS[name], command.ARGUMENTS))
+        return 0
     try:
-        return command.run(args)
-    except flags.Error as error:
-        return _complain(str(error))
+        with _interruptible():
+            return command.run(parse(command.ARGUMENTS, args)) or 0
     except KeyboardInterrupt:
         return _complain("interrupted", 128 + signal.SIGINT)
-    except Exception as error:
-        status = _expected(error)
-        if status is None:
-            raise
-        return _complain(str(error), status)
+    except MemjaxError as error:
+        return _complain(str(error), error.status)
+    except OSError as error:
+        from memjax.files import explain
+
+        return _complain(explain(error))
 
 
-def _expected(error: Exception) -> int | None:
-    """Exit status of an error that its message explains in full; None for one that needs its traceback."""
-    from memjax.checkpoints import CheckpointError
-    from memjax.config import ConfigError
-    from memjax.data import CorpusError, RowsError, TokenizerError
-    from memjax.evals.errors import EvalError
-    from memjax.inference.errors import GenerationError
-    from memjax.instruments.errors import InstrumentError
-    from memjax.interop import FolderError, HuggingFaceError, SpecError, StateDictError
-    from memjax.report import ReportError
-    from memjax.sharding import ProcessesError
-    from memjax.store import StoreError
-    from memjax.training import Interrupted, NonFiniteError, WorkdirError
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """End the process soon after Ctrl-C or a second signal, while the block runs.
 
-    if isinstance(error, Interrupted):
-        return 128 + error.signal
-    if isinstance(error, (NonFiniteError, ProcessesError)):
-        return 1
-    files = (
-        CheckpointError,
-        CorpusError,
-        FolderError,
-        HuggingFaceError,
-        ReportError,
-        RowsError,
-        StateDictError,
-        TokenizerError,
+    Python handles signals between its own operations alone: libraries and collectives delay that.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write)
+    thread = threading.Thread(target=_end_after_signals, args=(read,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        thread.join()
+        os.close(read)
+
+
+def _end_after_signals(read: int) -> None:
+    """End the process after signals, whose numbers come from a pipe until it is closed."""
+    signals = 0
+    while number := os.read(read, 1):
+        signals += 1
+        # A stage in training has a handler of its own: it saves its step after a first signal.
+        if signals == 1 and signal.getsignal(number[0]) is not signal.default_int_handler:
+            continue
+        ended, _, _ = select.select([read], [], [], PATIENCE / signals)
+        if not ended or os.read(read, 1):
+            _exit(_complain("interrupted", 128 + number[0]))
+        return
+
+
+def _usage() -> str:
+    lines = ["usage: memjax COMMAND [ARGUMENTS] [FLAGS]"]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:<12} {what}" for name, what in commands.items())]
+    return "\n".join(
+        [*lines, "", "`memjax COMMAND --help` shows a command's flags and an example."]
     )
-    wrong_input = (*files, ConfigError, EvalError, GenerationError, InstrumentError, SpecError, StoreError, WorkdirError)
-    # What the system refuses (a full disk, no permission) names its file and needs no traceback either.
-    return 2 if isinstance(error, (*wrong_input, OSError)) else None
 
 
-def _complain(message: str, status: int = 2) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]memjax:[/] {escape(message)}", highlight=False, emoji=False)
+def _complain(text: str, status: int = 2) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, soft_wrap=True).print(
+        f"[bold red]memjax:[/] {escape(message(text))}", highlight=False, emoji=False
+    )
     return status
 
 

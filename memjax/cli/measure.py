@@ -1,66 +1,112 @@
-"""The command `memjax measure --checkpoint=STAGE`: how much the memories of a trained stage hold, by instruments.
+"""The command `memjax measure`: instruments on the memories of a trained stage."""
 
-    memjax measure --checkpoint=runs/quickstart/stages/autoencoder
-    memjax measure --checkpoint=runs/quickstart/stages/combined --ask=copy --instruments=information,recall --limit=64
-
-reads held-out text of the stage's own run, prints a table an instrument, and writes `instruments.json` beside the checkpoints, which
-`memjax report` shows on the run's page. Stages of families autoencoder, oracle and memory_model have decoders that read memories; any
-encoder is measured by `memjax probe`.
-"""
-
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from memjax.cli.arguments import Arguments, UsageError, close_match, take
+from memjax.cli.flags import STAGE_PATH
+from memjax.evaluation.instruments import suite
+from memjax.progress import Reporter
 
-from memjax.cli.arguments import read_own
-
-EXAMPLE = "memjax measure --checkpoint=runs/quickstart/stages/autoencoder"
-INSTRUMENTS = (
-    "information", "recall", "compression", "quantisation", "sensitivity", "capacity", "generalisation", "retrieval", "access",
+ATTRIBUTION = "attribution"
+ATTRIBUTIONS = (
+    "occlusion_loss", "occlusion_l1", "occlusion_cosine", "noise", "gradient", "entropy",
 )  # fmt: skip
-WIDTH = 160
-"""Columns where the output is no terminal."""
-ASKS = ("blank_copy", "copy", "plain_copy")
+"""The attribution measures; the first is the default."""
+OBJECTIVES = ("blank_copy", "copy", "plain_copy")
+ARGUMENTS = Arguments(
+    example="memjax measure runs/quickstart --instruments=information,attribution:gradient",
+    words={"PATH": STAGE_PATH},
+    flags=take(
+        instruments={
+            "what": f"{', '.join(suite.INSTRUMENTS)}; {ATTRIBUTION}, or {ATTRIBUTION}:MEASURE. By"
+            f" default all but {ATTRIBUTION}",
+        },
+        recall_objective={"choices": OBJECTIVES, "default": OBJECTIVES[0]},
+        limit={"what": "held-out texts; by default 256, and 16 for attribution", "minimum": 2},
+        data={},
+        corpus={"what": "recall of another corpus"},
+        batch_size={"what": "Texts", "default": 32},
+        seed={"default": 0},
+        out={
+            "what": "Write all numbers to this file; by default instruments.json in the stage's"
+            " folder",
+            "metavar": "FILE",
+        },
+        save={
+            "what": f"the {ATTRIBUTION} of all sequences of a split to this file (.npy), for"
+            " config.data.attributions"
+        },
+        split={"choices": ("train", "validation"), "default": "train"},
+        sequence_length={"what": "by default config.data.sequence_length of the stage"},
+        unscaled={},
+    ),
+    notes=f"""
+    Reads held-out text of the stage's run and prints a table per instrument; `memjax report` shows
+    the numbers on the run's page. The stage needs a decoder that reads memories: family
+    autoencoder, oracle or memory_model. `memjax probe` measures any encoder.
+
+    The instrument {ATTRIBUTION} computes how much of each token comes from the memory. It writes a
+    page of coloured texts, attribution.html, and the values, attribution.json, beside --out. Its
+    measures are {", ".join(ATTRIBUTIONS)} (of oracles). --save, --split, --sequence_length,
+    --unscaled and --seed belong to it; the objective complement_weighted needs attributions that
+    span [0, 1], the other weightings --unscaled ones.
+    """,
+)
 
 
-def define_flags() -> flags.FlagValues:
-    """The command's flags."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("checkpoint", None, "Folder of the stage.", flag_values=values)
-    flags.DEFINE_list("instruments", list(INSTRUMENTS), "Which ones, with commas.", flag_values=values)
-    flags.DEFINE_enum("ask", "blank_copy", ASKS, "How a memory model is asked for what it holds.", flag_values=values)
-    flags.DEFINE_integer("limit", 256, "Held-out texts, at most.", 2, flag_values=values)
-    flags.DEFINE_string("corpus", "", "Another corpus, for generalisation, as config.data.corpus.", flag_values=values)
-    flags.DEFINE_string("data", "", "Data folder of a workdir; by default that of the checkpoint's.", flag_values=values)
-    flags.DEFINE_integer("batch", 32, "Texts at a time.", 1, flag_values=values)
-    flags.DEFINE_string("out", "", "JSON file; by default instruments.json in the stage's folder.", flag_values=values)
-    return values
-
-
-def run(args: Sequence[str]) -> int:
+def run(given: Namespace) -> None:
     """Measures, prints and writes."""
-    given = read_own(args, define_flags(), __doc__ or "", EXAMPLE, ("checkpoint",))
-    if given is None:
-        return 0
-    for name in given["instruments"]:
-        if name not in INSTRUMENTS:
-            raise flags.IllegalFlagValueError(f"--instruments has no {name!r}; there are {', '.join(INSTRUMENTS)}")
-    # These import JAX: after the flags are known to be right.
-    from memjax.instruments.suite import FILE, prepare_subject, run_instruments, write_found
-    from memjax.instruments.system import open_system
-    from memjax.report.instruments import tables
-    from memjax.training.progress import Reporter
+    names, measures = split_instruments(given.instruments or tuple(suite.INSTRUMENTS))
+    UsageError.require(
+        not given.save or len(measures) == 1,
+        f"--save: {len(measures)} attribution measures, expected one. Pass for example"
+        f" --instruments={ATTRIBUTION}:{ATTRIBUTIONS[0]}.",
+    )
+    # These import JAX: after the flags are checked.
+    from memjax.experiment.report.instruments import tables
+    from memjax.files import check_writable
+    from memjax.inference import load
 
-    reporter = Reporter()
-    trained = open_system(given["checkpoint"], given["ask"])
-    subject = prepare_subject(trained, given["limit"], given["data"], given["corpus"], given["batch"])
-    found = run_instruments(subject, given["instruments"], reporter.bar)
-    if not reporter.console.is_terminal:
-        reporter.console.width = WIDTH
-    for table in tables(found):
-        reporter.console.print(table.rich())
-    out = Path(given["out"] or trained.folder / FILE)
-    write_found(out, found)
-    reporter.say(f"all numbers, with curves, in {out}")
-    return 0
+    reporter, model = Reporter(), load(given.path)
+    out = Path(given.out or model.folder / suite.FILE)
+    check_writable(out)
+    if names:
+        with reporter.active():
+            subject = suite.prepare_subject(
+                model,
+                given.recall_objective,
+                given.limit or 256,
+                given.data or "",
+                given.corpus or "",
+                given.batch_size,
+            )
+            found = suite.run_instruments(subject, names)
+        for table in tables(found):
+            reporter.table(*table)
+        suite.write_found(out, found)
+        reporter.log(f"all numbers, with curves, in {out}")
+    if measures:
+        from memjax.cli.attribution import attribute
+
+        attribute(model, measures, given, out.with_name("attribution.html"), reporter)
+
+
+def split_instruments(chosen: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The instruments of the suite, and the attribution measures.
+
+    Raises:
+      UsageError: a name is unknown.
+    """
+    known = (*suite.INSTRUMENTS, ATTRIBUTION, *(f"{ATTRIBUTION}:{name}" for name in ATTRIBUTIONS))
+    for name in chosen:
+        UsageError.require(
+            name in known,
+            f"--instruments: {name!r}, expected some of {', '.join(known)}."
+            f"{close_match(name, known)}",
+        )
+    names = [name for name in chosen if name in suite.INSTRUMENTS]
+    others = [name.partition(":")[2] for name in chosen if name not in suite.INSTRUMENTS]
+    measures = [name or ATTRIBUTIONS[0] for name in others]
+    return list(dict.fromkeys(names)), list(dict.fromkeys(measures))

@@ -1,85 +1,102 @@
-r"""The command `memjax prepare --config=FILE --workdir=DIR [--workers=N] [--config.data.KEY=VALUE ...]`: text to rows, without training.
-
-    memjax prepare --config=configs/quickstart.py --workdir=runs/a --config.data.corpus=texts.jsonl --config.data.tokenizer=byte_level \
-        --config.data.vocabulary=8000
-
-writes what `memjax train` with the same flags would write first, DIR/data: the vocabulary and the rows of both splits. Processes share the work
-block by block; what they write does not depend on how many they are. Killed or stopped, the same command goes on with the blocks that are
-done. Where the data is there, it is checked against the settings and described.
-"""
+"""The command `memjax prepare`: text to stored sequences, without training."""
 
 import time
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from absl import flags
 from rich.console import Console
-from rich.table import Table
 
-from memjax.cli.arguments import read_flags
-from memjax.config import Config
-from memjax.data import Prepared, prepare
+from memjax.cli.arguments import Arguments, read_config, take
+from memjax.progress import Reporter
 
-EXAMPLE = "memjax prepare --config=configs/quickstart.py --workdir=runs/quickstart --config.data.corpus=texts.jsonl"
+if TYPE_CHECKING:
+    from memjax.config import Config
+    from memjax.data import Prepared
+
+ARGUMENTS = Arguments(
+    example="memjax prepare --config=configs/quickstart.py --workdir=runs/quickstart"
+    " --config.data.corpus=texts.jsonl",
+    flags=take(config={"required": True}, workdir={"required": True}, workers={}),
+    configs=("config",),
+    notes="""
+    Writes WORKDIR/data, which `memjax train` with the same config would write first: the tokenizer
+    and the sequences of both splits. Several processes share the work; their number does not change
+    the result. An interrupted preparation resumes. Existing data is checked against the config and
+    described.
+    """,
+)
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """The command's own flags."""
-    flags.DEFINE_string("workdir", None, "Where the run will be; data goes to its folder `data`.", flag_values=values)
-    flags.DEFINE_integer("workers", None, "Processes; by default one a processor.", 1, flag_values=values)
+def run(given: Namespace) -> None:
+    """Prepares the data of a workdir and prints a table of it."""
+    config = read_config("config", given.config, given.overrides["config"])
+    _, bucket, path = given.workdir.partition("://")
+    if bucket:
+        from memjax.checkpoints.reading import absolute
+
+        absolute(given.workdir)  # Raises where `memjax train` could not write checkpoints.
+    workdir = Path(path or given.workdir).absolute()
+    prepare_workdir(config, workdir, given.workers)
 
 
-def run(args: Sequence[str]) -> int:
-    """Prepares, and prints what came of it."""
-    config, values = read_flags(args, EXAMPLE, define_flags, ("workdir",))
-    workdir = str(values["workdir"].value)
-    prepare_workdir(config, Path(workdir.partition("://")[2] or workdir).absolute(), values["workers"].value)
-    return 0
-
-
-def prepare_workdir(config: Config, workdir: Path, workers: int | None = None, console: Console | None = None) -> Prepared:
+def prepare_workdir(
+    config: "Config", workdir: Path, workers: int | None = None, console: Console | None = None
+) -> "Prepared":
     """Builds or opens the data of a workdir and prints a table of it.
 
     Raises:
       CorpusError, TokenizerError, RowsError, OSError: as `memjax.data.prepare`.
     """
-    from memjax.training.progress import Reporter  # Imports JAX: after the flags are known to be right.
+    from memjax.data import prepare
 
     reporter = Reporter(console)
     folder = workdir / "data"
-    there = (folder / "prepared.json").exists() and (folder / f"rows-{config.data.row_tokens}").exists()
+    there = (folder / "prepared.json").exists() and (
+        folder / f"rows-{config.data.sequence_length}"
+    ).exists()
     started = time.monotonic()
-    prepared = prepare(config.data, folder, reporter.say, workers, reporter.bar)
-    reporter.console.print(describe(prepared))
-    reporter.say(notes(prepared))
-    reporter.say(f"{folder}: was there already" if there else f"{folder}: made in {time.monotonic() - started:.1f} s")
+    with reporter.active():
+        prepared = prepare(config.data, folder, reporter.log, workers)
+    describe(prepared, reporter)
+    reporter.log(
+        f"{folder}: was there already"
+        if there
+        else f"{folder}: made in {time.monotonic() - started:.1f} s"
+    )
     return prepared
 
 
-def describe(prepared: Prepared) -> Table:
-    """What there is, split by split."""
+def describe(prepared: "Prepared", reporter: Reporter) -> None:
+    """Prints a table with a line per split, and a line of notes."""
     info = prepared.info
-    # What TFDS prepared says nothing of documents.
-    counted = f": {info['documents']:,} documents, {info['characters']:,} characters" if "documents" in info else ""
-    table = Table(title=f"{info['corpus']}{counted}", title_justify="left")
-    for column in ("split", "documents", "rows", "tokens", "padding", "in no row", "bytes/token"):
-        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
+    # Data that TFDS prepared has no count of documents.
+    counted = (
+        f": {info['documents']:,} documents, {info['characters']:,} characters"
+        if "documents" in info
+        else ""
+    )
+    rows = []
     for split in ("train", "validation"):
         own: dict[str, Any] = info[split]
-        counts = (own.get(key) for key in ("documents", "rows", "tokens", "padding", "dropped_tokens"))
+        counts = (
+            own.get(key) for key in ("documents", "rows", "tokens", "padding", "dropped_tokens")
+        )
         each = own["bytes"] / max(own["tokens"], 1) if "bytes" in own else info["bytes_per_token"]
-        table.add_row(split, *("-" if count is None else f"{count:,}" for count in counts), f"{each:.2f}")
-    return table
-
-
-def notes(prepared: Prepared) -> str:
-    """What else there is to say of it, in a line."""
-    info = prepared.info
-    said = [f"tokenizer {info['tokenizer']} of {prepared.tokenizer.vocabulary} ids"]
+        shown = ("-" if count is None else f"{count:,}" for count in counts)
+        rows.append((split, *shown, f"{each:.2f}"))
+    reporter.table(
+        f"{info['corpus']}{counted}",
+        ("split", "documents", "rows", "tokens", "padding", "in no row", "bytes/token"),
+        rows,
+    )
+    facts = [f"tokenizer {info['tokenizer']} of {prepared.tokenizer.vocabulary} ids"]
     if "near_duplicates" in info:
         near = info["near_duplicates"]
-        said.append(f"near-duplicates of a document to train on: {near['validation']} of {near['of']} held out")
+        facts.append(
+            f"near-duplicates of a document to train on: {near['validation']} of {near['of']} held"
+            " out"
+        )
     if info.get("skipped"):
-        said.append(f"damaged documents left out: {sum(info['skipped'].values())}")
-    return "; ".join(said)
+        facts.append(f"damaged documents left out: {sum(info['skipped'].values())}")
+    reporter.log("; ".join(facts))

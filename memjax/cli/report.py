@@ -1,21 +1,22 @@
-"""The command `memjax report --workdir=DIR`."""
+"""The command `memjax report`."""
 
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
-from absl import flags
+from memjax.cli.arguments import Arguments, take
+from memjax.progress import Reporter
 
-from memjax.report import write_report
+ARGUMENTS = Arguments(
+    example="memjax report runs/quickstart",
+    words={"PATH": "The workdir of a finished run."},
+    flags=take(),
+)
 
 
-def run(args: Sequence[str]) -> int:
-    """Writes the plots and the page of a workdir again."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "A workdir that `memjax train` has finished.", flag_values=values)
-    values(list(args))
-    if values["workdir"].value is None:
-        raise flags.IllegalFlagValueError("--workdir is missing; for example: memjax report --workdir=runs/quickstart")
-    workdir = values["workdir"].value
-    # Of a run in a bucket the numbers lie here.
-    print(write_report(Path(workdir.partition("://")[2] or workdir)))
-    return 0
+def run(given: Namespace) -> None:
+    """Writes the plots and the page of a workdir from its metrics."""
+    from memjax.experiment.report import write_report
+
+    # The metrics of a run in a bucket are on this machine.
+    page = write_report(Path(given.path.partition("://")[2] or given.path))
+    Reporter().log(str(page))

@@ -1,30 +1,28 @@
-"""The command `memjax train --config=FILE --workdir=DIR [--config.KEY=VALUE ...]`."""
+"""The command `memjax train`."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from absl import flags
+from argparse import Namespace
 
 from memjax.cli.allocator import keep_freed_memory
-from memjax.cli.arguments import read_flags
+from memjax.cli.arguments import Arguments, read_config, take
 
-EXAMPLE = "memjax train --config=configs/quickstart.py --workdir=runs/quickstart"
+ARGUMENTS = Arguments(
+    example="memjax train --config=configs/quickstart.py --workdir=runs/quickstart",
+    flags=take(
+        config={"required": True},
+        workdir={"required": True},
+        profile={"what": "START:STOP of every stage, into WORKDIR/stages/NAME/profile"},
+    ),
+    configs=("config",),
+)
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """The command's own flags."""
-    flags.DEFINE_string("workdir", None, "Where checkpoints, numbers and the page go.", flag_values=values)
-
-
-def run(args: Sequence[str]) -> int:
-    """Trains, and prints what came of it."""
-    config, values = read_flags(args, EXAMPLE, define_flags, ("workdir",))
-    workdir: Any = values["workdir"].value
+def run(given: Namespace) -> None:
+    """Trains the stages of a config, evaluates them and writes the report."""
+    config = read_config("config", given.config, given.overrides["config"])
     keep_freed_memory()
-    # These import JAX: after the allocator is set and the flags are known to be right.
+    # These import JAX: after the allocator is set and the flags are checked.
+    from memjax.experiment.run import run_experiment
     from memjax.sharding import connect
-    from memjax.training import run_experiment
 
     connect()
-    run_experiment(config, workdir)
-    return 0
+    run_experiment(config, given.workdir, profile=given.profile)

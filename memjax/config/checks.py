@@ -1,379 +1,420 @@
-"""Every check on a setting. Errors name the key as the command line spells it, what is wrong and what would be right."""
+"""Every check on a setting.
 
-from __future__ import annotations
+Errors name the key as typed on the command line, the value, and the expected values.
+"""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from memjax.config.readers import PREDICTORS, WITH_ENCODER, check_readers
-from memjax.config.settings import (
+from memjax.config.choices import (
     ATTENTIONS,
-    BACKBONES,
-    COMBINATIONS,
-    DECAYS,
     DTYPES,
     EXPANSIONS,
-    FAMILIES,
+    FEATURES,
     LAYOUTS,
+    LR_SCHEDULES,
+    MEMORY_INJECTIONS,
     MLPS,
     MODEL_QUIRKS,
     NORMS,
-    OBJECTIVES,
     OPTIMIZERS,
-    PRETRAINED,
+    PACKINGS,
     READOUTS,
-    REGRESSIONS,
     REMAT_POLICIES,
     REPEATS,
-    ROWS,
     STAGE_QUIRKS,
-    WEIGHTINGS,
+)
+from memjax.config.settings import (
     Backbone,
     Config,
     ConfigError,
     Data,
+    Evaluator,
     Mesh,
     Model,
     Optimizer,
     Stage,
 )
 
+MESH_AXES = ("data", "fsdp", "tensor")
+CHOICES = {
+    Data: {"packing": tuple(PACKINGS)},
+    Model: {
+        "readout": READOUTS,
+        "expansion": EXPANSIONS,
+        "layout": LAYOUTS,
+        "dtype": DTYPES,
+        "attention": ATTENTIONS,
+        "remat": REMAT_POLICIES,
+        "memory_injection": MEMORY_INJECTIONS,
+        "compat": MODEL_QUIRKS,
+    },
+    Backbone: {"mlp": MLPS, "norm": NORMS, "features": FEATURES},
+    Stage: {"lr_schedule": LR_SCHEDULES, "compat": STAGE_QUIRKS},
+}
+"""Settings that are one of some words, or a tuple of them, by the class that holds them."""
+_LARGE, _LENGTH, _COUNT = 2**31 - 1, 2**22, 2**16
+"""The largest step, token of a row or entry of a vocabulary, and part of a model: more is a typing
+error, or overflows. Checks count up to a length."""
+_SMALL = 1e-30
+"""The smallest term that keeps a float32 from division by 0."""
+RANGES: Mapping[type, Mapping[str, tuple[float, float]]] = {
+    Config: {
+        "seed": (0, 2**32 - 1),
+        **dict.fromkeys(("log_every", "checkpoint_every", "checkpoints_kept"), (1, _LARGE)),
+        "checkpoint_minutes": (0, _LARGE),
+    },
+    Evaluator: {"every": (0, _LARGE), "examples": (1, _LARGE)},
+    Data: dict.fromkeys(("sequence_length", "vocab_size"), (1, _LENGTH)),
+    Model: {
+        "chunk_length": (1, _LENGTH),
+        "memory_vectors": (1, _COUNT),
+        "noise": (0, 1000),
+        "bptt_chunks": (0, _LENGTH),
+        "max_memories": (1, _LENGTH),
+    },
+    Backbone: {
+        **dict.fromkeys(("width", "layers", "channel_kernel"), (1, _COUNT)),
+        **dict.fromkeys(("heads", "kv_heads", "head_dim", "place_heads"), (0, _COUNT)),
+        "mlp_ratio": (_SMALL, _COUNT),
+        "rope_theta": (_SMALL, 10**12),
+        "decay_length": (0, _LARGE),
+        "norm_eps": (0, 1),
+    },
+    Optimizer: {"epsilon": (_SMALL, 10**6), "clip_norm": (0, 10**6)},
+    Stage: {
+        **dict.fromkeys(("steps", "batch_size", "grad_accum_steps"), (1, _LARGE)),
+        "learning_rate": (_SMALL, 1000),
+        "final_lr_ratio": (0, 1),
+        "temperature": (1e-6, 10**6),
+        "query_tokens": (1, _LENGTH),
+    },
+}
+"""The smallest and the largest value of every setting that is a number."""
+_FACTOR = (0, 10**6)
+"""Factors on rates, weight decay, and weights of objectives."""
+ZERO = {
+    "checkpoint_minutes": "never",
+    "every": "at the end of the run",
+    "noise": "none",
+    "bptt_chunks": "all chunks",
+    "heads": "flat mixing, in mixers alone",
+    "kv_heads": "as heads",
+    "head_dim": "width // heads",
+    "place_heads": "none",
+    "decay_length": "none",
+    "norm_eps": "the norm's default",
+    "clip_norm": "none",
+}
+"""The meaning of 0 in settings where it is one of its own."""
+LARGEST_CHUNKS = 2**12
+"""Chunks of a row: models make a table of chunks by chunks."""
+ATTENTION_SETTINGS = (
+    "head_dim",
+    "qk_norm",
+    "norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "tie_embeddings",
+    "features",
+    "place_heads",
+)
+"""Settings of a stack that only transformers read."""
+READERS = {
+    "decay_length": REPEATS,
+    "channel_kernel": ("mixer",),
+    "causal": ("transformer", "mixer"),
+    "kv_heads": ("transformer",),
+    **dict.fromkeys(ATTENTION_SETTINGS, ("transformer",)),
+}
+"""Settings that only stacks of some kinds read; the others leave them at their defaults."""
+require = ConfigError.require
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+
+def one_of(value: str, allowed: tuple[str, ...], key: str) -> None:
+    """Raise ConfigError unless a value is one of the allowed words."""
+    require(value in allowed, f"config.{key}: {value!r}, expected one of {', '.join(allowed)}")
 
 
-def _one_of(value: str, allowed: tuple[str, ...], key: str) -> None:
-    _require(value in allowed, f"config.{key}={value!r} is not known; it can be {', '.join(allowed)}")
+def _check_values(settings: Any, prefix: str) -> None:
+    """Raise ConfigError for the first setting of a class whose value alone is wrong.
+
+    `prefix` is the key of the settings and a point.
+    """
+    kind = type(settings)
+    for name, allowed in CHOICES.get(kind, {}).items():
+        value = getattr(settings, name)
+        for word in value if isinstance(value, tuple) else (value,):
+            one_of(word, allowed, f"{prefix}{name}")
+    for name, bounds in RANGES.get(kind, {}).items():
+        check_range(f"{prefix}{name}", getattr(settings, name), bounds, ZERO.get(name, ""))
 
 
-def _positive(owner: Any, prefix: str, *names: str) -> None:
-    for name in names:
-        _require(getattr(owner, name) > 0, f"config.{prefix}{name}={getattr(owner, name)} must be greater than 0")
+def check_range(key: str, value: Any, bounds: tuple[float, float], zero: str = "") -> None:
+    """Raise ConfigError unless a number is in a range, bounds included."""
+    low, high = bounds
+    meaning = f" ({zero})" if zero else ""
+    require(
+        type(value) in (int, float) and low <= value <= high,
+        f"config.{key}={value!r}, expected a number from {low}{meaning} to {high}",
+    )
 
 
 def _nearest(good: list[int], wanted: int, otherwise: str) -> str:
-    """The up to three of `good` that are nearest to `wanted`, as words."""
+    """Return up to three members of `good` nearest to `wanted`, as words."""
     return ", ".join(map(str, sorted(sorted(good, key=lambda n: abs(n - wanted))[:3]))) or otherwise
 
 
-def _divisors_near(total: int, wanted: int) -> str:
+def divisors_near(total: int, wanted: int) -> str:
+    """The up to three divisors of `total` that are nearest to `wanted`."""
     return _nearest([d for d in range(2, total // 2 + 1) if total % d == 0], wanted, "no length")
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for the first impossible setting."""
-    data, model = config.data, config.model
-    _require(config.seed >= 0, f"config.seed={config.seed} must be 0 or more")
-    _positive(config, "", "log_every", "checkpoint_every", "checkpoints_kept", "evaluate_every", "evaluation_rows")
-    _positive(data, "data.", "row_tokens")
-    _require(
-        data.vocabulary >= 300 or not data.corpus or bool(data.tokenizer),
-        f"config.data.vocabulary={data.vocabulary} leaves no room for words beside 256 bytes and 6 reserved ids; use 300 or more",
+    """Raise ConfigError for the first invalid setting.
+
+    `memjax.objectives.check` checks settings that depend on models or objectives.
+    """
+    data = config.data
+    _check_values(config, "")
+    for name, evaluator in config.evaluators.items():
+        _check_values(evaluator, f"evaluators.{name}.")
+    _check_values(data, "data.")
+    require(
+        data.vocab_size >= 300 or not data.corpus or bool(data.tokenizer),
+        f"config.data.vocab_size={data.vocab_size} leaves no room for words beside 256 bytes and 6"
+        " reserved ids; use 300 or more",
     )
-    _require(
-        data.vocabulary > 512 or data.tokenizer != "byte_level",
-        f"config.data.vocabulary={data.vocabulary} leaves no room for words beside 256 bytes and the 256 reserved ids of"
+    require(
+        data.vocab_size > 512 or data.tokenizer != "byte_level",
+        f"config.data.vocab_size={data.vocab_size} leaves no room for words beside 256 bytes and"
+        " the 256 reserved ids of"
         " config.data.tokenizer='byte_level'; use more than 512",
     )
-    _positive(data, "data.", "vocabulary")
-    _one_of(data.rows, tuple(ROWS), "data.rows")
-    _require(
-        0 < data.validation_share < 1, f"config.data.validation_share={data.validation_share} must lie strictly between 0 and 1"
+    require(
+        0 < data.validation_share < 1,
+        f"config.data.validation_share={data.validation_share}, expected a number strictly"
+        " between 0 and 1",
     )
-    _require(config.checkpoint_minutes >= 0, f"config.checkpoint_minutes={config.checkpoint_minutes} must be 0 (never) or more")
-    if config.checkpoint_best:
-        objectives = sorted({name for stage in config.stages.values() for name in stage.objectives} - {*REGRESSIONS})
-        numbers = tuple(f"{name}/{kind}" for name in objectives for kind in ("nats", "accuracy"))
-        _one_of(config.checkpoint_best, numbers, "checkpoint_best")
-    families = {stage.family for stage in config.stages.values()}
-    _check_model(model, data, families)
+    _check_model(config.model, data)
     _check_mesh(config.mesh)
     _check_optimizer(config.optimizer)
     _check_stages(config)
-    check_readers(config)
 
 
-MESH_AXES = ("data", "fsdp", "tensor")
-UNTIED = {"encoder": WITH_ENCODER, "decoder": ("oracle", "recurrent_memory"), "reconstructor": ("autoencoder",)}
-"""Families that have a stack and no head that can be its token table."""
-CHUNK_READERS = frozenset({"memory_model", "recurrent_memory", "ranker"})
-"""Families whose rows need two chunks or more."""
-
-
-def _check_model(model: Model, data: Data, families: set[str]) -> None:
-    _positive(model, "model.", "chunk_length", "vectors")
-    least = 2 if families & CHUNK_READERS else 1
-    _require(
-        data.row_tokens % model.chunk_length == 0 and data.row_tokens >= least * model.chunk_length,
-        f"config.model.chunk_length={model.chunk_length} does not divide config.data.row_tokens={data.row_tokens} into"
-        f" {'two chunks or more' if least == 2 else 'chunks'}; for rows of {data.row_tokens} use"
-        f" {_divisors_near(data.row_tokens, model.chunk_length)}",
+def _check_model(model: Model, data: Data) -> None:
+    _check_values(model, "model.")
+    for part in ("encoder", "decoder", "reconstructor"):
+        _check_values(getattr(model, part), f"model.{part}.")
+    require(
+        data.sequence_length % model.chunk_length == 0
+        and data.sequence_length >= model.chunk_length,
+        f"config.model.chunk_length={model.chunk_length} does not divide"
+        f" config.data.sequence_length={data.sequence_length} into chunks; for rows of"
+        f" {data.sequence_length} use {divisors_near(data.sequence_length, model.chunk_length)}",
     )
-    _one_of(model.readout, READOUTS, "model.readout")
-    _one_of(model.expansion, EXPANSIONS, "model.expansion")
-    _one_of(model.layout, LAYOUTS, "model.layout")
-    _one_of(model.dtype, DTYPES, "model.dtype")
-    _one_of(model.attention, ATTENTIONS, "model.attention")
-    _one_of(model.remat, REMAT_POLICIES, "model.remat")
-    _one_of(model.combine, COMBINATIONS, "model.combine")
-    for quirk in model.compat:
-        _one_of(quirk, MODEL_QUIRKS, "model.compat")
-    _require(
+    chunks = data.sequence_length // model.chunk_length
+    require(
+        chunks <= LARGEST_CHUNKS,
+        f"config.model.chunk_length={model.chunk_length} and config.data.sequence_length="
+        f"{data.sequence_length} are rows of {chunks} chunks, expected at most {LARGEST_CHUNKS}",
+    )
+    require(
         not {"slots_of_ones", "slots_of_zeros"} <= set(model.compat),
-        "config.model.compat names both slots_of_ones and slots_of_zeros; a slot without a memory holds one constant",
+        "config.model.compat names both slots_of_ones and slots_of_zeros; a slot without a memory"
+        " holds one constant",
     )
-    _require(
-        model.vectors == 1 or "overwritten_write_slot" not in model.compat,
-        f"config.model.vectors={model.vectors} must be 1 for config.model.compat's overwritten_write_slot",
-    )
-    _require(model.noise >= 0, f"config.model.noise={model.noise} must be 0 (none) or more")
-    beside = model.vectors * (model.bottleneck or model.encoder.width)
-    _require(
-        "oracle" not in families or model.combine != "embedding" or model.decoder.width > beside,
-        f"config.model.decoder.width={model.decoder.width} leaves no room for token embeddings beside a memory of {beside}, which"
-        " config.model.combine='embedding' puts there; use a greater width",
-    )
-    _require(model.truncate >= 0, f"config.model.truncate={model.truncate} must be 0 (all chunks) or more")
-    _require(
-        model.vectors == 1 or model.readout == "memory_tokens" or not families & set(WITH_ENCODER),
-        f"config.model.vectors={model.vectors} needs config.model.readout='memory_tokens': one position gives one vector",
-    )
-    _require(
+    require(
         0 <= model.bottleneck <= model.encoder.width,
-        f"config.model.bottleneck={model.bottleneck} must lie between 0 (none) and the encoder's width {model.encoder.width}",
+        f"config.model.bottleneck={model.bottleneck}, expected a number between 0 (none) and the"
+        f" encoder's width {model.encoder.width}",
     )
-    _require(
-        model.layout == "fixed" or model.decoder.kind == "transformer" or not families & {"memory_model"},
-        "config.model.layout='variable' needs a transformer decoder: a mixer's weights belong to positions; use 'fixed'",
-    )
-    for part, readers in UNTIED.items():
-        others = sorted(families.intersection(readers))
-        _require(
-            not getattr(model, part).tied_head or not others,
-            f"config.model.{part}.pretrained names tied_head, which a stage of family {', '.join(others)} does not read; stages of family"
-            " memory_model and causal_lm do, of config.model.decoder",
-        )
-    _require(
-        model.expansion != "repeat" or model.vectors <= model.chunk_length,
-        f"config.model.vectors={model.vectors} are more than the config.model.chunk_length={model.chunk_length} positions that"
+    require(
+        model.expansion != "repeat" or model.memory_vectors <= model.chunk_length,
+        f"config.model.memory_vectors={model.memory_vectors} are more than the"
+        f" config.model.chunk_length={model.chunk_length} positions that"
         " config.model.expansion='repeat' lays them over",
-    )
-    _require(
-        model.decoder.causal or not families & set(PREDICTORS),
-        f"config.model.decoder.causal=False lets a stage of family {', '.join(sorted(families & set(PREDICTORS)))} read the tokens it is to"
-        " predict; use True",
     )
     for part in ("encoder", "decoder", "reconstructor"):
         check_backbone(getattr(model, part), f"model.{part}.")
-    _require(
+    require(
         model.expansion != "unroll" or model.reconstructor.width % 2 == 0,
-        f"config.model.reconstructor.width={model.reconstructor.width} must be even for config.model.expansion='unroll'",
+        f"config.model.reconstructor.width={model.reconstructor.width}, expected an even number for"
+        " config.model.expansion='unroll'",
     )
 
 
 def _check_mesh(mesh: Mesh) -> None:
     sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
     for axis, size in sizes.items():
-        _require(size == -1 or size > 0, f"config.mesh.{axis}={size} must be a number of devices, or -1 for the rest of them")
-    rest = [axis for axis, size in sizes.items() if size == -1]
-    _require(
-        len(rest) < 2,
-        f"config.mesh.{rest[0] if rest else ''} and config.mesh.{rest[-1] if rest else ''} are both -1; one axis takes the rest",
-    )
+        require(
+            size == -1 or size > 0,
+            f"config.mesh.{axis}={size}, expected a number of devices, or -1 for the rest of them",
+        )
+    rest = [f"config.mesh.{axis}" for axis, size in sizes.items() if size == -1]
+    require(len(rest) < 2, f"{' and '.join(rest)} are -1, expected one that takes the rest")
     for pattern, axes in mesh.rules:
         named = axes if isinstance(axes, tuple) else (0,)
-        _require(
-            all(axis is None or axis in sizes for axis in named)
+        require(
+            all(axis is None or axis in tuple(sizes) for axis in named)
             and len({*named} - {None}) == sum(axis is not None for axis in named),
-            f"config.mesh.rules: {axes!r} of {pattern!r} must be a tuple of {', '.join(sizes)} (each once at most) or None, one for each of"
+            f"config.mesh.rules: {axes!r} of {pattern!r}, expected a tuple of {', '.join(sizes)}"
+            " (each once at most) or None, one for each of"
             " the last dimensions",
         )
 
 
 def check_backbone(backbone: Backbone, prefix: str) -> None:
-    """Raises ConfigError for the first impossible setting of a stack; `prefix` is its key and a point."""
-    _one_of(backbone.kind, BACKBONES, f"{prefix}kind")
-    _one_of(backbone.mlp, MLPS, f"{prefix}mlp")
-    _one_of(backbone.norm, NORMS, f"{prefix}norm")
-    _positive(backbone, prefix, "width", "layers", "mlp_ratio", "kernel")
-    _require(
+    """Raise ConfigError for the first invalid setting of a stack.
+
+    `prefix` is the key of the stack and a point. `memjax.models.check` checks its kind.
+    """
+    _check_values(backbone, prefix)
+    require(
         backbone.hidden_width > 0,
-        f"config.{prefix}mlp_ratio={backbone.mlp_ratio} leaves no hidden unit at config.{prefix}width={backbone.width}",
+        f"config.{prefix}mlp_ratio={backbone.mlp_ratio} leaves no hidden unit at"
+        f" config.{prefix}width={backbone.width}",
+    )
+    for name, kinds in READERS.items():
+        value, unset = getattr(backbone, name), getattr(Backbone(), name)
+        require(
+            backbone.kind in kinds or value == unset,
+            f"config.{prefix}{name}={value!r} has no meaning in a {backbone.kind}; leave it"
+            f" {unset!r}",
+        )
+    require(
+        backbone.output_gate or not backbone.sigmoid_gate,
+        f"config.{prefix}features names sigmoid_gate, which needs config.{prefix}output_gate=True",
     )
     width, heads, kv_heads = backbone.width, backbone.heads, backbone.kv_heads
-    repeats = backbone.kind in REPEATS
-    _require(backbone.decay_length >= 0, f"config.{prefix}decay_length={backbone.decay_length} must be 0 (none) or more")
-    _require(
-        repeats or backbone.decay_length == 0,
-        f"config.{prefix}decay_length={backbone.decay_length} has no meaning in a {backbone.kind}; leave it 0",
-    )
-    _require(
-        backbone.causal or not repeats,
-        f"config.{prefix}causal=False has no meaning in a {backbone.kind}, which carries a state forward",
-    )
-    _require(
-        backbone.kind == "mixer" or backbone.kernel == 1,
-        f"config.{prefix}kernel={backbone.kernel} has no meaning in a {backbone.kind}; leave it 1",
-    )
-    _require(
-        backbone.kind == "transformer" or not backbone.pretrained,
-        f"config.{prefix}pretrained has no meaning in a {backbone.kind}; leave it ()",
-    )
-    if backbone.kind == "mixer" or repeats:
-        _require(kv_heads == 0, f"config.{prefix}kv_heads={kv_heads} has no meaning in a {backbone.kind}; leave it 0")
-        _require(heads >= 0, f"config.{prefix}heads={heads} must be 0 (flat) or more")
-        if heads == 0:
-            _require(not backbone.output_gate, f"config.{prefix}output_gate needs heads: flat mixing has no output projection")
-            return
-    else:
-        _require(heads > 0, f"config.{prefix}heads={heads} must be greater than 0 in a transformer")
-        _require(
-            kv_heads >= 0 and (kv_heads == 0 or heads % kv_heads == 0),
-            f"config.{prefix}kv_heads={kv_heads} must divide config.{prefix}heads={heads}",
+    attends = backbone.kind == "transformer"
+    least = "a number greater than 0 in a transformer" if attends else "0 (flat) or more"
+    require(heads >= attends, f"config.{prefix}heads={heads}, expected {least}")
+    if heads == 0:
+        require(
+            not backbone.output_gate,
+            f"config.{prefix}output_gate needs heads: flat mixing has no output projection",
         )
-    _require(
+        return
+    require(
+        kv_heads >= 0 and heads % (kv_heads or 1) == 0,
+        f"config.{prefix}kv_heads={kv_heads}, expected a divisor of config.{prefix}heads={heads}",
+    )
+    require(
         backbone.kind != "mixed_repeat" or (heads % 2 == 0 and width % 2 == 0),
-        f"config.{prefix}heads={heads} and config.{prefix}width={width} must be even in a mixed_repeat, half of which repeats rows and"
+        f"config.{prefix}heads={heads} and config.{prefix}width={width}, expected even numbers in a"
+        " mixed_repeat, half of which repeats rows and"
         " half columns",
     )
-    if backbone.pretrained:
-        _check_pretrained(backbone, f"{prefix}pretrained")
-    if "head_width" in dict(backbone.pretrained):
-        return
-    multiple = 2 if backbone.kind == "transformer" else 1
-    good = [n for n in range(1, width + 1) if width % (n * multiple) == 0]
-    even = " into heads of even width, which rotary positions need" if multiple == 2 else ""
-    _require(
-        heads in good,
-        f"config.{prefix}heads={heads} does not divide config.{prefix}width={width}{even}; use {_nearest(good, heads, 'another width')}",
+    head_dim, scaling = backbone.head_dim, backbone.rope_scaling
+    require(
+        head_dim >= 0 and head_dim % 2 == 0,
+        f"config.{prefix}head_dim={head_dim}, expected 0 (width // heads) or an even number: rotary"
+        " positions turn pairs",
     )
-
-
-def _check_pretrained(backbone: Backbone, key: str) -> None:
-    number: Any = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0  # noqa: E731
-    for name, value in backbone.pretrained:
-        _one_of(name, PRETRAINED, key)
-        if name in ("query_key_norm", "tied_head"):
-            good, wanted = isinstance(value, bool), "True or False"
-        elif name == "head_width":
-            good, wanted = type(value) is int and value > 0 and value % 2 == 0, "an even number: rotary positions turn pairs"
-        elif name == "rotary_scaling":
-            good = isinstance(value, tuple) and len(value) == 4 and all(map(number, value)) and value[1] < value[2]
-            wanted = "(factor, low, high, positions), four numbers greater than 0 of which low is less than high"
-        else:
-            good, wanted = number(value), "a number greater than 0"
-        _require(good, f"config.{key}: {name} is {value!r}; it must be {wanted}")
-    names = [name for name, _ in backbone.pretrained]
-    _require(len(set(names)) == len(names), f"config.{key} names {', '.join(names)}; each may be there once")
+    require(
+        not scaling or (len(scaling) == 4 and min(scaling) > 0 and scaling[1] < scaling[2]),
+        f"config.{prefix}rope_scaling={scaling}, expected () or (factor, low, high, positions),"
+        " four numbers greater than 0 of which"
+        " low is less than high",
+    )
+    if head_dim:
+        return
+    good = [n for n in range(1, width + 1) if width % (n * (2 if attends else 1)) == 0]
+    even = " into heads of even width, which rotary positions need" if attends else ""
+    require(
+        heads in good,
+        f"config.{prefix}heads={heads} does not divide config.{prefix}width={width}{even}; use"
+        f" {_nearest(good, heads, 'another width')}",
+    )
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
+    _check_values(optimizer, "optimizer.")
     for _, name in optimizer.rules:
-        _one_of(name, OPTIMIZERS, "optimizer.rules")
+        one_of(name, OPTIMIZERS, "optimizer.rules")
     for key in ("rate_rules", "decay_rules"):
         for pattern, value in getattr(optimizer, key):
-            _require(
-                isinstance(value, (int, float)) and not isinstance(value, bool),
-                f"config.optimizer.{key}[{pattern!r}]={value!r} must be a number",
-            )
-            _require(value >= 0, f"config.optimizer.{key}[{pattern!r}]={value} must be 0 or more")
+            check_range(f"optimizer.{key}[{pattern!r}]", value, _FACTOR)
     for name in ("beta1", "beta2"):
         value = getattr(optimizer, name)
-        _require(0 <= value < 1, f"config.optimizer.{name}={value} must be at least 0 and less than 1")
-    _positive(optimizer, "optimizer.", "epsilon")
-    _require(optimizer.clip_norm >= 0, f"config.optimizer.clip_norm={optimizer.clip_norm} must be 0 (none) or more")
+        require(
+            0 <= value < 1, f"config.optimizer.{name}={value}, expected at least 0 and less than 1"
+        )
 
 
 def _check_stages(config: Config) -> None:
     order = config.curriculum + config.controls
-    _require(bool(config.curriculum), "config.curriculum is empty; name at least one of config.stages")
+    require(
+        bool(config.curriculum), "config.curriculum is empty; name at least one of config.stages"
+    )
     for key in ("curriculum", "controls"):
         for name in getattr(config, key):
-            _require(
+            require(
                 name in config.stages,
-                f"config.{key} names {name!r}, which is not one of config.stages: {', '.join(config.stages)}",
+                f"config.{key} names {name!r}, which is not one of config.stages:"
+                f" {', '.join(config.stages)}",
             )
-    _require(len(set(order)) == len(order), "config.curriculum and config.controls must not name a stage twice")
-    for position, name in enumerate(order):
-        stage = config.stages[name]
-        _check_stage(stage, f"stages.{name}.", order[:position])
-        copied = [o for o in stage.objectives if o.endswith("copy")] if stage.family == "causal_lm" else []
-        _require(
-            not copied or config.data.row_tokens % 2 == 0,
-            f"config.stages.{name}.objectives names {', '.join(copied)}, so config.data.row_tokens={config.data.row_tokens} must be even",
+    require(
+        len(set(order)) == len(order),
+        "config.curriculum and config.controls must not name a stage twice",
+    )
+    for name, stage in config.stages.items():
+        require(
+            re.fullmatch(r"[^/\0]{1,100}", name) and name.strip(".") and name.isprintable(),
+            f"config.stages: {name!r}, expected a name that a folder can have",
         )
-        _check_retrieval(config, stage, f"config.stages.{name}")
-        needs = [o for o in stage.objectives if o in (*WEIGHTINGS, *REGRESSIONS)]
-        _require(
-            not needs or bool(config.data.attributions),
-            f"config.stages.{name}.objectives names {', '.join(needs)}, which needs config.data.attributions",
-        )
-
-
-def _check_retrieval(config: Config, stage: Stage, key: str) -> None:
-    model = config.model
-    asked = [o for o in stage.objectives if o.startswith(("ngram_", "nbag_"))]
-    _require(
-        not asked or stage.query_tokens <= model.chunk_length,
-        f"{key}.query_tokens={stage.query_tokens} are more than a passage has: config.model.chunk_length={model.chunk_length}",
-    )
-    _require(
-        "pair_retrieval" not in stage.objectives or config.chunks % 2 == 0,
-        f"{key}.objectives names pair_retrieval, which needs an even number of chunks in a row, query and passage in turn;"
-        f" there are {config.chunks}",
-    )
-    share = stage.rows // stage.microbatches
-    passages = share * (config.chunks // 2 if "pair_retrieval" in stage.objectives else config.chunks)
-    _require(
-        stage.family != "retriever" or passages >= 2,
-        f"{key}.rows={stage.rows} in {key}.microbatches={stage.microbatches} leave {passages} of the passages that a query is"
-        " to tell apart in a microbatch; there must be two or more",
-    )
-    _require(
-        stage.family != "ranker" or (model.decoder.kind == "transformer" and model.decoder.final_norm),
-        f"{key}.family='ranker' needs config.model.decoder.kind='transformer' and config.model.decoder.final_norm=True",
-    )
+        others = tuple(other for other in config.stages if other != name)
+        earlier = order[: order.index(name)] if name in order else others
+        _check_stage(stage, f"stages.{name}.", earlier)
 
 
 def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
-    _one_of(stage.family, FAMILIES, f"{prefix}family")
-    _one_of(stage.decay, DECAYS, f"{prefix}decay")
-    _positive(stage, prefix, "steps", "rows", "microbatches", "learning_rate")
-    _require(0 <= stage.final_rate <= 1, f"config.{prefix}final_rate={stage.final_rate} must lie between 0 and 1")
-    _require(
+    _check_values(stage, prefix)
+    require(
         0 <= stage.warmup_steps <= stage.steps,
-        f"config.{prefix}warmup_steps={stage.warmup_steps} must lie between 0 and config.{prefix}steps={stage.steps}",
+        f"config.{prefix}warmup_steps={stage.warmup_steps}, expected a number between 0 and"
+        f" config.{prefix}steps={stage.steps}",
     )
-    _require(
-        stage.rows % stage.microbatches == 0,
-        f"config.{prefix}microbatches={stage.microbatches} does not divide config.{prefix}rows={stage.rows}",
+    require(
+        stage.batch_size % stage.grad_accum_steps == 0,
+        f"config.{prefix}grad_accum_steps={stage.grad_accum_steps} does not divide"
+        f" config.{prefix}batch_size={stage.batch_size}",
     )
-    _require(bool(stage.objectives), f"config.{prefix}objectives is empty; give at least one of {OBJECTIVES[stage.family]}")
-    for quirk in stage.compat:
-        _one_of(quirk, STAGE_QUIRKS, f"{prefix}compat")
-    _require(
+    require(
+        bool(stage.objectives),
+        f"config.{prefix}objectives is empty; give at least one",
+    )
+    require(
         "overwritten_delimiter" not in stage.compat or "unscored_first_tokens" in stage.compat,
-        f"config.{prefix}compat: overwritten_delimiter needs unscored_first_tokens, the published form of a chunk's inputs",
+        f"config.{prefix}compat: overwritten_delimiter needs unscored_first_tokens, the published"
+        " form of a chunk's inputs",
     )
-    _positive(stage, prefix, "temperature", "query_tokens")
     for objective, weight in stage.objectives.items():
-        _one_of(objective, OBJECTIVES[stage.family], f"{prefix}objectives")
-        _require(
-            weight > 0,
-            f"config.{prefix}objectives.{objective}={weight} must be greater than 0; leave the objective out instead",
-        )
+        check_range(f"{prefix}objectives.{objective}", weight, (_SMALL, _FACTOR[1]))
+    for objective, chunks in stage.scored_chunks.items():
+        check_range(f"{prefix}scored_chunks.{objective}", chunks, (0, LARGEST_CHUNKS), "all")
     for pattern, value in stage.trainable:
-        _require(
-            isinstance(value, bool) or (type(value) is int and value > 0),
-            f"config.{prefix}trainable[{pattern!r}]={value!r} must be True, False or a rank greater than 0",
+        require(
+            isinstance(value, bool) or (type(value) is int and 0 < value <= _COUNT),
+            f"config.{prefix}trainable[{pattern!r}]={value!r}, expected True, False or a rank"
+            f" from 1 to {_COUNT}",
         )
-    _require(
-        stage.memory or stage.family == "memory_model",
-        f"config.{prefix}memory=False has no meaning in a stage of family {stage.family}",
+    require(
+        "untrained_layers" not in stage.compat or bool(stage.init_from),
+        f"config.{prefix}compat names untrained_layers, which needs config.{prefix}init_from:"
+        " without it all layers are as initialised",
     )
-    _require(not stage.init_part or bool(stage.init_from), f"config.{prefix}init_part needs config.{prefix}init_from")
-    _require(
-        not stage.init_from or stage.init_from in earlier or "/" in stage.init_from or stage.init_from.startswith("hf:"),
-        f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage ({', '.join(earlier) or 'none'}) nor a folder path",
+    require(
+        not stage.init_part or bool(stage.init_from),
+        f"config.{prefix}init_part needs config.{prefix}init_from",
+    )
+    require(
+        not stage.init_from
+        or stage.init_from in earlier
+        or "/" in stage.init_from
+        or stage.init_from.startswith("hf:"),
+        f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage"
+        f" ({', '.join(earlier) or 'none'}) nor a folder path",
     )

@@ -1,10 +1,9 @@
-"""Pieces of the published experiments (Badger 2026) that config files put together: stacks, models, stages, runs.
+"""Shared stacks, models, stages and runs of the published experiments (Badger 2026).
 
-A config file is loaded by its path and cannot import another, so what several need is here. Defaults are what most of the experiments
-have in common: a vocabulary of 8000, AdamW, 500 steps of warm-up and then linear decay to 0, bfloat16.
+A config file is loaded by its path and cannot import another; it imports these pieces.
+Defaults are what most of the experiments have in common: a vocabulary of 8000, AdamW, 500 steps of
+warm-up and then linear decay to 0, bfloat16.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import re
@@ -14,20 +13,26 @@ from typing import Any
 
 import ml_collections
 
-from memjax.config.settings import FREEZING, Backbone, Config, Data, Model, Stage
+from memjax.config.choices import FREEZING
+from memjax.config.settings import Backbone, Config, Data, Model, Stage, usual_evaluators
 from memjax.config.tree import to_config_dict
 
 AS_PUBLISHED = "_as_published"
-"""Suffix of a variant that asks for the quirks of the published code."""
+"""Suffix of a variant with the quirks of the published code."""
 RATES = {"transformer": 2e-4, "mixer": 5e-4}
 """Learning rate by the kind of stack that is trained."""
 FROZEN: Mapping[str, dict[str, Any]] = {
     "": {"trainable": FREEZING["frozen_all"], "init_part": "encoder"},
     "_blocks": {"trainable": FREEZING["frozen_blocks"], "init_part": "encoder/backbone"},
 }
-"""What stays of a trained encoder, by suffix of the variant: all of it, or its blocks behind a token table that is learned anew, which is
-what the published memory models and small probes do."""
-CAUSAL_PARTS = {"": "backbone:encoder/backbone,embed:encoder/embed", "_blocks": "backbone:encoder/backbone"}
+"""Frozen parameters of a trained encoder, by suffix of the variant: all, or its blocks.
+
+Frozen blocks get a new token table, as the published memory models and small probes do.
+"""
+CAUSAL_PARTS = {
+    "": "backbone:encoder/backbone,embed:encoder/embed",
+    "_blocks": "backbone:encoder/backbone",
+}
 """`init_part` in place of FROZEN's where the encoder is the stack of a causal language model."""
 STAGE_QUIRKS: Mapping[str, tuple[str, ...]] = {
     "memory_model": ("unscored_first_tokens", "chunk_means"),
@@ -39,18 +44,26 @@ STAGE_QUIRKS: Mapping[str, tuple[str, ...]] = {
 
 
 def llama(width: int, layers: int, heads: int = 4, **changes: Any) -> Backbone:
-    """The published transformer: RMS norm, SwiGLU four times as wide, and a final norm, which autoencoders leave out."""
+    """Return the published transformer: RMS norm, SwiGLU four times as wide, and a final norm.
+
+    Autoencoders leave the final norm out.
+    """
     return Backbone(kind="transformer", width=width, layers=layers, heads=heads, **changes)
 
 
-def mixer(width: int, layers: int, heads: int = 0, kernel: int = 1, **changes: Any) -> Backbone:
-    """The published masked mixer: layer norm, GELU four times as wide, no final norm; 0 heads is flat mixing."""
+def mixer(
+    width: int, layers: int, heads: int = 0, channel_kernel: int = 1, **changes: Any
+) -> Backbone:
+    """Return the published masked mixer: layer norm, GELU four times as wide, no final norm.
+
+    0 heads is flat mixing.
+    """
     return Backbone(
         kind="mixer",
         width=width,
         layers=layers,
         heads=heads,
-        kernel=kernel,
+        channel_kernel=channel_kernel,
         mlp="gelu",
         norm="layer",
         final_norm=False,
@@ -59,8 +72,17 @@ def mixer(width: int, layers: int, heads: int = 0, kernel: int = 1, **changes: A
 
 
 def repeat_mixer(kind: str, width: int, layers: int, heads: int, **changes: Any) -> Backbone:
-    """The published repeat mixer; `kind` is one of `config.REPEATS`."""
-    return Backbone(kind=kind, width=width, layers=layers, heads=heads, mlp="silu", norm="layer", final_norm=False, **changes)
+    """Return the published repeat mixer; `kind` is one of `config.REPEATS`."""
+    return Backbone(
+        kind=kind,
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp="silu",
+        norm="layer",
+        final_norm=False,
+        **changes,
+    )
 
 
 def model(
@@ -70,7 +92,10 @@ def model(
     reconstructor: Backbone | None = None,
     **changes: Any,
 ) -> Model:
-    """A model without memjax's learned positions and marks; a part that is not given is that of its nearest neighbour."""
+    """Return a model without memjax's learned positions and task embedding.
+
+    A missing part is that of its nearest neighbour.
+    """
     decoder = decoder or reconstructor or encoder
     return Model(
         chunk_length=chunk_length,
@@ -79,7 +104,7 @@ def model(
         reconstructor=reconstructor or decoder,
         token_positions=False,
         chunk_positions=False,
-        task_mark=False,
+        task_embedding=False,
         dtype="bfloat16",
         remat="dots_with_no_batch_dims_saveable",
         **changes,
@@ -87,7 +112,7 @@ def model(
 
 
 def stage(family: str, objectives: str, trained: Backbone, **changes: Any) -> Stage:
-    """200,000 steps of 128 rows.
+    """Return a stage of 200,000 steps with a batch size of 128.
 
     Args:
       family: of models.
@@ -97,62 +122,80 @@ def stage(family: str, objectives: str, trained: Backbone, **changes: Any) -> St
     """
     settings: dict[str, Any] = {
         "steps": 200_000,
-        "rows": 128,
+        "batch_size": 128,
         "learning_rate": RATES.get(trained.kind, RATES["transformer"]),
         "warmup_steps": 500,
-        "decay": "linear",
+        "lr_schedule": "linear",
     }
-    return Stage(family=family, objectives=dict.fromkeys(objectives.split(), 1.0), **settings | changes)
+    return Stage(
+        family=family, objectives=dict.fromkeys(objectives.split(), 1.0), **settings | changes
+    )
 
 
-def run(model: Model, row_tokens: int, stages: Mapping[str, Stage], controls: tuple[str, ...] = (), **data: Any) -> Config:
-    """A run of the stages in their order, `controls` last.
+def run(
+    model: Model,
+    sequence_length: int,
+    stages: Mapping[str, Stage],
+    controls: tuple[str, ...] = (),
+    **data: Any,
+) -> Config:
+    """Return a run of the stages in their order, `controls` last.
 
     Args:
       model: what the stages train.
-      row_tokens: tokens in a row.
+      sequence_length: tokens in a row.
       stages: by name.
       controls: stages that are trained for comparison.
       **data: other settings of the data.
     """
-    settings: dict[str, Any] = {"vocabulary": 8000, "validation_share": 0.005}
+    settings: dict[str, Any] = {"vocab_size": 8000, "validation_share": 0.005}
     return Config(
-        data=Data(row_tokens=row_tokens, **settings | data),
+        data=Data(sequence_length=sequence_length, **settings | data),
         model=model,
         stages=stages,
         curriculum=tuple(name for name in stages if name not in controls),
         controls=controls,
         log_every=50,
         checkpoint_every=2000,
-        evaluate_every=2000,
-        evaluation_rows=2048,
+        evaluators=usual_evaluators(every=2000, examples=2048),
     )
 
 
-def single(model: Model, row_tokens: int, stage: Stage, **data: Any) -> Config:
-    """A run of one stage, which is called `train`."""
-    return run(model, row_tokens, {"train": stage}, **data)
+def single(model: Model, sequence_length: int, stage: Stage, **data: Any) -> Config:
+    """Return a run of one stage with the name `train`."""
+    return run(model, sequence_length, {"train": stage}, **data)
 
 
 def trained(file: str, variant: str, stage: str = "train") -> str:
-    """`init_from` for a stage of another config's run: its folder in the workdir runs/FILE/VARIANT."""
+    """Return `init_from` for a stage of another config's run: its folder in runs/FILE/VARIANT."""
     return f"runs/{file}/{variant}/stages/{stage}"
 
 
 def attends_padding(model: Model, families: set[str]) -> bool:
-    """Whether published code reads padding like text: in mixers, in autoencoders and in recurrent memory, which it gives no mask."""
-    kinds = {model.decoder.kind} if families <= {"causal_lm", "recurrent_memory"} else {model.encoder.kind, model.decoder.kind}
+    """Return whether published code reads padding like text.
+
+    It does so in mixers, in autoencoders and in recurrent memory, which has no mask for it.
+    """
+    kinds = (
+        {model.decoder.kind}
+        if families <= {"causal_lm", "recurrent_memory"}
+        else {model.encoder.kind, model.decoder.kind}
+    )
     return bool({"autoencoder", "recurrent_memory"} & families) or "mixer" in kinds
 
 
 def as_published(config: Config) -> Config:
-    """The config with those quirks of the published code that bear on it; weights are then taken from a run that has them too."""
+    """Return the config with the quirks of the published code that apply to it.
+
+    Initial weights come from a run with the same quirks.
+    """
     model, families = config.model, {stage.family for stage in config.stages.values()}
     constant = "slots_of_ones" if model.decoder.kind == "transformer" else "slots_of_zeros"
     asked = {
         constant: "memory_model" in families and model.layout == "fixed",
         "attended_padding": attends_padding(model, families),
-        "dense_mixing_gradient": "mixer" in (model.encoder.kind, model.decoder.kind, model.reconstructor.kind),
+        "dense_mixing_gradient": "mixer"
+        in (model.encoder.kind, model.decoder.kind, model.reconstructor.kind),
         "reference_init": True,
         "overwritten_write_slot": "recurrent_memory" in families,
         "one_sided_noise": model.noise > 0,
@@ -174,18 +217,21 @@ def _stage_as_published(stage: Stage) -> Stage:
 
 
 def choose(file: str, variants: Mapping[str, Config], variant: str) -> ml_collections.ConfigDict:
-    """A config file's variant, or its twin with the suffix `_as_published`, for `get_config` to return.
+    """Return a config file's variant, or its twin `_as_published`, for `get_config` to return.
 
     Args:
       file: the config file's `__file__`.
       variants: all it has, without the twins.
-      variant: the one that is asked for.
+      variant: the name of the variant to return.
 
     Raises:
       ValueError: there is no such variant.
     """
     path, name = Path(file), variant.removesuffix(AS_PUBLISHED)
     if name not in variants:
-        raise ValueError(f"{path.name} has no variant {variant!r}; it has {', '.join(variants)}, each also with {AS_PUBLISHED}")
+        raise ValueError(
+            f"{path.name} has no variant {variant!r}; it has {', '.join(variants)}, each also with"
+            f" {AS_PUBLISHED}"
+        )
     config = dataclasses.replace(variants[name], name=f"{path.stem}-{variant}")
     return to_config_dict(config if name == variant else as_published(config))

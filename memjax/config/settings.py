@@ -1,168 +1,61 @@
-"""Every setting of a run, as frozen dataclasses. A variant of an experiment is another config file, not another setting."""
+"""Every setting of a run is a field of one of these frozen dataclasses.
 
-from __future__ import annotations
+A variant of an experiment is another config file, not another setting.
+"""
 
 import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
 
-REPEATS = ("row_repeat", "column_repeat", "combined_repeat", "diagonal_repeat", "mixed_repeat")
-"""Mixers whose matrix over positions is made of one or two repeated vectors, so that a step needs O(1) state (layers/repeat.py)."""
-BACKBONES = ("transformer", "mixer", *REPEATS)
-NORMS = ("rms", "layer")
-MLPS = ("swiglu", "gelu", "silu")
-# Read-out, expansion and layout: how a memory leaves the encoder and enters a decoder (models/).
-READOUTS = ("last", "second_to_last", "memory_tokens")
-EXPANSIONS = ("unroll", "repeat")
-LAYOUTS = ("fixed", "variable")
-COMBINATIONS = ("token", "embedding", "add")
-DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
-WEIGHTINGS = (
-    "complement_weighted",
-    "ten_minus_weighted",
-    "subtracted_weighted",
-    "distance_weighted",
-    "below_six_weighted",
-)
-"""Next-token losses weighed by an attribution of every token (objectives/entropy.py), in the order of their publication."""
-REGRESSIONS = ("entropy_regression", "shifted_entropy_regression")
-"""Estimates of an attribution, which only training rows have."""
-OBJECTIVES: Mapping[str, tuple[str, ...]] = {
-    "autoencoder": ("reconstruction", "random_reconstruction"),
-    "memory_model": ("next_token", "copy", "plain_copy", "blank_copy"),
-    "causal_lm": ("next_token", "plain_copy", "corrupted_copy", "unweighted_corrupted_copy", *WEIGHTINGS),
-    "oracle": ("next_token",),
-    "recurrent_memory": ("next_token",),
-    "retriever": ("ngram_retrieval", "nbag_retrieval", "pair_retrieval"),
-    "ranker": ("ngram_ranking", "nbag_ranking"),
-    "entropy_regressor": REGRESSIONS,
-}
-"""What each family of models (models/) can be trained for."""
-FAMILIES = tuple(OBJECTIVES)
-MODEL_QUIRKS = (
-    "slots_of_ones",
-    "slots_of_zeros",
-    "attended_padding",
-    "overwritten_write_slot",
-    "dense_mixing_gradient",
-    "one_sided_noise",
-    "residual_noise",
-    "reference_init",
-)
-"""What the published PyTorch code does to its models and memjax does only when asked:
-
-- `slots_of_ones`, `slots_of_zeros`: a memory model has C slots, not C - 1; a slot without a memory holds a constant and is attended;
-- `attended_padding`: padding is read like text, in encoders and decoders;
-- `overwritten_write_slot`: recurrent memory writes over each chunk's last token and starts from a constant, ones in a
-  transformer and zeros in a mixer;
-- `dense_mixing_gradient`: the dead triangle of mixing weights has a gradient, which counts in clipping;
-- `one_sided_noise`: bottleneck noise is drawn from [0, 2q), not [-q, q);
-- `residual_noise`: noise enters before the bottleneck and the clean memory is added after it (as one sentence describes it);
-- `reference_init`: first weights as PyTorch and Hugging Face draw them (training/initialize.py).
-"""
-FUNCTION_QUIRKS = frozenset(MODEL_QUIRKS) - {"reference_init", "dense_mixing_gradient", "one_sided_noise"}
-"""Those under which the same weights are another function."""
-STAGE_QUIRKS = ("unscored_first_tokens", "chunk_means", "overwritten_delimiter", "untrained_layers")
-"""What the published code does in training and memjax does only when asked:
-
-- `unscored_first_tokens`: no token is inserted, and no chunk's first token is a target;
-- `chunk_means`: a loss is the mean over chunks of the chunks' own means, over C even where chunks have no target;
-- `overwritten_delimiter`: three delimiters stand in place of a copy's first three tokens, and its first two are no target;
-- `untrained_layers`: weights of a shallower stack fill the first layers of a deeper one; the other layers and a final norm that the
-  source lacks stay as initialised.
-"""
-ROWS: Mapping[str, tuple[str, str]] = {
-    "packed": ("packed", "right"),
-    "per_document": ("per_document", "right"),
-    "per_document_left": ("per_document", "left"),
-    "first_n": ("first_n", "right"),
-    "first_n_left": ("first_n", "left"),
-    "full_length_only": ("full_length_only", "right"),
-}
-"""How documents become rows of N tokens, and the side on which a row that a document does not fill is padded:
-
-- `packed`: joined, with the id of a document's end between them, and cut;
-- `per_document`: each is cut by itself, and its last row padded;
-- `first_n`: a row of the first N tokens of each, padded (the published set-up's way); `full_length_only`: of those alone that have N.
-"""
-FULL_ROWS = ("packed", "full_length_only")
-"""Those without padding."""
-DECAYS = ("cosine", "linear", "constant")
-ATTENTIONS = ("auto", "xla", "splash")
-OPTIMIZERS = ("adamw", "muon")
-
-Rules = tuple[tuple[str, Any], ...]
-"""Ordered (path regex, value) pairs: the first that matches a parameter's path decides."""
-FREEZING: Mapping[str, Rules] = {
-    "trainable": ((".*", True),),
-    "frozen_all": (("^encoder/", False), (".*", True)),
-    "frozen_blocks": (("^encoder/backbone/", False), (".*", True)),
-    "encoder_and_bridge": (("^(encoder|bridge)/", True), (".*", False)),
-    "bridge_only": (("^bridge/", True), (".*", False)),
-}
-"""Rules for `trainable`: everything moves; the encoder is the function it was; its blocks stay and a new token table in front of them
-is learned, as in the published code (`init_part="encoder/backbone"` leaves the table behind); the decoder stays, and what makes memories and
-brings them to it moves; only what brings them to it moves."""
-PRETRAINED = ("head_width", "query_key_norm", "norm_epsilon", "rotary_base", "rotary_scaling", "tied_head")
-"""What `Backbone.pretrained` can name:
-
-- `head_width`: of attention heads, which need not fill the width together;
-- `query_key_norm`: True puts a norm on every head's queries and keys, before their rotation;
-- `norm_epsilon`: of all norms of the stack;
-- `rotary_base`: in place of 10,000;
-- `rotary_scaling`: (factor, low, high, positions) of Llama 3.1: a rotation whose period is longer than positions / low is slowed down by
-  the factor, one that is shorter than positions / high is as it is, and in between lies a mixture;
-- `tied_head`: True lets a decoder's token table be its head too.
-"""
-
-SHARDING: Rules = (
-    (r"/mix/(query|key|value|gate|in)/kernel$", ("fsdp", "tensor")),
-    (r"/mix/out/kernel$", ("tensor", "fsdp")),
-    (r"/mix/mixing$", ("tensor", None, None, None)),
-    (r"/mlp/(gate|up)/kernel$", ("fsdp", "tensor")),
-    (r"/mlp/down/kernel$", ("tensor", "fsdp")),
-    (r"embed/embedding$", ("tensor", "fsdp")),
-    (r"head/kernel$", ("fsdp", "tensor")),
-    (r"(bridge|down|up|unroll_projection)/kernel$", ("fsdp", None)),
-    (".*", ()),
-)
-"""Where parameters lie: the mesh axes of the last dimensions of every path. Products of two matrices are split so that what lies between
-them needs no exchange; biases, norms and learned vectors are whole everywhere."""
+from memjax.config.choices import SHARDING, Rules
+from memjax.errors import MemjaxError
 
 
-class ConfigError(ValueError):
-    """A setting is unknown, impossible or at odds with another; the message names the key."""
+class ConfigError(MemjaxError):
+    """A setting is unknown, invalid or inconsistent with another; the message names the key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where the text comes from and how it becomes rows of tokens."""
+    """Settings of the corpus, the tokenizer and the rows of tokens."""
 
     corpus: str = "python-docs"
-    """`python-docs` (the prose inside every CPython); a file, glob or folder of .txt, .jsonl (also .gz, .zst), .parquet or .arrayrecord;
-    `tfds:NAME/CONFIG`; `hf:OWNER/NAME:CONFIG` or `hf:FOLDER`; or several with weights, `0.7*ONE + 0.3*OTHER` (memjax/data/sources). Empty
-    in a config of imported weights."""
+    """`python-docs` (the prose inside every CPython); a file, glob or folder of .txt, .jsonl (also
+    .gz, .zst), .parquet or .arrayrecord; `tfds:NAME/CONFIG`; `hf:OWNER/NAME:CONFIG` or `hf:FOLDER`;
+    or several with weights, `0.7*ONE + 0.3*OTHER` (memjax/data/sources). Empty in a config of
+    imported weights."""
     text_field: str = "text"
     """The field of a JSON line that holds the document."""
-    vocabulary: int = 1024
-    """Entries of the vocabulary, reserved ids and 256 bytes included; of a given one at least as many (rows of the token tables)."""
+    vocab_size: int = 1024
+    """Entries of the vocabulary, with reserved ids and 256 bytes: rows of the token tables.
+
+    A given tokenizer has at most as many entries.
+    """
     tokenizer: str = ""
-    """Whose ids: empty trains a sentencepiece vocabulary on the training split, `byte_level` the published set-up's kind, and a path (a
-    tokenizer.model or tokenizer.json, or its folder) takes one that is there."""
-    row_tokens: int = 128
-    """N: tokens in a row, a whole number of chunks."""
-    rows: str = "packed"
-    """How documents become rows (ROWS)."""
+    """Tokenizer: empty trains a sentencepiece vocabulary on the training split.
+
+    `byte_level` trains the published kind. A path (a tokenizer.model or tokenizer.json, or its
+    folder) loads an existing tokenizer.
+    """
+    sequence_length: int = 128
+    """N: tokens per row, a whole number of chunks."""
+    packing: str = "packed"
+    """Way to cut documents into rows (PACKINGS)."""
     validation_share: float = 0.1
-    """Share of the documents, picked by a hash of their text, that is held out."""
+    """Share of the documents that is held out, selected by a hash of their text."""
     skip_damaged: bool = False
-    """Leaves damaged documents out, and counts them, where they would stop the preparation."""
+    """True skips and counts damaged documents; False stops the preparation at the first."""
     attributions: str = ""
-    """File (.npy, float [rows, N]) with an attribution of every token of the training rows, for weighted next-token losses."""
+    """File (.npy, float [rows, N]) with an attribution of every token of the training rows.
+
+    Weighted next-token losses read it.
+    """
     memories: str = ""
-    """Folder with the memories of all rows, as `memjax encode-corpus` writes them, read in place of running a frozen encoder."""
+    """Folder with the memories of all rows, as `memjax compress` writes them.
+
+    They replace a frozen encoder, which then does not run.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +63,15 @@ class Backbone:
     """A stack of identical blocks, [B, T, D] to [B, T, D]."""
 
     kind: str = "transformer"
+    """A kind of mixing over positions (memjax/layers/backbone.py)."""
     width: int = 128
     layers: int = 4
     heads: int = 4
-    """Attention heads or mixer heads; 0 in a mixer is flat mixing without projections (Badger 2026, mixers)."""
+    """Attention heads or mixer heads; 0 in a mixer is flat mixing without projections (Badger 2026,
+    mixers)."""
     kv_heads: int = 0
     """Key and value heads of grouped-query attention; 0 is as many as `heads`."""
-    kernel: int = 1
+    channel_kernel: int = 1
     """Width of the mixer's convolution over channels."""
     mlp: str = "swiglu"
     mlp_ratio: float = 4.0
@@ -184,52 +79,70 @@ class Backbone:
     norm: str = "rms"
     final_norm: bool = True
     output_gate: bool = False
-    """Multiply what token mixing returns by a linear function of its input before the output projection."""
+    """Multiply token mixing's output by a linear function of its input, before the projection."""
     causal: bool = True
-    """Whether a position reads earlier ones only."""
+    """True restricts a position to itself and earlier ones."""
     decay_length: float = 0.0
-    """Positions over which a repeat mixer forgets by its learned factor, which lies in [0.9, 1]; 0 is no forgetting."""
-    pretrained: Rules = ()
-    """What a pretrained transformer has and ours has not, as (name of PRETRAINED, value) pairs; `interop.decoder_settings` reads them from a
-    Hugging Face folder."""
+    """Positions over which a repeat mixer decays by its learned factor in [0.9, 1]; 0 is none."""
+    head_dim: int = 0
+    """Channels per attention head, an even number; 0 is width // heads."""
+    qk_norm: bool = False
+    """Normalise the queries and keys of every head before their rotation."""
+    norm_eps: float = 0.0
+    """Term added to the variance in every norm; 0 is the default: 1e-6 (rms) or 1e-5 (layer)."""
+    features: tuple[str, ...] = ()
+    """Parts of the reading decoder that a transformer has (FEATURES)."""
+    place_heads: int = 0
+    """Heads that rotate by the place of their chunk in the text, not by tokens (layout `text`).
 
-    def _form(self, name: str, default: Any) -> Any:
-        return dict(self.pretrained).get(name, default)
+    A memory is at distance 0 of all tokens of its chunk (position coupling, arXiv 2405.20671). A
+    learned bias of queries and of the keys of memories makes these heads read it from the start.
+    """
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: tuple[float, ...] = ()
+    """Frequency scaling of Llama 3.1: (factor, low, high, positions), or empty for none.
+
+    The factor slows rotations with a period above positions / low. Rotations with a period below
+    positions / high stay unchanged. Between the bounds, the factor is interpolated.
+    """
+    tie_embeddings: bool = False
+    """Use the decoder's token table as its output head too."""
 
     @property
-    def head_width(self) -> int:
-        """E: channels of an attention head."""
-        return self._form("head_width", self.width // max(self.heads, 1))
+    def sigmoid_gate(self) -> bool:
+        """True with `sigmoid_gate` among the features."""
+        return "sigmoid_gate" in self.features
 
     @property
-    def attended_width(self) -> int:
+    def log_scale(self) -> bool:
+        """True with `log_scale` among the features."""
+        return "log_scale" in self.features
+
+    @property
+    def rotary_values(self) -> bool:
+        """True with `rotary_values` among the features."""
+        return "rotary_values" in self.features
+
+    @property
+    def blind_memories(self) -> bool:
+        """True with `blind_memories` among the features."""
+        return "blind_memories" in self.features
+
+    @property
+    def attention_head_dim(self) -> int:
+        """E: channels per attention head."""
+        return self.head_dim or self.width // max(self.heads, 1)
+
+    @property
+    def attention_dim(self) -> int:
         """Channels of all attention heads together."""
-        return self.heads * self.head_width
+        return self.heads * self.attention_head_dim
 
     @property
-    def query_key_norm(self) -> bool:
-        """Whether queries and keys are normalised, head by head."""
-        return self._form("query_key_norm", False)
-
-    @property
-    def norm_epsilon(self) -> float:
-        """What is added to a variance before its root."""
-        return self._form("norm_epsilon", {"rms": 1e-6, "layer": 1e-5}[self.norm])
-
-    @property
-    def rotary_base(self) -> float:
-        """Of which the frequencies of rotary positions are powers."""
-        return self._form("rotary_base", 10_000.0)
-
-    @property
-    def rotary_scaling(self) -> tuple[float, ...]:
-        """As PRETRAINED has it; empty is none."""
-        return self._form("rotary_scaling", ())
-
-    @property
-    def tied_head(self) -> bool:
-        """Whether the decoder's head is its token table."""
-        return self._form("tied_head", False)
+    def epsilon(self) -> float:
+        """Term added to the variance in every norm, defaults resolved."""
+        return self.norm_eps or {"rms": 1e-6, "layer": 1e-5}[self.norm]
 
     @property
     def hidden_width(self) -> int:
@@ -239,42 +152,67 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The encoder, the decoder that reads its memories, and the decoder that trains it as an autoencoder."""
+    """Settings of the encoder, the decoder that reads its memories, and the reconstructor.
+
+    The reconstructor is the decoder that trains the encoder as an autoencoder.
+    """
 
     chunk_length: int = 32
-    """L: tokens in a chunk."""
-    vectors: int = 1
-    """K: vectors a chunk becomes."""
+    """L: tokens per chunk."""
+    memory_vectors: int = 1
+    """K: vectors per chunk."""
     readout: str = "last"
-    """Position the memory is read at; `memory_tokens` appends K learned tokens and reads those."""
+    """Position of the memory in the encoder's output.
+
+    `memory_tokens` appends K learned tokens, whose outputs are the memory.
+    """
     bottleneck: int = 0
-    """Width the memory is squeezed through (linear, down and up); 0 is none."""
+    """Width of the memory between two linear maps, down and up; 0 is none."""
     expansion: str = "unroll"
-    """How the autoencoder lays one vector out over L positions."""
+    """Map from one vector to L positions in the autoencoder."""
     layout: str = "fixed"
-    """Whether a chunk's tokens always start after all slots (fixed) or right after the filled ones (variable)."""
+    """Positions in the decoder: a chunk's tokens stand after all slots (fixed) or the filled ones
+    (variable), or memories and tokens stand where they do in the text (text).
+
+    `text` has no last position: a decoder reads as many memories as `max_memories`.
+    """
+    max_memories: int = 65_536
+    """Memories that a decoder of layout `text` keeps of a text, at most."""
     token_positions: bool = True
     """Learned position of the token in its chunk, in the decoder."""
     chunk_positions: bool = True
     """Learned position of the chunk in its row, in the decoder, on tokens and on slots."""
-    task_mark: bool = True
-    """Learned vector that tells the decoder what is asked: to predict or to retain."""
-    combine: str = "token"
-    """How an oracle's decoder is given the memory: as a first token, beside every embedding, or added to every embedding."""
+    task_embedding: bool = True
+    """Learned vector that marks the decoder's task: to predict or to retain."""
+    memory_injection: str = "token"
+    """Place of an oracle's memory: a first token, beside every embedding, or added to each."""
     noise: float = 0.0
-    """q: uniform noise in [-q, q) on the bottleneck while training, so that memories survive quantisation."""
-    truncate: int = 0
-    """Chunks after which recurrent memory detaches its state: a loss reaches back through at most so many, its own included, so 1
-    trains no memory; 0 is never."""
+    """q: uniform noise in [-q, q) on the bottleneck in training.
+
+    Memories of such an encoder tolerate quantisation.
+    """
+    bptt_chunks: int = 0
+    """Chunks after which recurrent memory detaches its state; 0 is never.
+
+    The gradient of a loss reaches at most as many chunks, its own included: 1 trains no memory.
+    """
     compat: tuple[str, ...] = ()
     """Quirks of the published code to reproduce (MODEL_QUIRKS)."""
     dtype: str = "float32"
-    """What matrix products compute in; parameters, sums between blocks, norms, softmax and losses are float32 always."""
+    """Type of matrix products.
+
+    Parameters, the residual stream, norms, softmax and losses are always float32.
+    """
     attention: str = "auto"
-    """`xla` everywhere, `splash` (a TPU kernel that never holds the scores), or `auto`: splash on a TPU for 256 positions or
-    more and heads up to 256 wide."""
+    """Implementation: `xla`, `splash` (a TPU kernel that never stores the scores), or `auto`.
+
+    `auto` uses splash on a TPU for 256 positions or more and heads up to 256 wide.
+    """
     remat: str = "none"
-    """What a block keeps for the backward pass: everything (none), or what the jax.checkpoint_policies of that name saves."""
+    """Values that a block keeps for the backward pass: all (`none`), or those of a policy.
+
+    A policy is a name in jax.checkpoint_policies.
+    """
     encoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
     decoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(output_gate=True))
     reconstructor: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
@@ -282,7 +220,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """How the devices are laid out. One axis may be -1: as many devices as the others leave.
+    """Layout of the devices. One axis may be -1: all devices that the others leave.
 
     Over several TPU slices the data axis spans them, and the others stay within one.
     """
@@ -290,23 +228,33 @@ class Mesh:
     data: int = -1
     """Copies of the model, each with its share of a batch."""
     fsdp: int = 1
-    """Devices a copy is split over that have their own share of a batch: parameters are gathered where they are used."""
+    """Devices that share the parameters of a copy, each with its own share of a batch.
+
+    Parameters are gathered where they are used.
+    """
     tensor: int = 1
-    """Devices every matrix product is split over."""
+    """Devices that share every matrix product."""
     rules: Rules = SHARDING
-    """Mesh axes of the last dimensions of every parameter; an axis that does not divide its dimension is left out."""
+    """Mesh axes of the last dimensions of every parameter.
+
+    An axis that does not divide its dimension is left out.
+    """
 
 
-MESHES: Mapping[str, Mesh] = {"ddp": Mesh(), "fsdp": Mesh(data=1, fsdp=-1), "fsdp_tp": Mesh(data=1, fsdp=-1, tensor=4)}
-"""The usual layouts: everything whole, parameters split, and products split too."""
+MESHES: Mapping[str, Mesh] = {
+    "ddp": Mesh(),
+    "fsdp": Mesh(data=1, fsdp=-1),
+    "fsdp_tp": Mesh(data=1, fsdp=-1, tensor=4),
+}
+"""The usual layouts: parameters replicated, parameters split, and products split too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How a gradient becomes an update. Rates are a stage's; these are shared by all stages."""
+    """Settings of the optimizer that all stages share. Learning rates are a stage's."""
 
     rules: Rules = ((".*", "adamw"),)
-    """Which optimizer each parameter gets."""
+    """Optimizer of each parameter."""
     rate_rules: Rules = ((".*", 1.0),)
     """Factor on the stage's learning rate."""
     decay_rules: Rules = ((".*", 0.0),)
@@ -315,48 +263,92 @@ class Optimizer:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip_norm: float = 1.0
-    """Global norm a gradient is clipped to; 0 is no clipping."""
+    """Global norm to which a gradient is clipped; 0 is no clipping."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training of one model: what is asked of it, for how long, what may move and where its weights come from."""
+    """One training of one model: objectives, steps, trainable parameters and initial weights."""
 
     family: str = "memory_model"
+    """A family of models (memjax/models/registry.py)."""
+    dials: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of this family alone, which its own file declares."""
     objectives: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Weight of each objective's mean loss (nats a token)."""
+    """Weight of each objective's mean loss (nats per token)."""
+    scored_chunks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Chunks of each row that an objective scores, drawn at every step; all where it is not named.
+    """
     steps: int = 100
-    rows: int = 32
-    """Rows in a batch, over all devices."""
-    microbatches: int = 1
-    """Parts a batch is run in, one after another; gradients are those of the whole batch."""
+    batch_size: int = 32
+    """Rows per batch, over all devices."""
+    grad_accum_steps: int = 1
+    """Sequential parts of a batch; gradients are those of the whole batch."""
     learning_rate: float = 1e-3
     warmup_steps: int = 20
-    decay: str = "cosine"
-    final_rate: float = 0.0
-    """Learning rate at the last step as a share of `learning_rate`."""
+    lr_schedule: str = "cosine"
+    final_lr_ratio: float = 0.0
+    """Learning rate right after the last step as a share of `learning_rate`."""
     trainable: Rules = ((".*", True),)
-    """Which parameters move: True, False, or a whole number r, with which a matrix of a block stays and a product of two matrices of rank r
-    that is added to it moves (Hu et al. 2021, arXiv 2106.09685). What does not move is split off before differentiation."""
+    """Trainable parameters: True, False, or the rank r of an adapter of a block's matrix.
+
+    The matrix is then frozen, and a trainable product of two matrices of rank r is added to it
+    (Hu et al. 2021, arXiv 2106.09685). Frozen parameters are split off before differentiation.
+    """
     init_from: str = ""
-    """Stage of this run, or a workdir's stage folder on disk, whose last checkpoint gives the weights; `hf:FOLDER` for those of a Hugging
-    Face folder, a decoder's; empty is from scratch."""
+    """Source of the initial weights; empty is from scratch.
+
+    It is a stage of this run, a stage folder of a workdir (its last checkpoint), or `hf:FOLDER`,
+    whose Hugging Face weights become a decoder's.
+    """
     init_part: str = ""
-    """What is taken: a part of the model (`encoder`), SOURCE:TARGET where it stands elsewhere there (`backbone:encoder/backbone`), or
-    several of them with commas; empty takes all that is there."""
+    """Parts of the source to load, separated by commas; empty loads every part.
+
+    A part is a path in the model (`encoder`), or SOURCE:TARGET where the two paths differ
+    (`backbone:encoder/backbone`).
+    """
     memory: bool = True
     """False gives the decoder no memories: the control."""
     temperature: float = 0.02
-    """What cosine similarities are divided by in retrieval."""
+    """Divisor of cosine similarities in retrieval."""
     query_tokens: int = 7
-    """Tokens of a passage that ask for it in n-gram and n-bag retrieval."""
+    """Tokens of a passage that form its query in n-gram and n-bag retrieval."""
     compat: tuple[str, ...] = ()
     """Quirks of the published code to reproduce (STAGE_QUIRKS)."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """An evaluation of every stage on held-out sequences."""
+
+    kind: str
+    """One of `memjax.evaluation.evaluators.KINDS`."""
+    every: int = 0
+    """Steps between two evaluations in training, the last step included, logged as metrics.
+
+    0 evaluates the trained stage once, at the end of the run, for results.json.
+    """
+    examples: int = 64
+    """Held-out sequences to evaluate on, at most; decoded chunks in kind `reading`."""
+
+
+def usual_evaluators(every: int = 100, examples: int = 256) -> dict[str, Evaluator]:
+    """Return validation losses while training, and accuracy and recall at the end of the run.
+
+    Args:
+      every: steps between two validations.
+      examples: held-out sequences of the accuracy; recall uses a quarter of them.
+    """
+    return {
+        "validation": Evaluator("validation", every=every),
+        "accuracy": Evaluator("accuracy", examples=examples),
+        "recall": Evaluator("recall", examples=max(1, examples // 4)),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """One run: data, model, stages, controls and how they are watched."""
+    """One run: data, model, optimizer, stages, controls, checkpoints and evaluators."""
 
     name: str = "memjax"
     seed: int = 0
@@ -373,30 +365,26 @@ class Config:
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
     checkpoint_minutes: float = 0.0
-    """Minutes after which one is written in between; 0 is never."""
+    """Minutes after which an additional checkpoint is written; 0 is never."""
     checkpoints_kept: int = 2
-    """The latest that are kept, the best one apart."""
+    """Latest checkpoints that are kept, the best one not counted."""
     checkpoint_best: str = ""
-    """Number on held-out rows, such as `next_token/nats`, whose best checkpoint is kept too; accuracies are best high, nats low."""
-    evaluate_every: int = 100
-    """Steps between two looks at held-out rows while training."""
-    evaluation_rows: int = 256
-    """Held-out rows of the final evaluation, at most."""
+    """Metric on held-out rows, such as `next_token/nats`, whose best checkpoint is kept too.
+
+    Higher is better for accuracies, lower for nats.
+    """
+    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=usual_evaluators)
+    """Evaluations of every stage, by name."""
     wandb_project: str = ""
 
     @property
-    def recall_rows(self) -> int:
-        """Held-out rows whose chunks are regenerated token by token, at most."""
-        return max(1, self.evaluation_rows // 4)
-
-    @property
     def chunks(self) -> int:
-        """C: chunks in a row."""
-        return self.data.row_tokens // self.model.chunk_length
+        """C: chunks per row."""
+        return self.data.sequence_length // self.model.chunk_length
 
 
 def match_rules(rules: Rules, path: str, key: str) -> Any:
-    """Value of the first rule whose regex is found in `path`.
+    """Return the value of the first rule whose regex is found in `path`.
 
     Raises:
       ConfigError: no rule matches; `key` names the setting that holds the rules.
@@ -404,4 +392,7 @@ def match_rules(rules: Rules, path: str, key: str) -> Any:
     for pattern, value in rules:
         if re.search(pattern, path):
             return value
-    raise ConfigError(f"{key}: no rule matches parameter {path!r}; add a rule for it, or end the list with ('.*', ...)")
+    raise ConfigError(
+        f"{key}: no rule matches parameter {path!r}; add a rule for it, or end the list with"
+        " ('.*', ...)"
+    )

@@ -1,78 +1,94 @@
-"""Settings to and from ml_collections trees and JSON, with every key and type checked on the way in."""
+"""Convert settings to and from ml_collections trees, JSON and the command line.
 
-from __future__ import annotations
+Every key and type is checked on the way in.
+"""
 
+import ast
 import dataclasses
 import difflib
+import functools
 import json
 import re
-from collections.abc import Mapping
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
 
 from memjax.config.checks import check
-from memjax.config.settings import Backbone, Config, ConfigError, Data, Mesh, Model, Optimizer, Rules, Stage
+from memjax.config.settings import Config, ConfigError, Rules
+from memjax.files import parse_json
 
-UNCHECKED_ON_RESUME = frozenset(
-    {
-        "log_every",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "checkpoints_kept",
-        "checkpoint_best",
-        "evaluate_every",
-        "evaluation_rows",
-        "wandb_project",
-        "name",
-        "mesh",
-    }
+_UNCHECKED_ON_RESUME = re.compile(
+    r"(log_every|checkpoint_every|checkpoint_minutes|checkpoints_kept|checkpoint_best|evaluators"
+    r"|wandb_project|name|mesh)(\.|$)|model\.remat$|stages\..*\.grad_accum_steps$"
 )
-"""Top-level keys a run may change when it goes on: they touch no weight and no batch."""
+"""Keys that may differ on resume: they affect no batch, and weights by their rounding alone."""
 
 
 def to_config_dict(config: Config) -> ml_collections.ConfigDict:
-    """The config as an ml_collections.ConfigDict, for flags to override."""
+    """Return the config as an ml_collections.ConfigDict, for flags to override."""
     tree = dataclasses.asdict(config)
     return ml_collections.ConfigDict(tree, convert_dict=True)
 
 
-def from_config_dict(tree: Mapping[str, Any]) -> Config:
-    """Checks a config tree and freezes it.
+def from_config_dict(tree: Mapping[str, Any], overrides: Iterable[tuple[str, str]] = ()) -> Config:
+    """Check a config tree and freeze it.
+
+    Args:
+      tree: settings by name; those that are missing keep their defaults.
+      overrides: keys with the text of their new values, such as `("data.vocab_size", "8000")`.
+        A tuple of names or numbers is a list with commas; rules and groups are Python literals.
+        An objective may be new, and weight 0 removes it.
 
     Raises:
       ConfigError: a key is unknown, of the wrong type, or at odds with another.
     """
     if isinstance(tree, ml_collections.ConfigDict):
         tree = tree.to_dict()
-    config = _build(Config, tree, "")
+    config = _build(tree, Config)
+    for key, text in overrides:
+        config = _build(_replaced(dataclasses.asdict(config), key, text), Config)
     check(config)
     return config
 
 
 def to_json(config: Config) -> str:
-    """The resolved config as JSON text, keys sorted."""
+    """Return the resolved config as JSON text, keys sorted."""
     return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
 
 
 def from_json(text: str) -> Config:
-    """The inverse of `to_json`."""
-    return from_config_dict(json.loads(text))
+    """Return the config of a JSON text: the inverse of `to_json`."""
+    return from_config_dict(parse_json(text, "config", ConfigError))
 
 
-def differences(ours: Config, theirs: Config) -> list[str]:
-    """Keys whose values differ and that matter to what is computed, as `key: ours, theirs`."""
-    flat_ours, flat_theirs = _flatten(dataclasses.asdict(ours)), _flatten(dataclasses.asdict(theirs))
+def differences(ours: Config, theirs: Config, unchecked: bool = False) -> list[str]:
+    """Return the keys that differ, as `key: ours, theirs`.
+
+    Args:
+      ours: a config.
+      theirs: the other one.
+      unchecked: return those that may differ on resume, instead of those that fix the result.
+    """
+    flat_ours, flat_theirs = (_flatten(dataclasses.asdict(one)) for one in (ours, theirs))
     return [
         f"{key}: {flat_ours.get(key, 'absent')!r} now, {flat_theirs.get(key, 'absent')!r} there"
         for key in sorted(flat_ours.keys() | flat_theirs.keys())
-        if key.split(".")[0] not in UNCHECKED_ON_RESUME and flat_ours.get(key) != flat_theirs.get(key)
+        if bool(_UNCHECKED_ON_RESUME.match(key)) == unchecked
+        and flat_ours.get(key) != flat_theirs.get(key)
     ]
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, Mapping):
-        return {k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{name}" if prefix else name).items()}
+        return {
+            k: v
+            for name, sub in tree.items()
+            for k, v in _flatten(sub, f"{prefix}.{name}" if prefix else name).items()
+        }
     return {prefix: _tuples(tree)}
 
 
@@ -80,68 +96,153 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-_NESTED = {kind.__name__: kind for kind in (Backbone, Data, Mesh, Model, Optimizer)}
+_OBJECTIVES = Mapping[str, float]
+_NUMBERS = tuple[float, ...]
+_WORDS: Mapping[Any, str] = {
+    float: "a finite number",
+    int: "a whole number",
+    str: "text",
+    bool: "True or False",
+    Any: "one value",
+    _NUMBERS: "a tuple of numbers",
+    tuple[str, ...]: "a tuple of names",
+    Rules: "a tuple of (path regex, value) pairs",
+}
+"""Types of settings, as messages name them; the others have their Python names."""
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+_PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    int: int,
+    float: float,
+    bool: lambda text: _BOOLEANS[text.lower()],
+    str: str,
+}
+_hints = functools.cache(typing.get_type_hints)
 
 
-def _build(kind: type, tree: Mapping[str, Any], prefix: str) -> Any:
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"config.{prefix.rstrip('.')}={tree!r} must be a group of settings: {', '.join(_names_of(kind))}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    built: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"the keys there are {', '.join(sorted(fields))}"
-            raise ConfigError(f"config.{key} is not a setting; {hint}")
-        if fields[name].type in _NESTED:
-            built[name] = _build(_NESTED[str(fields[name].type)], value, f"{key}.")
-        elif name in ("stages", "objectives") and not isinstance(value, Mapping):
-            raise ConfigError(f"config.{key}={value!r} must be a group of named values")
-        elif name == "stages":
-            built[name] = {stage: _build(Stage, sub, f"{key}.{stage}.") for stage, sub in value.items()}
-        elif name == "objectives":
-            built[name] = {objective: _number(weight, f"{key}.{objective}") for objective, weight in value.items()}
-        else:
-            built[name] = _typed(value, fields[name].type, key)
+def _replaced(tree: dict[str, Any], key: str, text: str) -> dict[str, Any]:
+    """Return `tree` with one setting changed to the value that `text` stands for."""
+    *groups, name = key.split(".")
+    group, kind, prefix = tree, Config, ""
+    for part in groups:
+        kind = _type_of(part, kind, group, key, prefix)
+        group, prefix = group.get(part, {}), f"{prefix}{part}."
+    value = _parsed(text, _type_of(name, kind, group, key, prefix), key)
+    group[name] = value
+    if kind == _OBJECTIVES and value == 0:
+        del group[name]
+    return tree
+
+
+def _type_of(name: str, kind: Any, group: Mapping[str, Any], key: str, prefix: str) -> Any:
+    """Return the type of the member `name` of a group of settings of type `kind`.
+
+    Raises:
+      ConfigError: it has no such member. The message names `key`, and members after `prefix`.
+    """
+    if not _is_group(kind):
+        raise ConfigError(
+            f"config.{prefix.removesuffix('.')}: {_words(kind)}, expected no key {name!r} below it"
+        )
+    members: dict[str, Any] = _hints(kind) if dataclasses.is_dataclass(kind) else {}
+    if typing.get_origin(kind) is Mapping:
+        # Stages and evaluators are those that there are; objectives and dials may be new.
+        member = typing.get_args(kind)[1]
+        members = dict.fromkeys(group if dataclasses.is_dataclass(member) else [name], member)
+    if name not in members:
+        close = difflib.get_close_matches(name, members, n=1)
+        there = ", ".join(sorted(members)) or "none"
+        raise ConfigError(
+            f"config.{key} is not a setting; "
+            + (
+                f"did you mean config.{prefix}{close[0]}?"
+                if close
+                else f"the keys there are {there}"
+            )
+        )
+    return members[name]
+
+
+def _parsed(text: str, kind: Any, key: str) -> Any:
+    """Return the value of a text where a setting of this type is expected."""
+    try:
+        if kind in _PARSERS:
+            return _PARSERS[kind](text)
+        listed = kind in (_NUMBERS, tuple[str, ...])
+        if listed and not text.lstrip().startswith(("(", "[", "'", '"')):
+            parse = _PARSERS[typing.get_args(kind)[0]]
+            return tuple(parse(word.strip()) for word in text.split(",") if word.strip())
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, KeyError) as error:
+        if kind is Any:
+            return text  # A dial; its family checks it.
+        wanted = {Rules: _WORDS[Rules], _NUMBERS: "numbers with commas between them"}
+        name = kind.__name__ if kind in _PARSERS else wanted.get(kind, "a Python literal")
+        raise ConfigError(f"config.{key}: expected {name}, got {text!r}") from error
+
+
+def _build(value: Any, kind: Any, key: str = "") -> Any:
+    """Return `value` as the declared type, or raise an error that names the key."""
+    if _is_group(kind):
+        return _build_group(value, kind, key)
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+        shown, frozen = repr(value), _tuples(value)
+    except (RecursionError, ValueError) as error:  # Half surrogates, or thousands of digits.
+        raise ConfigError(f"config.{key}: {error}, expected {_words(kind)}") from error
+    if not _fits(frozen, kind):
+        raise ConfigError(f"config.{key}={shown}, expected {_words(kind)}")
+    for pattern, _ in frozen if kind == Rules else ():
+        try:
+            with warnings.catch_warnings(action="error"):
+                re.compile(pattern)
+        except (re.error, ArithmeticError, RecursionError, Warning) as error:
+            raise ConfigError(
+                f"config.{key}: {pattern!r} is not a regular expression ({error})"
+            ) from error
+    if kind == _NUMBERS:
+        return tuple(map(float, frozen))
+    return float(frozen) if kind is float else frozen
+
+
+def _build_group(group: Any, kind: Any, key: str) -> Any:
+    is_class = dataclasses.is_dataclass(kind)
+    if not isinstance(group, Mapping):
+        there = f"settings: {', '.join(sorted(_hints(kind)))}" if is_class else "named values"
+        raise ConfigError(f"config.{key}={group!r}, expected a group of {there}")
+    built, prefix = {}, f"{key}." if key else ""
+    for name, value in group.items():
+        own = f"{prefix}{name}"
+        ConfigError.require(
+            isinstance(name, str), f"config.{own}: a {type(name).__name__}, expected text"
+        )
+        built[name] = _build(value, _type_of(name, kind, group, own, prefix), own)
+    if not is_class:
+        return built
+    for field in dataclasses.fields(kind):
+        unset = field.default is field.default_factory is dataclasses.MISSING
+        ConfigError.require(
+            field.name in built or not unset, f"config.{key}: no {field.name}, expected it there"
+        )
     return kind(**built)
 
 
-def _names_of(kind: type) -> list[str]:
-    return sorted(field.name for field in dataclasses.fields(kind))
+def _is_group(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) or typing.get_origin(kind) is Mapping
 
 
-def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"config.{key}={value!r} must be a number")
-    return float(value)
+def _words(kind: Any) -> str:
+    return _WORDS.get(kind, getattr(kind, "__name__", "one value"))
 
 
-def _typed(value: Any, annotation: Any, key: str) -> Any:
-    """`value` as the field's declared type, or an error that names the key."""
-    if annotation == "float":
-        return _number(value, key)
-    if annotation in ("Rules", "tuple[str, ...]"):
-        return _rules(value, key) if annotation == "Rules" else _names(value, key)
-    kinds = {"int": int, "str": str, "bool": bool}
-    if type(value) is not kinds[annotation]:
-        raise ConfigError(f"config.{key}={value!r} must be of type {annotation}, not {type(value).__name__}")
-    return value
-
-
-def _names(value: Any, key: str) -> tuple[str, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-        raise ConfigError(f"config.{key}={value!r} must be a tuple of names")
-    return tuple(value)
-
-
-def _rules(value: Any, key: str) -> Rules:
-    rules = _tuples(value)
-    if not isinstance(rules, tuple) or not all(isinstance(r, tuple) and len(r) == 2 and isinstance(r[0], str) for r in rules):
-        raise ConfigError(f"config.{key}={value!r} must be a tuple of (path regex, value) pairs")
-    for pattern, _ in rules:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"config.{key}: {pattern!r} is not a regular expression ({error})") from error
-    return rules
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of a declared type; a whole number fits where a real one does."""
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if kinds[-1] is Ellipsis:
+            return all(_fits(member, kinds[0]) for member in value)
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return kind is Any or type(value) is kind

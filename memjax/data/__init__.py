@@ -1,40 +1,36 @@
-"""Text to rows of tokens: corpora, the vocabulary, packing, and batches that are a function of (seed, step).
+"""Text to rows of tokens: corpora, tokenizers, packing, and batches by (seed, step).
 
-Names that need JAX are imported when they are first used: processes that prepare data do without.
+Names that need JAX are imported at their first use, so processes that prepare data do without it.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from etils import epy
 
-from memjax.data.corpora import CorpusError, Document, is_validation, python_docs, read_corpus
-from memjax.data.layouts import document_ids, pack
+from memjax.data.memories import MemoriesError, RowMemories, open_memories, write_memories
+from memjax.data.packing import document_ids, pack
 from memjax.data.prepare import Prepared, prepare
-from memjax.data.rows import MixedRows, Rows, RowsError, open_rows, write_rows
-from memjax.data.tokenizer import Tokenizer, TokenizerError
+from memjax.data.rows import MixedRows, Rows, RowsError, open_rows
+from memjax.data.sources import CorpusError, Document, open_source
+from memjax.data.sources.lines import text_lines
+from memjax.data.sources.python_docs import python_docs
+from memjax.data.splits import is_validation
+from memjax.data.tokenizers import Tokenizer, TokenizerError, load_tokenizer, train_tokenizer
 
-if TYPE_CHECKING:
-    from memjax.data.memories import Memories, MemoriesError, open_memories, write_memories
-    from memjax.data.pipeline import TrainBatches, check_attributions, evaluation_batches, open_attributions, spread
-
-_LATER = {
-    "Memories": "memories",
-    "MemoriesError": "memories",
-    "TrainBatches": "pipeline",
-    "check_attributions": "pipeline",
-    "evaluation_batches": "pipeline",
-    "open_attributions": "pipeline",
-    "open_memories": "memories",
-    "spread": "pipeline",
-    "write_memories": "memories",
-}
+with epy.lazy_api_imports(globals()):
+    from memjax.data.pipeline import (
+        TrainBatches,
+        check_attributions,
+        evaluation_batches,
+        evenly_spaced,
+        open_attributions,
+    )
 
 __all__ = [
     "CorpusError",
     "Document",
-    "Memories",
     "MemoriesError",
     "MixedRows",
     "Prepared",
+    "RowMemories",
     "Rows",
     "RowsError",
     "Tokenizer",
@@ -43,25 +39,17 @@ __all__ = [
     "check_attributions",
     "document_ids",
     "evaluation_batches",
+    "evenly_spaced",
     "is_validation",
+    "load_tokenizer",
     "open_attributions",
     "open_memories",
     "open_rows",
+    "open_source",
     "pack",
     "prepare",
     "python_docs",
-    "read_corpus",
-    "spread",
+    "text_lines",
+    "train_tokenizer",
     "write_memories",
-    "write_rows",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(f"memjax.data.{_LATER[name]}"), name)
-    raise AttributeError(f"module 'memjax.data' has no attribute {name!r}; its names are {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return list(__all__)

@@ -1,13 +1,14 @@
-"""One block of a corpus becomes one file of rows a split: the work that processes share.
+"""One block of a corpus becomes one file of rows per split: the work that processes share.
 
-Nothing here imports JAX, and what a block becomes depends on the block, the tokenizer and the settings alone: not on who does it, nor on
-what was done before. Of block 7 of 12, in the folder that is being built:
+Nothing here imports JAX. The result depends on the block, the tokenizer and the settings alone, not
+on the process or on earlier blocks. Block 7 of 12 writes, into the folder that is being built:
 
-    train-00007-of-00012.arrayrecord        its rows, as are those of `validation`
-    train-00007.sketches.npy                of its documents (memjax/data/sketches.py)
-    block-00007-of-00012.json               what is in them, with checksums; written last
+    train-00007-of-00012.arrayrecord        its rows, and those of `validation`
+    train-00007.sketches.npy                sketches of its documents (memjax/data/sketches.py)
+    block-00007-of-00012.json               its record with checksums, written last
 
-Each is written under another name and moved into place whole, so a block is done if its `.json` is there and the checksums are right.
+Each file is moved into place whole, so a block is done if its `.json` exists and the checksums are
+right.
 """
 
 from __future__ import annotations
@@ -15,74 +16,77 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memjax.data.corpora import is_validation
-from memjax.data.layouts import Layout
+from memjax.data.packing import Layout, in_batches
 from memjax.data.rows import Shard, shard_name
 from memjax.data.sketches import sketch
 from memjax.data.sources.base import Block, CorpusError, Source
-from memjax.data.tokenizer import Tokenizer
+from memjax.data.splits import is_validation
+from memjax.data.tokenizers import load_tokenizer
+from memjax.data.tokenizers.base import Tokenizer
+from memjax.files import atomic_file, check_seal, read_json, sealed, sha256, write_json
 
 SPLITS = ("train", "validation")
 TEXT = ("documents", "characters", "bytes", "fingerprint")
-"""What a census says of a text."""
+"""The statistics of a text."""
 BLOCK_BYTES = 16_000_000
-"""Text in a block, about: seconds of work, so that processes end at about the same time."""
+"""Bytes of text per block, about: seconds of work, so that processes end at about the same time."""
 MOST_BLOCKS = 256
-"""Blocks of a corpus, about: each becomes a file a split, which stays open while it is read."""
-_BATCH_CHARACTERS = 1_000_000
-"""Text encoded at once."""
+"""Blocks per corpus, about: each becomes one file per split, which stays open while it is read."""
+BATCH_CHARACTERS = 1_000_000
+"""Characters of text that are encoded at once."""
 
 
 class Stopped(Exception):
-    """The work was asked to stop."""
+    """The work was stopped."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is the same for all blocks of a corpus; picklable."""
+    """The common settings of all blocks of a corpus; picklable."""
 
     source: Source
     folder: Path
-    """Where the rows are being built."""
+    """The folder in which the rows are being built."""
     tokenizer: Path
-    """The folder in which the vocabulary lies."""
+    """The folder of the vocabulary."""
     layout: Layout
     validation_share: float
     blocks: tuple[Block, ...]
-    stamp: str
-    """Digest of the source's stamp: while it is the same, so is the text."""
+    signature: str
+    """Digest of the source's `mtime_signature`: it changes when the text changes."""
     fingerprint: str
-    """Of the vocabulary."""
+    """Fingerprint of the vocabulary."""
     sketches: bool = True
 
 
-def cut(source: Source) -> tuple[Block, ...]:
-    """All of a source in blocks of about BLOCK_BYTES, or more where there would be many more than MOST_BLOCKS.
+def split_blocks(source: Source) -> tuple[Block, ...]:
+    """Return all of a source in blocks of about BLOCK_BYTES.
 
-    A function of the files alone.
+    Blocks are larger where there would be many more than MOST_BLOCKS. They depend on the files
+    alone.
     """
-    on_disk = sum(entry[1] for entry in source.stamp() if len(entry) > 1 and isinstance(entry[1], int))
+    on_disk = sum(
+        entry[1]
+        for entry in source.mtime_signature()
+        if len(entry) > 1 and isinstance(entry[1], int)
+    )
     return tuple(source.blocks(max(BLOCK_BYTES, on_disk // MOST_BLOCKS)))
 
 
 def texts(source: Source, blocks: Iterable[Block]) -> Iterator[str]:
-    """The documents of blocks that hold any visible character, in order."""
-    return (
-        document.text for block in blocks for document in source.read(block) if document.text and not document.text.isspace()
-    )
+    """Yield the documents of blocks that hold any visible character, in order."""
+    return (document.text for block in blocks for document in source.read(block))
 
 
-class Census:
-    """Passes texts on, counting and fingerprinting them."""
+class TextStats:
+    """Passes texts through, and counts and fingerprints them."""
 
     def __init__(self, texts: Iterable[str]):
         self.documents = self.characters = self.bytes = 0
@@ -98,78 +102,93 @@ class Census:
             self.bytes += len(raw)
             yield text
 
-    def finish(self) -> Census:
-        """Takes all that is left."""
+    def finish(self) -> TextStats:
+        """Read the remaining texts."""
         for _ in self:
             pass
         return self
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits of the texts passed on so far and of where each ends."""
+        """32 hex digits of the texts passed so far and of their ends."""
         return self._hash.hexdigest()
 
 
 def combine(fingerprints: Sequence[str]) -> str:
-    """The fingerprint of a whole from those of its blocks, in order; of one alone it is that."""
+    """Return the fingerprint of a whole from those of its blocks in order; one stays itself."""
     if len(fingerprints) == 1:
         return fingerprints[0]
     return hashlib.blake2b("".join(fingerprints).encode(), digest_size=16).hexdigest()
 
 
-def digest(stamp: Any) -> str:
-    """32 hex digits of JSON-like values."""
-    return hashlib.blake2b(json.dumps(stamp).encode(), digest_size=16).hexdigest()
+def digest(value: Any) -> str:
+    """Return 32 hex digits of a value that JSON can represent."""
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
 def done(work: Work, number: int) -> dict[str, Any] | None:
-    """What is known of a block that an earlier process did: None if it did not, or if the text or a file has changed since."""
+    """Return the record of a block that an earlier process finished.
+
+    It is None if there is none, or if the text or a file has changed since.
+    """
     try:
-        about = work.folder / _about(work, number)
-        record = json.loads(about.read_text())
+        file = work.folder / _record_file(work, number)
+        record = read_json(file, CorpusError, {"sha256": str})
+        check_seal(record, file, "", CorpusError)
         if record["tokenizer"] != work.fingerprint:
             return None
-        if record["stamp"] != work.stamp:
-            census = Census(texts(work.source, [work.blocks[number]])).finish()
-            if census.fingerprint != record["fingerprint"]:
+        if record["signature"] != work.signature:
+            stats = TextStats(texts(work.source, [work.blocks[number]])).finish()
+            if stats.fingerprint != record["fingerprint"]:
                 return None
-            record["stamp"] = work.stamp
-            _write(about, json.dumps(record).encode())
+            record["signature"] = work.signature
+            write_json(file, sealed(record), indent=None)
         checksums = dict(record["sketches"]) if work.sketches else {}
         for split in SPLITS:
             checksums |= {name: file["sha256"] for name, file in record[split]["files"].items()}
-        right = all(_sha256(work.folder / name) == sha256 for name, sha256 in checksums.items())
+        right = all(sha256(work.folder / name) == sum_ for name, sum_ in checksums.items())
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record if right else None
 
 
-def do(work: Work, number: int, threads: int = 1, stopped: Callable[[], bool] = bool) -> dict[str, Any]:
-    """Reads, splits, encodes and writes a block, and returns what is known of it.
+def do(
+    work: Work, number: int, threads: int = 1, stopped: Callable[[], bool] = bool
+) -> dict[str, Any]:
+    """Read, split, encode and write a block, and return its record.
 
-    That is `documents`, `characters`, `bytes` and `fingerprint` of its text, what was `skipped` (reason to number of documents), for each split
-    what `Shard.finish` says, the checksums of `sketches`, and the `stamp` and `tokenizer` that it is of.
+    Returns:
+      `documents`, `characters`, `bytes` and `fingerprint` of the text, `skipped` (from a reason to
+      a number of documents), what `Shard.finish` returns per split, checksums of `sketches`, and
+      the `signature` and `tokenizer` of the work.
 
     Raises:
       CorpusError: a document is damaged.
       OSError: the disk refuses.
-      Stopped: `stopped()` said so.
+      Stopped: `stopped()` returned true.
     """
     tokenizer = _tokenizer(work.tokenizer, work.fingerprint)
     shards = {
-        split: Shard(work.folder / shard_name(split, number, len(work.blocks)), work.layout, tokenizer) for split in SPLITS
+        split: Shard(
+            work.folder / shard_name(split, number, len(work.blocks)), work.layout, tokenizer
+        )
+        for split in SPLITS
     }
     sketches: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    census = Census(texts(work.source, [work.blocks[number]]))
-    skipped(work.source)
+    stats = TextStats(texts(work.source, [work.blocks[number]]))
+    work.source.take_skipped()
     try:
-        for batch in in_batches(census):
+        for batch in in_batches(stats, BATCH_CHARACTERS):
             if stopped():
                 raise Stopped
             arrays = tokenizer.encode_batch(batch, threads)
             held_out = [is_validation(text, work.validation_share) for text in batch]
             for split in SPLITS:
-                own = [array for array, out in zip(arrays, held_out, strict=True) if out == (split == "validation")]
+                own = [
+                    array
+                    for array, out in zip(arrays, held_out, strict=True)
+                    if out == (split == "validation")
+                ]
                 shards[split].add(own)
                 if work.sketches:
                     sketches[split].append(sketch(own))
@@ -178,21 +197,25 @@ def do(work: Work, number: int, threads: int = 1, stopped: Callable[[], bool] = 
             record["sketches"] = {}
             for split, parts in sketches.items():
                 file = sketches_file(work.folder, split, number)
-                stored = io.BytesIO()
-                np.save(stored, np.concatenate([sketch([]), *parts]))
-                _write(file, stored.getvalue())
-                record["sketches"][file.name] = _sha256(file)
-        counts = {key: getattr(census, key) for key in TEXT}
-        record |= counts | {"skipped": skipped(work.source), "tokenizer": work.fingerprint, "stamp": work.stamp}
-        _write(work.folder / _about(work, number), json.dumps(record).encode())
+                with atomic_file(file) as temporary, open(temporary, "wb") as stored:
+                    np.save(stored, np.concatenate([sketch([]), *parts]))
+                record["sketches"][file.name] = sha256(file)
+        record |= {key: getattr(stats, key) for key in TEXT} | {
+            "skipped": work.source.take_skipped(),
+            "tokenizer": work.fingerprint,
+            "signature": work.signature,
+        }
+        write_json(work.folder / _record_file(work, number), sealed(record), indent=None)
         return record
     finally:
         for shard in shards.values():
             shard.abandon()
 
 
-def done_or_do(work: Work, number: int, threads: int = 1, stopped: Callable[[], bool] = bool) -> tuple[dict[str, Any], bool]:
-    """What is known of a block, and whether it was there already; see `do`."""
+def done_or_do(
+    work: Work, number: int, threads: int = 1, stopped: Callable[[], bool] = bool
+) -> tuple[dict[str, Any], bool]:
+    """Return the record of a block, and whether it was there already; see `do`."""
     if stopped():
         raise Stopped
     record = done(work, number)
@@ -200,60 +223,19 @@ def done_or_do(work: Work, number: int, threads: int = 1, stopped: Callable[[], 
 
 
 def sketches_file(folder: Path, split: str, number: int) -> Path:
-    """Where the sketches of a block's documents lie."""
+    """Return the file of the sketches of a block's documents."""
     return folder / f"{split}-{number:05d}.sketches.npy"
 
 
-def clear(folder: Path, files: Iterable[str]) -> None:
-    """Takes away what was of use only while rows were being built: all but these files."""
-    kept = set(files)
-    for file in folder.iterdir():
-        if file.name not in kept and file.is_file():
-            file.unlink()
-
-
-def _about(work: Work, number: int) -> str:
+def _record_file(work: Work, number: int) -> str:
     return f"block-{number:05d}-of-{len(work.blocks):05d}.json"
-
-
-def skipped(source: Source) -> dict[str, int]:
-    """Damaged documents that this copy of a source has left out since it was last asked: reason to number."""
-    take: Any = getattr(source, "take_skipped", dict)
-    return take()
-
-
-def in_batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts by as many as a tokenizer is given at once."""
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer(folder: Path, fingerprint: str) -> Tokenizer:
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.fingerprint != fingerprint:
-        raise CorpusError(f"{folder / tokenizer.file_name}: changed while it was in use; run again")
+    tokenizer = load_tokenizer(folder)
+    CorpusError.require(
+        tokenizer.fingerprint == fingerprint,
+        f"{folder / tokenizer.file_name}: changed during preparation. Run again",
+    )
     return tokenizer
-
-
-def _write(file: Path, contents: bytes) -> None:
-    """The whole file or, if the disk refuses, none."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(contents)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

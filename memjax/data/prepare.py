@@ -1,61 +1,61 @@
 """A corpus becomes a folder: a vocabulary, and the rows of both splits.
 
-    folder/prepared.json     the settings, the corpus's fingerprint and sizes, near-duplicates across the splits
-    folder/tokenizer.model   or tokenizer.json: trained on the training split alone, or the one that was given
-    folder/rows-{N}/         both splits in rows of N tokens; of a mixture each part in a folder of its own
+    folder/prepared.json     settings, fingerprint and sizes of the corpus, near-duplicates across
+                             the splits
+    folder/tokenizer.model   or tokenizer.json: trained on the training split alone, or given
+    folder/rows-{N}/         both splits in rows of N tokens; of a mixture, a folder per part
 
-All is built in a folder beside it and moved into place whole (memjax/data/building.py), block by block and by several processes
-(memjax/data/blocks.py). What a killed process leaves is gone on with, and the result is the same to the byte.
+All is built in a folder beside it and moved into place whole (`memjax.files.resumable_dir`), block
+by block and by several processes (memjax/data/blocks.py). After a kill the next call resumes, and
+the result is the same to the byte.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import heapq
-import json
 import logging
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from memjax import progress
 from memjax.config import Data
-from memjax.data.blocks import SPLITS, Work, cut, digest, texts
-from memjax.data.building import built
-from memjax.data.corpora import is_validation
-from memjax.data.finishing import finish_rows, recount
-from memjax.data.layouts import Layout
+from memjax.data.blocks import SPLITS, Work, digest, split_blocks
+from memjax.data.finalize import finalize_rows, recount
+from memjax.data.packing import Layout
 from memjax.data.rows import Rows, RowsError, open_rows
-from memjax.data.sources import open_source, parse_mixture
-from memjax.data.sources.base import CorpusError, Source
+from memjax.data.sources.base import CorpusError, counted
 from memjax.data.tfds_rows import holds_rows, open_both
-from memjax.data.tokenizer import BYTE_LEVEL, FILES, Tokenizer, TokenizerError
+from memjax.data.tokenizers import Tokenizer, load_tokenizer
+from memjax.data.vocabulary import Parts, check_size, is_given, open_vocabulary
 from memjax.data.workers import run_blocks
+from memjax.files import check_seal, read_json, resumable_dir, sealed, write_json
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("memjax")
 _FORMAT = 2
 _READABLE = (1, 2)
-_ADVICE = "use another --workdir: a run's data must not change under its checkpoints"
-_REMEDY = "delete the folder so that it is built again"
+_ADVICE = "Use another --workdir: a run's data must not change under its checkpoints"
+_REMEDY = "Delete the folder so that it is built again"
 _BEFORE = {"tokenizer_from": "", "rows": "packed", "skip_damaged": False}
-"""What folders of format 1, which do not say it, were built with."""
+"""Settings of folders of format 1, which do not hold them."""
 
-
-class Bar(Protocol):
-    """Shows how far something is."""
-
-    def advance(self, steps: int = 1, text: str | None = None) -> None:
-        """Moves on; `text` stands beside it until the next one."""
-        ...
-
-
-MakeBar = Callable[[str, int], AbstractContextManager[Bar]]
-"""Starts a bar of a name and a number of steps; `memjax.training.progress.Reporter.bar` is one."""
+_SHAPE = {
+    "format": _READABLE,
+    **dict.fromkeys(("corpus", "text_field", "corpus_fingerprint", "tokenizer", "python"), str),
+    **dict.fromkeys(("vocabulary", "documents", "characters"), int),
+    "validation_share": float,
+    "corpus_stamp": list,
+    "parts?": [{"weight": float}],
+    "tokenizer_from?": str,
+    "rows?": str,
+    "skip_damaged?": bool,
+}
+"""The shape of prepared.json."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,32 +67,35 @@ class Prepared:
     """`MixedRows` of a mixture."""
     validation: Rows
     info: dict[str, Any]
-    """What `prepared.json` says, plus `row_tokens`, `train` and `validation` (each split's own info) and `bytes_per_token`."""
+    """The contents of `prepared.json`, `row_tokens`, `train` and `validation` (the info of each
+    split) and `bytes_per_token`.
+    """
 
 
 def prepare(
     data: Data,
     folder: str | os.PathLike,
-    report: Callable[[str], None] = _LOG.info,
+    log: Callable[[str], None] = _LOG.info,
     workers: int | None = None,
-    bar: MakeBar | None = None,
 ) -> Prepared:
-    """Builds what `data` asks for in `folder`, or opens it if it is there.
+    """Build the data of these settings in `folder`, or open it if it exists.
 
-    The corpus is streamed, never held: the first 100 million characters of the training split to train the vocabulary, then all of it, block
-    by block, to write rows. Later calls read it only where the sizes or times of its files have changed, to tell whether the text has.
-    Another row length is added beside those that are there, with the same vocabulary; nothing that was built ever changes.
+    The corpus is streamed. The first 100 million characters of the training split train the
+    vocabulary; then all of it is read, block by block, to write rows. Later calls read it only
+    where sizes or times of its files have changed, to compare the text. Rows of another length are
+    added beside the present ones, with the same vocabulary; what was built never changes.
 
     Args:
       data: the settings.
-      folder: where the data lies or will lie.
-      report: is told, in a line of text, what was done.
-      workers: processes that share the blocks; by default as many as there are processors. The result does not depend on it.
-      bar: shows how many blocks are done, if there are several.
+      folder: the data folder.
+      log: called with a line of text per step that was done.
+      workers: processes that share the blocks; by default one per processor. The result does not
+        depend on it.
 
     Raises:
-      CorpusError: the corpus cannot be read, is too small, or changed while it was read.
-      TokenizerError: the vocabulary asked for is too large for the corpus, or a given or stored one is damaged or too large.
+      CorpusError: the corpus is unreadable, too small, or changed during reading.
+      TokenizerError: the vocabulary is too large for the corpus, or a given or stored one is
+        damaged or too large.
       RowsError: the folder holds data of other settings or of another corpus, or is damaged.
       OSError: the disk refuses.
     """
@@ -100,201 +103,162 @@ def prepare(
     if holds_rows(data.corpus):
         return Prepared(*open_both(data, folder))
     if not (folder / "prepared.json").exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise RowsError(
-                f"{folder}: holds files but no prepared.json, so it is not data of ours; empty it or use another --workdir"
-            )
-        with built(folder, _holds_blocks, report) as partial:
-            if partial:
-                _build(data, partial, workers, report, bar)
-    info = _read_info(folder / "prepared.json")
-    _check_same(data, info, folder)
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.fingerprint != info["tokenizer"]:
-        raise RowsError(
-            f"{folder / tokenizer.file_name}: is tokenizer {tokenizer.fingerprint}, while {folder / 'prepared.json'} was written with"
-            f" {info['tokenizer']}; {_REMEDY}"
+        RowsError.require(
+            not folder.exists() or not any(folder.iterdir()),
+            f"{folder}: holds files but no prepared.json, expected prepared data. Empty it or"
+            " use another --workdir",
         )
-    rows_folder = folder / f"rows-{data.row_tokens}"
-    if not rows_folder.exists():
-        with built(rows_folder, _holds_blocks, report) as partial:
+        check_sources(data)
+        with resumable_dir(folder, _holds_blocks, log) as partial:
             if partial:
-                _add_rows(data, info, partial, folder, tokenizer, workers, report, bar)
+                _build(data, partial, workers, log)
+    info = _read_info(folder / "prepared.json")
+    _check_same(data, info, folder, log)
+    tokenizer = load_tokenizer(folder)
+    RowsError.require(
+        tokenizer.fingerprint == info["tokenizer"],
+        f"{folder / tokenizer.file_name}: tokenizer {tokenizer.fingerprint}, expected"
+        f" {info['tokenizer']} as in {folder / 'prepared.json'}. {_REMEDY}",
+    )
+    rows_folder = folder / f"rows-{data.sequence_length}"
+    if not rows_folder.exists():
+        with resumable_dir(rows_folder, _holds_blocks, log) as partial:
+            if partial:
+                _add_rows(data, info, partial, folder, tokenizer, workers, log)
     train, validation = (open_rows(rows_folder, split, tokenizer.fingerprint) for split in SPLITS)
-    info |= {"row_tokens": data.row_tokens, "train": train.info, "validation": validation.info}
+    info |= {"row_tokens": data.sequence_length, "train": train.info, "validation": validation.info}
     info["bytes_per_token"] = sum(rows.info["bytes"] for rows in (train, validation)) / sum(
         rows.info["tokens"] for rows in (train, validation)
     )
-    report(
-        f"data: {len(train)} rows to train on and {len(validation)} held out, of {data.row_tokens} tokens,"
-        f" {info['bytes_per_token']:.2f} bytes a token, in {folder}"
+    log(
+        f"data: {len(train)} rows to train on and {len(validation)} held out, of"
+        f" {data.sequence_length} tokens,"
+        f" {info['bytes_per_token']:.2f} bytes per token, in {folder}"
     )
     return Prepared(tokenizer, train, validation, info)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-    """The corpora of a mixture, or the one there is."""
+def check_sources(data: Data) -> None:
+    """Check that the corpus and a given vocabulary can be opened; makes nothing.
 
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-    sources: tuple[Source, ...]
-
-    @classmethod
-    def of(cls, data: Data) -> _Parts:
-        pairs = parse_mixture(data.corpus)
-        sources = (open_source(corpus, data.text_field, data.skip_damaged) for _, corpus in pairs)
-        return cls(tuple(corpus for _, corpus in pairs), tuple(float(weight) for weight, _ in pairs), tuple(sources))
-
-    def stamps(self) -> list[list[Any]]:
-        """While they are the same, so is the text."""
-        # As they come back from JSON.
-        return json.loads(json.dumps([source.stamp() for source in self.sources]))
-
-    def folders(self, rows: Path) -> list[Path]:
-        """Where the rows of each part lie."""
-        return [rows] if len(self.names) == 1 else [rows / f"part-{number}" for number in range(len(self.names))]
+    Raises:
+      CorpusError, TokenizerError: they cannot.
+    """
+    Parts.of(data)
+    if is_given(data):
+        check_size(load_tokenizer(data.tokenizer), data)
 
 
-def _build(data: Data, folder: Path, workers: int, report: Callable[[str], None], bar: MakeBar | None) -> None:
-    """Vocabulary, rows and prepared.json in a folder that is empty or holds what a killed process left."""
-    plan = {"format": _FORMAT} | {key: value for key, value in dataclasses.asdict(data).items() if key not in _NOT_OURS}
-    if _read(folder / "plan.json") != plan:
-        _empty(folder)
-        (folder / "plan.json").write_text(json.dumps(plan))
-    parts = _Parts.of(data)
-    tokenizer = _vocabulary(data, parts, folder, report)
-    about = _build_rows(data, parts, folder / f"rows-{data.row_tokens}", folder, tokenizer, True, workers, report, bar)
-    settings = {"corpus": data.corpus, "text_field": data.text_field, "vocabulary": data.vocabulary}
-    settings |= {
-        "tokenizer_from": data.tokenizer,
-        "rows": data.rows,
-        "skip_damaged": data.skip_damaged,
+def _build(data: Data, folder: Path, workers: int, log: Callable[[str], None]) -> None:
+    """Build vocabulary, rows and prepared.json in a folder that is empty or resumed."""
+    plan = {"format": _FORMAT} | {
+        key: value for key, value in dataclasses.asdict(data).items() if key not in _NOT_OURS
     }
-    info = {"format": _FORMAT} | settings | {"validation_share": data.validation_share, "corpus_stamp": parts.stamps()}
-    info |= about | {"python": platform.python_version(), "tokenizer": tokenizer.fingerprint}
+    begun: dict[str, Any] = {}
+    with contextlib.suppress(RowsError):
+        begun = read_json(folder / "plan.json", RowsError)
+    if begun != plan:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_json(folder / "plan.json", plan)
+    parts = Parts.of(data)
+    for source in parts.sources:
+        if source.left_out:
+            log(f"data: {source.name}: left out {source.left_out}")
+    tokenizer = open_vocabulary(data, parts, folder, log)
+    rows_folder = folder / f"rows-{data.sequence_length}"
+    metadata = _build_rows(data, parts, rows_folder, folder, tokenizer, True, workers, log)
+    info = {
+        "format": _FORMAT,
+        "corpus": data.corpus,
+        "text_field": data.text_field,
+        "vocabulary": data.vocab_size,
+        "tokenizer_from": data.tokenizer,
+        "rows": data.packing,
+        "skip_damaged": data.skip_damaged,
+        "validation_share": data.validation_share,
+        "corpus_stamp": parts.signatures(),
+        **metadata,
+        "python": platform.python_version(),
+        "tokenizer": tokenizer.fingerprint,
+    }
     (folder / "plan.json").unlink()
     (folder / "vocabulary.json").unlink()
-    (folder / "prepared.json").write_text(json.dumps(info, indent=2) + "\n")
+    write_json(folder / "prepared.json", sealed(info))
 
 
 _NOT_OURS = ("attributions", "memories")
-"""Settings of `Data` that do not bear on what is built."""
-
-
-def _vocabulary(data: Data, parts: _Parts, folder: Path, report: Callable[[str], None]) -> Tokenizer:
-    """The given one, the one that an earlier process trained, or a new one, which is then in the folder."""
-    note = folder / "vocabulary.json"
-    made = {"stamps": parts.stamps()}
-    with contextlib.suppress(TokenizerError):
-        stored = Tokenizer.load(folder)
-        if not _given(data) and _read(note) == made | {"fingerprint": stored.fingerprint}:
-            return stored
-    if _given(data):
-        tokenizer = Tokenizer.load(data.tokenizer)
-        _check_size(tokenizer, data)
-    else:
-        report(f"data: reading {data.corpus} to train a vocabulary of {data.vocabulary}")
-        started = time.monotonic()
-        tokenizer = Tokenizer.train(_training_texts(parts, data.validation_share), data.vocabulary, *_kind(data))
-        report(f"data: trained a vocabulary of {data.vocabulary} in {time.monotonic() - started:.1f} s")
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
-    tokenizer.save(folder)
-    note.write_text(json.dumps(made | {"fingerprint": tokenizer.fingerprint}))
-    return tokenizer
-
-
-def _kind(data: Data) -> tuple[str, ...]:
-    return (data.tokenizer,) if data.tokenizer else ()
-
-
-def _given(data: Data) -> bool:
-    """Whether the vocabulary is a file."""
-    return data.tokenizer not in ("", BYTE_LEVEL)
-
-
-def _check_size(tokenizer: Tokenizer, data: Data) -> None:
-    if tokenizer.vocabulary > data.vocabulary:
-        raise TokenizerError(
-            f"config.data.vocabulary={data.vocabulary} is less than the {tokenizer.vocabulary} ids of config.data.tokenizer="
-            f"{data.tokenizer!r}, reserved ones included; use {tokenizer.vocabulary} or more"
-        )
-
-
-def _training_texts(parts: _Parts, share: float) -> Iterator[str]:
-    """Documents to train a vocabulary on, of a mixture's parts in proportion to their weights for as long as each lasts."""
-
-    def of(source: Source) -> Iterator[str]:
-        return (text for text in texts(source, cut(source)) if not is_validation(text, share))
-
-    if len(parts.sources) == 1:
-        yield from of(parts.sources[0])
-        return
-    streams = [of(source) for source in parts.sources]
-    # Characters taken, over the weight: the least is next.
-    taken = [(0.0, number) for number in range(len(streams))]
-    while taken:
-        so_far, number = heapq.heappop(taken)
-        text = next(streams[number], None)
-        if text is not None:
-            yield text
-            heapq.heappush(taken, (so_far + len(text) / parts.weights[number], number))
+"""Settings of `Data` that have no effect on what is built."""
 
 
 def _build_rows(
     data: Data,
-    parts: _Parts,
+    parts: Parts,
     folder: Path,
     tokenizer_folder: Path,
     tokenizer: Tokenizer,
     sketches: bool,
     workers: int,
-    report: Callable[[str], None],
-    bar: MakeBar | None,
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The rows of both splits, and what `prepared.json` says of the text."""
+    """Build the rows of both splits, and return the text statistics of `prepared.json`."""
     started = time.monotonic()
-    works = []
-    for source, own in zip(parts.sources, parts.folders(folder), strict=True):
-        own.mkdir(parents=True, exist_ok=True)
-        stamp, fingerprint = digest(source.stamp()), tokenizer.fingerprint
-        layout, share = Layout.of(data), data.validation_share
-        works.append(Work(source, own, tokenizer_folder, layout, share, cut(source), stamp, fingerprint, sketches))
-    records: list[dict[int, dict[str, Any]]] = [{} for _ in works]
+    works = [
+        Work(
+            source,
+            own,
+            tokenizer_folder,
+            Layout.of(data),
+            data.validation_share,
+            split_blocks(source),
+            digest(source.mtime_signature()),
+            tokenizer.fingerprint,
+            sketches,
+        )
+        for source, own in zip(parts.sources, parts.folders(folder), strict=True)
+    ]
+    for work in works:
+        work.folder.mkdir(parents=True, exist_ok=True)
+    records: list[list[dict[str, Any]]] = [[{} for _ in work.blocks] for work in works]
     blocks = sum(len(work.blocks) for work in works)
     tokens = size = kept = 0
-    with bar("data", blocks) if bar and blocks > 1 else contextlib.nullcontext() as shown:
+    with progress.bar("data", blocks) as shown:
         for place, number, record, there in run_blocks(works, workers):
             records[place][number] = record
             kept += there
             if not there:
                 tokens += sum(record[split]["tokens"] for split in SPLITS)
                 size += record["bytes"]
-            if shown is not None:
-                shown.advance(1, _speed(tokens, size, time.monotonic() - started))
-    if _Parts.of(data).stamps() != parts.stamps():
-        raise CorpusError(f"config.data.corpus={data.corpus!r} changed while it was read; run again when it is complete")
-    ordered = [[found[number] for number in range(len(work.blocks))] for work, found in zip(works, records, strict=True)]
+            shown.advance(1, _speed(tokens, size, time.monotonic() - started))
+    CorpusError.require(
+        Parts.of(data).signatures() == parts.signatures(),
+        f"config.data.corpus={data.corpus!r} changed during reading. Run again when it is complete",
+    )
     seconds = time.monotonic() - started
-    about = finish_rows(data, folder, works, ordered, parts.names, parts.weights)
-    went_on = f", with {kept} more that were there" if kept else ""
-    report(
-        f"data: wrote {blocks - kept} block{'s' * (blocks - kept != 1)} of rows of {data.row_tokens} tokens{went_on}, in {seconds:.1f} s"
+    metadata = finalize_rows(data, folder, works, records, parts)
+    resumed = f", after {kept} of an earlier process" if kept else ""
+    log(
+        f"data: wrote {blocks - kept} block{'s' * (blocks - kept != 1)} of rows of"
+        f" {data.sequence_length} tokens{resumed}, in {seconds:.1f} s"
         f" ({_speed(tokens, size, seconds)})"
     )
-    if "near_duplicates" in about:
-        near = about["near_duplicates"]
-        report(f"data: {near['validation']} of {near['of']} held-out documents are near-duplicates of one to train on")
-    if about["skipped"]:
-        why = ", ".join(f"{count} {reason}" for reason, count in about["skipped"].items())
-        count = sum(about["skipped"].values())
-        report(f"data: left out {count} damaged document{'s' * (count != 1)} ({why})")
-    return about
+    if "near_duplicates" in metadata:
+        near = metadata["near_duplicates"]
+        log(
+            f"data: {near['validation']} of {near['of']} held-out documents are near-duplicates of"
+            " training documents"
+        )
+    if metadata["skipped"]:
+        count = sum(metadata["skipped"].values())
+        why = counted(metadata["skipped"])
+        log(f"data: skipped {count} damaged document{'s' * (count != 1)} ({why})")
+    return metadata
 
 
 def _speed(tokens: int, size: int, seconds: float) -> str:
-    return f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {size / max(seconds, 1e-9) / 1e6:.1f} MB/s"
+    return (
+        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s, {size / max(seconds, 1e-9) / 1e6:.1f} MB/s"
+    )
 
 
 def _add_rows(
@@ -304,94 +268,99 @@ def _add_rows(
     folder: Path,
     tokenizer: Tokenizer,
     workers: int,
-    report: Callable[[str], None],
-    bar: MakeBar | None,
+    log: Callable[[str], None],
 ) -> None:
-    """Rows of another length for a folder that is there."""
-    parts = _Parts.of(data)
-    about = _build_rows(data, parts, partial, folder, tokenizer, False, workers, report, bar)
+    """Add rows of another length to a folder."""
+    parts = Parts.of(data)
+    metadata = _build_rows(data, parts, partial, folder, tokenizer, False, workers, log)
     if info["format"] == 1:
-        about |= recount(parts.sources, info["format"])
-    if about["corpus_fingerprint"] != info["corpus_fingerprint"]:
-        raise _other_text(data, info, folder, about)
+        metadata |= recount(parts.sources, info["format"])
+    if metadata["corpus_fingerprint"] != info["corpus_fingerprint"]:
+        raise _other_text(data, info, folder, metadata)
 
 
 def _read_info(file: Path) -> dict[str, Any]:
-    try:
-        info = json.loads(file.read_text())
-        version = info["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RowsError(f"{file}: is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
-    if version not in _READABLE:
-        raise RowsError(f"{file}: data of format {version}, while this memjax reads format {_FORMAT}; {_REMEDY}")
-    return (_BEFORE if version == 1 else {}) | info
+    info = read_json(file, RowsError, _SHAPE, _REMEDY)
+    check_seal(info, file, _REMEDY, RowsError)
+    return _BEFORE | info
 
 
-def _check_same(data: Data, info: dict[str, Any], folder: Path) -> None:
-    """Raises RowsError if the folder was built of other settings or of another corpus."""
+def _check_same(data: Data, info: dict[str, Any], folder: Path, log: Callable[[str], None]) -> None:
+    """Raise RowsError if the folder was built with other settings or from another corpus.
+
+    A corpus that is no longer there was the same.
+    """
     _check_tokenizer(data, info, folder)
-    keys = ["rows", "skip_damaged", "validation_share"]
-    keys += ["vocabulary"] * (not _given(data))
-    for key in keys:
-        if getattr(data, key) != info[key]:
-            raise RowsError(f"{folder}: was built with config.data.{key}={info[key]}, not {getattr(data, key)}; {_ADVICE}")
-    parts = _Parts.of(data)
+    keys = {
+        "packing": "rows",
+        "skip_damaged": "skip_damaged",
+        "validation_share": "validation_share",
+        **({} if is_given(data) else {"vocab_size": "vocabulary"}),
+    }
+    for name, key in keys.items():
+        RowsError.require(
+            getattr(data, name) == info[key],
+            f"{folder}: built with config.data.{name}={info[key]}, not"
+            f" {getattr(data, name)}. {_ADVICE}",
+        )
     same_source = (data.corpus, data.text_field) == (info["corpus"], info["text_field"])
-    if same_source and info["corpus_stamp"] in (parts.stamps(), parts.stamps()[0]):
+    try:
+        parts = Parts.of(data)
+    except CorpusError as error:
+        if not same_source:
+            raise
+        log(f"data: {error}. The rows in {folder} are used as they are")
+        return
+    if same_source and info["corpus_stamp"] in (parts.signatures(), parts.signatures()[0]):
         return
     weights = [part["weight"] for part in info.get("parts", ({"weight": 1.0},))]
     found = recount(parts.sources, info["format"])
-    if found["corpus_fingerprint"] == info["corpus_fingerprint"] and (len(weights) == 1 or list(parts.weights) == weights):
+    if found["corpus_fingerprint"] == info["corpus_fingerprint"] and (
+        len(weights) == 1 or list(parts.weights) == weights
+    ):
         return
     for key in ("corpus", "text_field"):
-        if getattr(data, key) != info[key]:
-            raise RowsError(f"{folder}: was built with config.data.{key}={info[key]!r}, not {getattr(data, key)!r}; {_ADVICE}")
+        RowsError.require(
+            getattr(data, key) == info[key],
+            f"{folder}: built with config.data.{key}={info[key]!r}, not"
+            f" {getattr(data, key)!r}. {_ADVICE}",
+        )
     raise _other_text(data, info, folder, found)
 
 
 def _check_tokenizer(data: Data, info: dict[str, Any], folder: Path) -> None:
-    """Raises RowsError if the folder's ids are those of another vocabulary than is asked for."""
+    """Raise RowsError if the folder was built with another vocabulary."""
     made_by = info["tokenizer_from"]
-    if not _given(data):
+    if not is_given(data):
         same = data.tokenizer == made_by
     else:
-        tokenizer = Tokenizer.load(data.tokenizer if data.tokenizer != made_by or Path(data.tokenizer).exists() else folder)
-        _check_size(tokenizer, data)
+        tokenizer = load_tokenizer(
+            data.tokenizer if data.tokenizer != made_by or Path(data.tokenizer).exists() else folder
+        )
+        check_size(tokenizer, data)
         same = tokenizer.fingerprint == info["tokenizer"]
-        if not same and data.tokenizer == made_by:
-            raise RowsError(
-                f"{folder}: was built with tokenizer {info['tokenizer']}, and config.data.tokenizer={made_by!r} is now"
-                f" {tokenizer.fingerprint}; {_ADVICE}"
-            )
-    if not same:
-        raise RowsError(f"{folder}: was built with config.data.tokenizer={made_by!r}, not {data.tokenizer!r}; {_ADVICE}")
+        RowsError.require(
+            same or data.tokenizer != made_by,
+            f"{folder}: built with tokenizer {info['tokenizer']}, but"
+            f" config.data.tokenizer={made_by!r} is now {tokenizer.fingerprint}. {_ADVICE}",
+        )
+    RowsError.require(
+        same,
+        f"{folder}: built with config.data.tokenizer={made_by!r}, not {data.tokenizer!r}."
+        f" {_ADVICE}",
+    )
 
 
 def _other_text(data: Data, info: dict[str, Any], folder: Path, found: dict[str, Any]) -> RowsError:
     other_python = "python-docs" in data.corpus and info["python"] != platform.python_version()
-    why = f" with Python {info['python']}, while this is {platform.python_version()}" if other_python else ""
+    why = f" with Python {info['python']}, not {platform.python_version()}," if other_python else ""
     return RowsError(
-        f"{folder}: was built{why} from another text of config.data.corpus={data.corpus!r} ({info['documents']} documents,"
-        f" {info['characters']} characters then, {found['documents']} and {found['characters']} now); {_ADVICE}"
+        f"{folder}: built{why} from another text of config.data.corpus={data.corpus!r}"
+        f" ({info['documents']} documents, {info['characters']} characters then,"
+        f" {found['documents']} and {found['characters']} now). {_ADVICE}"
     )
 
 
 def _holds_blocks(folder: Path) -> bool:
-    """Whether a folder that was not finished has blocks that are."""
+    """Return whether an unfinished folder has finished blocks."""
     return any(folder.rglob("block-*.json"))
-
-
-def _read(file: Path) -> Any:
-    """The JSON in a file, or None."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-__all__: Sequence[str] = ["Bar", "MakeBar", "Prepared", "prepare"]

@@ -2,99 +2,228 @@
 
 from __future__ import annotations
 
+import abc
 import bisect
 import concurrent.futures
+import contextlib
+import functools
 import itertools
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
-from array_record.python.array_record_module import ArrayRecordReader
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from memjax.errors import MemjaxError
+from memjax.files import atomic_file, verify
 
 _OPENERS = 32
-"""Threads that open files when they are counted."""
+"""Threads that open files to count their records."""
 
 
-class RecordsError(ValueError):
-    """A record cannot be read; the message names the file and the record's number in it."""
+class RecordsError(MemjaxError):
+    """A record is unreadable; the message names the file and the number of the record in it."""
+
+
+def locate(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """Return the number of the part that holds an item, and the item's number in that part.
+
+    Args:
+      ends: the number of items up to the end of each part.
+      index: the number of the item.
+
+    Raises:
+      IndexError: there is no such item.
+    """
+    if not 0 <= index < (ends[-1] if ends else 0):
+        raise IndexError(f"item {index} of {ends[-1] if ends else 0}")
+    part = bisect.bisect_right(ends, index)
+    return part, int(index) - (ends[part - 1] if part else 0)
+
+
+@contextlib.contextmanager
+def write_records(path: Path) -> Iterator[ArrayRecordWriter]:
+    """Yield a writer of a file that appears whole when the block ends well.
+
+    Every record is a group of its own, uncompressed, to be read in any order.
+    """
+    with atomic_file(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        with contextlib.closing(writer):
+            yield writer
 
 
 class Records:
-    """Random access; safe to use from many threads. A file is opened when the first of its records is read, and stays open.
+    """Records in random access, safe to use from many threads.
 
-    A file's index is read whole when it is opened, 11 bytes a record, of which 8 stay in memory. The records themselves are read when they
-    are asked for.
+    A file is opened at the first read of one of its records, and stays open. Opening reads its
+    index: 11 bytes per record, of which 8 stay in memory.
 
     Args:
       files: in order.
-      counts: records of each file; where they are not given, each file's index is read for it.
+      counts: the number of records of each file; by default the index of each file is read for it.
+      error: the class of errors to raise.
 
     Raises:
       RecordsError: a file has no readable index.
     """
 
-    def __init__(self, files: Sequence[str | os.PathLike], counts: Sequence[int] | None = None):
+    def __init__(
+        self,
+        files: Sequence[str | os.PathLike],
+        counts: Sequence[int] | None = None,
+        error: type[MemjaxError] = RecordsError,
+    ):
+        self._error = error
         self._files = [os.fspath(file) for file in files]
-        self._readers: list[ArrayRecordReader | None] = [None] * len(self._files)
-        self._lock = threading.Lock()
+        self._reader = functools.cache(lambda file: _open(self._files[file]))
         if counts is None:
             with concurrent.futures.ThreadPoolExecutor(_OPENERS) as openers:
-                counts = list(openers.map(_count, self._files))
+                counts = list(openers.map(self._count, self._files))
         self._ends = list(itertools.accumulate(counts))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: int) -> bytes:
-        return self.read([index])[0]
-
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """The records of those numbers, in that order.
+        """Return the records of these numbers, in this order.
 
         Raises:
-          RecordsError: one cannot be read.
+          RecordsError: a record is unreadable.
           IndexError: there is no such record.
         """
-        return [self._read(*self.find(index)) for index in indices]
+        return [record for run in self._runs(indices) for record in self._read(*run)]
 
-    def find(self, index: int) -> tuple[int, int]:
-        """The file that holds a record, and the record's number in it.
+    def _runs(self, indices: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield (file, start, stop) of records that are read by one call.
 
-        Raises:
-          IndexError: there is no such record.
+        Even a single record is read as a range: a list of numbers takes hundreds of times as long
+        in a long file (array_record 0.8).
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        file = bisect.bisect_right(self._ends, index)
-        return file, int(index) - (self._ends[file - 1] if file else 0)
+        located = [locate(self._ends, index) for index in indices]
+        runs = itertools.groupby(
+            range(len(located)), lambda place: (located[place][0], located[place][1] - place)
+        )
+        for (file, ahead), places in runs:
+            first, *more = places
+            yield file, first + ahead, first + ahead + 1 + len(more)
 
-    def _read(self, file: int, number: int) -> bytes:
+    def _read(self, file: int, start: int, stop: int) -> list[bytes]:
         try:
-            # As a range: asked for by a list of numbers, a record of a long file takes hundreds of times as long (array_record 0.8).
-            return self._reader(file).read(number, number + 1)[0]
+            return self._reader(file).read(start, stop)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise RecordsError(f"{self._files[file]}: record {number} cannot be read ({error})") from error
+            if stop - start > 1:  # One by one, to name the damaged one.
+                return [record for n in range(start, stop) for record in self._read(file, n, n + 1)]
+            message = f"{self._files[file]}: record {start} cannot be read ({error})"
+            raise self._error(message) from error
 
-    def _reader(self, file: int) -> ArrayRecordReader:
-        reader = self._readers[file]
-        if reader is None:
-            with self._lock:
-                reader = self._readers[file] = self._readers[file] or _open(self._files[file])
-        return reader
+    def _count(self, file: str) -> int:
+        try:
+            reader = _open(file)
+            if not reader.ok():  # It would have no records.
+                raise ValueError("no valid end")
+            count = reader.num_records()
+            reader.close()
+        except (RuntimeError, ValueError) as error:
+            raise self._error(
+                f"{file}: truncated, damaged or not an ArrayRecord file ({error}). Copy or write it"
+                " again"
+            ) from error
+        return count
 
 
 def _open(file: str) -> ArrayRecordReader:
-    # Without reading ahead: the next record asked for lies elsewhere.
+    # The next record is elsewhere, so nothing is read ahead.
     return ArrayRecordReader(
-        file, "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0", file_reader_buffer_size=32768
+        os.fsencode(file),  # A name need not be UTF-8.
+        "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:0",
+        file_reader_buffer_size=32768,
     )
 
 
-def _count(file: str) -> int:
-    try:
-        reader = _open(file)
-        count = reader.num_records()
-        reader.close()
-    except (RuntimeError, ValueError) as error:
-        raise RecordsError(f"{file}: is no whole ArrayRecord file ({error})") from error
-    return count
+class RowArrays(abc.ABC):
+    """One array per row of a split, in random access, safe to read from many threads.
+
+    Attributes:
+      folder: the folder of the split.
+      split: its name.
+      info: the contents of its manifest, `{split}.json`.
+      source: the records, one per row.
+    """
+
+    NAME: ClassVar[str]
+    """The arrays, for messages."""
+    OF_ROW: ClassVar[str]
+    """One of them, before the number of its row."""
+    ERROR: ClassVar[type[MemjaxError]]
+    REMEDY: ClassVar[str]
+
+    def __init__(self, folder: Path, split: str, info: dict[str, Any]):
+        """Open the files that `info` lists."""
+        self.folder, self.split, self.info = folder, split, info
+        self.source = Records([folder / name for name in info["files"]])
+
+    @classmethod
+    def opened(cls, folder: Path, split: str, info: dict[str, Any]) -> Self:
+        """Return the arrays that a manifest describes.
+
+        Raises:
+          MemjaxError: the manifest is of something else, or has another number of rows.
+        """
+        try:
+            arrays = cls(folder, split, info)
+            stored, expected = len(arrays.source), len(arrays)
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise cls.ERROR(
+                f"{folder}: unreadable {split} {cls.NAME} ({error}). {cls.REMEDY}"
+            ) from error
+        cls.ERROR.require(
+            stored == expected,
+            f"{folder}: {stored} {split} {cls.NAME}, expected {expected} by {split}.json."
+            f" {cls.REMEDY}",
+        )
+        return arrays
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @abc.abstractmethod
+    def decoded(self, records: Sequence[bytes]) -> np.ndarray:
+        """Return the arrays of records [records, ...]."""
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return the array of row `index`; negative indices count from the end.
+
+        Raises:
+          IndexError: there is no such row.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.read([int(index) % len(self)])[0]
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the arrays of these rows [indices, ...].
+
+        Raises:
+          MemjaxError: a row is unreadable; the message names the file and the record.
+          IndexError: there is no such row.
+        """
+        try:
+            return self.decoded(self.source.read(indices))
+        except ValueError as error:
+            several = f"{len(indices)} {self.split} {self.NAME}"
+            which = f"the {self.split} {self.OF_ROW} {indices[0]}" if len(indices) == 1 else several
+            raise self.ERROR(
+                f"{self.folder}: {which} cannot be read ({error}). {self.REMEDY}"
+            ) from error
+
+    def verify(self) -> None:
+        """Read every byte and compare checksums; opening compares sizes only.
+
+        Raises:
+          MemjaxError: a file is not what was written.
+        """
+        verify(self.folder, self.info["files"], self.REMEDY, self.ERROR)

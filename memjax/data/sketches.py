@@ -1,8 +1,10 @@
-"""Near-duplicates: documents that share most of their runs of tokens, found by sketches of fixed size.
+"""Near-duplicates: documents that share most of their runs of tokens, found by fixed-size sketches.
 
-A document is the set of its runs of 8 tokens. Its sketch holds, for each of 16 equal ranges of a 64-bit hash, the least hash of a run in that
-range (one-permutation min-wise hashing, Li, Owen and Zhang 2012); an empty range takes what the next one to the right holds, and its distance
-(rotation densification, Shrivastava and Li 2014). Two sketches agree at a place with probability |A and B| / |A or B|, the Jaccard index.
+A document is the set of its runs of 8 tokens. Its sketch holds, for each of 16 equal ranges of a
+64-bit hash, the least hash of a run in that range (one-permutation min-wise hashing, Li, Owen and
+Zhang 2012). An empty range takes the value of the next one to the right, plus its distance
+(rotation densification, Shrivastava and Li 2014). Two sketches agree at a place with probability
+|A and B| / |A or B|, the Jaccard index.
 
 D: documents; K: places of a sketch; T: tokens of all documents, one after another.
 """
@@ -13,38 +15,38 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from memjax.data.packing import in_batches
+
 GRAM = 8
-"""Tokens in a run; a shorter document is one run."""
+"""Tokens of a run; a shorter document is one run."""
 PLACES = 16
 """K, a power of two."""
 AGREEING = 12
-"""Places at which the sketches of near-duplicates agree, or more: an estimated Jaccard index of 3/4."""
+"""Places at which sketches of near-duplicates agree, or more: an estimated Jaccard index of 3/4."""
 _BANDS = tuple(np.array_split(np.arange(PLACES), PLACES - AGREEING + 1))
-"""Where AGREEING places agree, all those of one band do: fewer places than bands are left to differ."""
+"""Where AGREEING places agree, all places of one band do: fewer places than bands can differ."""
 _NONE = np.uint64(2**64 - 1)
-_FACTORS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_FACTORS = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+)
 """Odd constants of splitmix64 (Steele, Lea and Flood 2014)."""
 _DISTANCES = np.arange(PLACES, dtype=np.uint64) * _FACTORS[0]
-"""What is added to a hash that stands so far from its place."""
+"""The value added to a hash that was taken over this distance."""
 _SHORTER = np.int64(2**40)
 """Fills up a document of fewer than GRAM tokens; no id is as large."""
 _AT_ONCE = 16_384
-"""Tokens worked on together: what they need stays in the processor's caches, which is five times as fast."""
+"""Tokens processed together, so that all arrays stay in processor caches: five times as fast."""
 
 
 def sketch(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """uint64 [D, K] of documents [tokens]; it depends on the ids alone."""
-    parts: list[np.ndarray] = []
-    waiting: list[np.ndarray] = []
-    tokens = 0
-    for array in arrays:
-        waiting.append(array if array.size >= GRAM else np.append(array, np.full(GRAM - array.size, _SHORTER)))
-        tokens += waiting[-1].size
-        if tokens >= _AT_ONCE:
-            parts.append(_sketch(waiting))
-            waiting, tokens = [], 0
-    if waiting:
-        parts.append(_sketch(waiting))
+    """Return uint64 [D, K] of documents [tokens], a function of the ids alone."""
+    filled = (
+        array if array.size >= GRAM else np.append(array, np.full(GRAM - array.size, _SHORTER))
+        for array in arrays
+    )
+    parts = [_sketch(batch) for batch in in_batches(filled, _AT_ONCE)]
     return np.concatenate([np.empty((0, PLACES), np.uint64), *parts])
 
 
@@ -62,23 +64,28 @@ def _sketch(filled: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _runs(ids_T: np.ndarray) -> np.ndarray:
-    """A number for every GRAM tokens that follow each other, [T - GRAM + 1], doubling the length of what is joined."""
+    """Return a number for every GRAM consecutive tokens, [T - GRAM + 1].
+
+    Each step doubles the length of the runs.
+    """
     joined, length = _mixed(ids_T + _FACTORS[0]), 1
     while length < GRAM:
-        joined = joined[:-length] * _FACTORS[length.bit_length() % 3] + (joined[length:] ^ (joined[length:] >> np.uint64(29)))
+        joined = joined[:-length] * _FACTORS[length.bit_length() % 3] + (
+            joined[length:] ^ (joined[length:] >> np.uint64(29))
+        )
         length *= 2
     return joined
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64's last steps: every bit depends on every bit."""
+    """Return the last steps of splitmix64: every bit depends on every bit."""
     x = (x ^ (x >> np.uint64(30))) * _FACTORS[1]
     x = (x ^ (x >> np.uint64(27))) * _FACTORS[2]
     return x ^ (x >> np.uint64(31))
 
 
 def _densified(least_DK: np.ndarray) -> np.ndarray:
-    """Fills empty places from the next one to the right that is not, round the end."""
+    """Fill empty places from the next full one to the right, round the end."""
     filled_DK = least_DK.copy()
     for distance in range(1, PLACES):
         empty = filled_DK == _NONE
@@ -90,11 +97,12 @@ def _densified(least_DK: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(ours_DK: np.ndarray, theirs: Iterable[np.ndarray]) -> np.ndarray:
-    """Which of our documents have a near-duplicate among others: bool [D].
+    """Return which of our documents have a near-duplicate among others: bool [D].
 
     Args:
       ours_DK: sketches, held in memory.
-      theirs: sketches [D', K] of the others, in any number of arrays, of which one is in memory at a time.
+      theirs: sketches [D', K] of the others, in any number of arrays, of which one is in memory at
+        a time.
     """
     found = np.zeros(len(ours_DK), bool)
     bands = [_mixed_rows(ours_DK[:, band]) for band in _BANDS]
@@ -105,7 +113,8 @@ def near_duplicates(ours_DK: np.ndarray, theirs: Iterable[np.ndarray]) -> np.nda
             keys = _mixed_rows(others[:, band])
             low, high = np.searchsorted(table, keys, "left"), np.searchsorted(table, keys, "right")
             met = np.flatnonzero(high > low)
-            # One place further in the table at a time: long runs of equal keys are rare, and no pair is held twice.
+            # Move one entry further in the table at a time: long runs of equal keys are rare, and
+            # no pair is compared twice.
             for step in range(int((high - low).max(initial=0))):
                 met = met[low[met] + step < high[met]]
                 candidate = order[low[met] + step]
@@ -115,7 +124,7 @@ def near_duplicates(ours_DK: np.ndarray, theirs: Iterable[np.ndarray]) -> np.nda
 
 
 def _mixed_rows(places: np.ndarray) -> np.ndarray:
-    """One number for each row of sketches' places."""
+    """Return one number for each row of places of sketches."""
     keys = np.zeros(len(places), np.uint64)
     for column in places.T:
         keys = _mixed(keys * _FACTORS[0] + column)

@@ -1,9 +1,17 @@
-"""Text from a model, token by token: one interface for every family that predicts the next token."""
+"""Text from a model, token by token: one interface for every family that predicts the next
+token.
+"""
 
-from memjax.inference.errors import GenerationError
-from memjax.inference.generator import Generator, open_generator
-from memjax.inference.given import Mark
-from memjax.inference.programs import State
-from memjax.inference.sampling import Sampling
+from memjax.inference.generator import Generator
+from memjax.inference.programs import DecodeState
+from memjax.inference.sampling import GenerationError, Sampling
+from memjax.inference.trained_model import TrainedModel, load
 
-__all__ = ["GenerationError", "Generator", "Mark", "Sampling", "State", "open_generator"]
+__all__ = [
+    "DecodeState",
+    "GenerationError",
+    "Generator",
+    "Sampling",
+    "TrainedModel",
+    "load",
+]

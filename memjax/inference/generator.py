@@ -1,133 +1,153 @@
-"""Prompts to text, in one form for every family that predicts the next token.
+"""Generation from prompts, in one form for every family that predicts the next token.
 
-Shapes: B row, W token of the window, M chunk before the window, L token of a chunk.
+Shapes: B sequence, W token of the window, M chunk before the window, L token of a chunk.
 """
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Array, Int
 
+from memjax.checkpoints.store_records import EncoderProvenance
 from memjax.data import Tokenizer
-from memjax.inference import given
-from memjax.inference.causal import CausalReader
-from memjax.inference.errors import GenerationError
-from memjax.inference.memory import MemoryReader
-from memjax.inference.programs import Programs, State, compiled
-from memjax.inference.reader import Params, Prompt, Reader, bucket, require_causal
-from memjax.inference.recurrent import RecurrentReader
-from memjax.inference.sampling import Sampling
-from memjax.instruments.system import special_ids
-from memjax.loading import read_stage
-from memjax.models import CausalLM, MemoryModel, RecurrentMemory
+from memjax.inference import prefix
+from memjax.inference.causal import CausalStrategy
+from memjax.inference.memory import MemoryStrategy, RecurrentStrategy
+from memjax.inference.programs import DecodeState, Programs, compiled
+from memjax.inference.reading import ReadingStrategy
+from memjax.inference.sampling import GenerationError, Sampling
+from memjax.inference.strategy import DecodingStrategy, Params, bucket
+from memjax.models import families_that, find
 from memjax.objectives import SpecialIds
-from memjax.store.header import Origin
 
 BEYOND = ("evict", "error")
-"""What happens where a text outgrows what the model keeps of it: the oldest part is lost, or nothing is generated."""
+"""Behaviours for a text that outgrows the context: the oldest part is dropped, or nothing is
+generated."""
 _GREEDY = Sampling()
+INCOMPLETE = "\ufffd"
+"""The text of bytes that are no whole character."""
+LONGEST_CHARACTER = 4
+"""Bytes of UTF-8."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generator:
-    """A trained model that writes on. Rows of a batch may have prompts of any lengths, and each is continued as it would be alone.
+    """A trained model that generates text. Prompts of a batch may have any lengths, and each is
+    continued as it would be alone.
 
-    - A memory model (memjax/inference/memory.py) keeps a chunk's tokens and, of each chunk before, its memory.
-    - A causal language model (memjax/inference/causal.py) keeps all tokens of a row.
-    - Recurrent memory (memjax/inference/recurrent.py) keeps a chunk's tokens and a state.
+    - A memory model (memjax/inference/memory.py) keeps the tokens of the current chunk, and the
+      memory of each chunk before.
+    - A causal language model (memjax/inference/causal.py) keeps all tokens of a sequence.
+    - Recurrent memory (memjax/inference/memory.py) keeps the tokens of the current chunk and a
+      state.
 
     Attributes:
       module: a model of one of these families.
       params: its parameters.
       ids: reserved ids of its tokenizer.
-      compat: quirks it was trained under (STAGE_QUIRKS): they say what a chunk or row begins with.
-      beyond: `evict` or `error`, what happens to a text of more tokens than the model keeps: it writes on without the oldest memory, or
-        without the older half of a row; or `generate` refuses. Recurrent memory keeps texts of any length.
-      mesh: the devices that parameters lie on, if several.
-      mark: the checkpoint it is of, which says whose stores it reads; None where that is not known.
+      compat: quirks of its training (STAGE_QUIRKS), which determine the first token of a chunk or
+        sequence.
+      beyond: `evict` or `error`, for a text of more tokens than the context. The model continues
+        without the oldest memory, or without the older half of a sequence; or `generate` raises an
+        error. Recurrent memory keeps texts of any length.
+      mesh: the devices of the parameters, if several.
+      encoder: returns the provenance of its encoder and its tokenizer, which determines the stores
+        that it reads; None if it is unknown.
 
     Raises:
-      GenerationError: the family has no next token, or this model of it was not trained to begin a chunk.
+      GenerationError: the family does not predict the next token, or this model was not trained to
+        begin a chunk.
     """
 
-    module: nn.Module
+    module: Any
     params: Params
     ids: SpecialIds
     compat: tuple[str, ...] = ()
     beyond: str = "evict"
     mesh: jax.sharding.Mesh | None = None
-    mark: given.Mark | None = None
+    encoder: prefix.Provenance | None = None
 
     def __post_init__(self) -> None:
         if self.beyond not in BEYOND:
             raise GenerationError(f"beyond={self.beyond!r} is not one of {', '.join(BEYOND)}")
-        _ = self.reader
+        _ = self.strategy
 
     @functools.cached_property
-    def reader(self) -> Reader:
-        """How the model reads on."""
-        return make_reader(self.module, self.ids, self.compat)
+    def strategy(self) -> DecodingStrategy:
+        """Return the decoding strategy of the model."""
+        return make_strategy(self.module, self.ids, self.compat)
 
     @property
-    def vocabulary(self) -> int:
-        """V."""
-        module: Any = self.module
-        return module.vocabulary
-
-    @functools.cached_property
-    def origin(self) -> Origin | None:
-        """The encoder and the tokenizer whose memories it reads, for `MemoryStore.load`; None where that is not known.
+    def provenance(self) -> EncoderProvenance | None:
+        """Return the encoder and the tokenizer of readable memories, for `open_store`; None if they
+        are unknown.
 
         Raises:
-          GenerationError: it is of a family that reads none, or the control without memories.
+          GenerationError: the family reads no memories, or the model is the control without
+            memories.
         """
-        given.require_memories(self.module)
-        module: Any = self.module
-        return None if self.mark is None else given.origin_of_model(module, self.params, self.mark)
+        prefix.require_memories(self.module)
+        return self.encoder() if self.encoder else None
 
-    def prefill(self, prompts: Sequence[Any], first_row: int = 0, memories: Sequence[given.Memories] | None = None) -> State:
-        """Reads the prompts: one call of the encoder for all whole chunks of all rows, one of the decoder for what is left.
+    def prefill(
+        self,
+        prompts: Sequence[Any],
+        first_row: int = 0,
+        memories: Sequence[prefix.Memories] | None = None,
+    ) -> DecodeState:
+        """Read the prompts: one call of the encoder for all whole chunks, one of the decoder for
+        the rest.
 
-        Compiled once for each number of rows and for lengths up to powers of two.
+        Compiled once per batch size and for lengths up to powers of two.
 
         Args:
-          prompts: ids [tokens] of each row; may be empty where the model begins with a token of its own.
-          first_row: number of the first row, which its chance depends on.
-          memories: what each row goes on from, as of `generate`.
+          prompts: ids [tokens] of each sequence; may be empty if the model has a start token.
+          first_row: number of the first sequence, which its random numbers depend on.
+          memories: memories before each prompt, as in `generate`.
 
         Raises:
-          GenerationError: a prompt is no row of ids, or there is none; or the memories cannot be read.
-          StoreError: a store is of another encoder or tokenizer.
+          GenerationError: a prompt is not a sequence of ids, or there is none; or the memories
+            cannot be read.
+          StoreError: a store belongs to another encoder or tokenizer.
         """
-        reader = self.reader
-        cuts = [reader.cut(prompt) for prompt in self._checked(prompts)]
+        strategy = self.strategy
+        cuts = [strategy.cut(prompt) for prompt in self._checked(prompts)]
         before = None
         if memories is not None:
-            room = [reader.kept(len(cut.chunks)) for cut in cuts]
-            before = given.stack(self._remembered(memories, len(cuts)), room, reader.kept(0), self._shape)
-        chunks, tokens = _stack(cuts, reader)
-        place = np.array([len(cut.window) for cut in cuts], np.int32)
+            room = [strategy.kept(len(cut.chunks)) for cut in cuts]
+            before = prefix.stack(self._last(memories, len(cuts)), room, strategy.kept(0))
+        position = np.array([len(cut.window) for cut in cuts], np.int32)
         count = np.array([len(cut.chunks) for cut in cuts], np.int32)
-        span = bucket(int(place.max()), reader.window - 1) if reader.cached else reader.window - 1
+        # Chunks and windows are filled up at the end.
+        most = bucket(int(count.max()), strategy.kept(0) or 2 * int(count.max()))
+        window = strategy.window
+        chunks = np.stack([np.pad(x.chunks, ((0, most - len(x.chunks)), (0, 0))) for x in cuts])
+        tokens = np.stack([np.pad(x.window, (0, window - len(x.window))) for x in cuts])
+        span = bucket(int(position.max()), window - 1) if strategy.cached else window - 1
         row = first_row + np.arange(len(cuts), dtype=np.int32)
-        return self._programs.prefill(self.params, chunks, count, tokens, place, row, before, span)
+        return self._programs.prefill(
+            self.params, chunks, count, tokens, position, row, before, span
+        )
 
-    def step(self, state: State, key: jax.Array, sampling: Sampling = _GREEDY) -> tuple[Int[Array, " B"], State]:
-        """The next token of every row and the state after it. Compiled once, wherever in their chunks the rows stand.
+    def step(
+        self, state: DecodeState, key: jax.Array, sampling: Sampling = _GREEDY
+    ) -> tuple[Int[Array, " B"], DecodeState]:
+        """Return the next token of every sequence and the state after it. Compiled once, for any
+        positions in their chunks.
 
         Args:
-          state: from `prefill` or the step before; it is used up, and its arrays are gone. `beyond="error"` is not looked at.
-          key: of the whole generation, the same in every step: which token it is comes from the state.
-          sampling: how to choose.
+          state: from `prefill` or the step before. It is donated: its arrays are invalid
+            afterwards. `beyond="error"` is not checked.
+          key: of the whole generation, the same in every step; the state makes the tokens differ.
+          sampling: the settings of sampling.
         """
-        tokens = self._programs.draw(state, key, sampling)
-        return tokens, self._programs.append(self.params, state, tokens)
+        tokens = self._draw(state, key, sampling)
+        entries = self.strategy.grows and int(np.max(state.context.count)) + 1
+        return tokens, self._programs.append(self.params, self._with_room(state, entries), tokens)
 
     def generate(
         self,
@@ -136,86 +156,135 @@ class Generator:
         sampling: Sampling = _GREEDY,
         seed: int = 0,
         stop: Collection[int] = (),
-        on_token: Callable[[int, int], None] | None = None,
         first_row: int = 0,
-        memories: Sequence[given.Memories] | None = None,
+        memories: Sequence[prefix.Memories] | None = None,
     ) -> list[np.ndarray]:
-        """Int32 [tokens] for each prompt: what the model writes after it.
+        """Return the generated tokens after each prompt, int32 [tokens].
 
         Args:
-          prompts: ids [tokens] of each row.
-          max_new_tokens: tokens a row gets at most.
-          sampling: how to choose; by default the most likely token.
-          seed: what chance comes from. A row's tokens depend on it, on the prompt and on the row's number, not on the other rows.
-          stop: ids that end a row; they are not part of the result.
-          on_token: is called with a row's place in `prompts` and each of its tokens as they come; while it runs the next step is computed.
-          first_row: number of the first row, so that rows that are generated apart are the same as together.
-          memories: what each row goes on from, of a memory model: a store of its own encoder (or a slice of one, or one of its documents),
-            of which the chunks that are full are read, an array [N, K, E], or None. They are what the encoder would have made of chunks
-            before the prompt, the oldest first, and are evicted before the prompt's own.
+          prompts: ids [tokens] of each sequence.
+          max_new_tokens: generated tokens per sequence, at most.
+          sampling: the settings of sampling; by default greedy decoding.
+          seed: random seed. The tokens of a sequence depend on it, on the prompt and on the number
+            of the sequence, but not on other sequences.
+          stop: ids that end a sequence; they are not part of the result.
+          first_row: number of the first sequence, so that sequences generated apart equal those
+            generated together.
+          memories: memories before each prompt, for a memory model: a store of its own encoder (or
+            a slice of one, or one of its documents), of which full chunks are read, an array [N, K,
+            E], or None. They replace chunks before the prompt, the oldest first, and are evicted
+            before the prompt's own.
 
         Raises:
-          GenerationError: as `prefill`; or `beyond="error"` and a row could become longer than the model keeps.
+          GenerationError: as `prefill`; or `beyond="error"` and a sequence could outgrow the
+            context.
           StoreError: as `prefill`.
         """
+        made: list[list[int]] = [[] for _ in prompts]
+        for step in self.stream(prompts, max_new_tokens, sampling, seed, stop, first_row, memories):
+            for row, token in step:
+                made[row].append(token)
+        return [np.array(row, np.int32) for row in made]
+
+    def stream(
+        self,
+        prompts: Sequence[Any],
+        max_new_tokens: int,
+        sampling: Sampling = _GREEDY,
+        seed: int = 0,
+        stop: Collection[int] = (),
+        first_row: int = 0,
+        memories: Sequence[prefix.Memories] | None = None,
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Generate as `generate`, and yield each step's tokens as (index, token) while the next
+        step is computed. The prompts are checked and read before this returns.
+
+        Raises:
+          GenerationError, StoreError: as `generate`.
+        """
         checked = self._checked(prompts)
-        if memories is not None:
-            memories = self._remembered(memories, len(checked))
-        if self.beyond == "error":
+        read = None if memories is None else self._last(memories, len(checked))
+        if self.beyond == "error" or self.strategy.grows:
             self._require_room(checked, max_new_tokens, memories)
-        key, made = jax.random.key(seed), [[] for _ in checked]
-        going, stops = set(range(len(made))), frozenset(stop)
         if max_new_tokens <= 0:
-            return [np.zeros(0, np.int32) for _ in checked]
-        state = self.prefill(checked, first_row, memories)
-        for left in reversed(range(max_new_tokens)):
-            tokens = self._programs.draw(state, key, sampling)
+            return iter(())
+        state = self.prefill(checked, first_row, read)
+        return self._steps(state, len(checked), max_new_tokens, sampling, seed, frozenset(stop))
+
+    def _steps(
+        self,
+        state: DecodeState,
+        rows: int,
+        steps: int,
+        sampling: Sampling,
+        seed: int,
+        stop: frozenset,
+    ) -> Iterator[list[tuple[int, int]]]:
+        key, going = jax.random.key(seed), set(range(rows))
+        count, read = 0, 0
+        if self.strategy.grows:
+            count, read = (np.asarray(x) for x in (state.context.count, state.position))
+        for left in reversed(range(steps)):
+            tokens = self._draw(state, key, sampling)
             if left:
-                # Sent off before the tokens are waited for.
+                read = read + 1
+                entries = self.strategy.grows and int(np.max(count + read // self.strategy.window))
+                # Dispatched before the host waits for the tokens.
+                state = self._with_room(state, entries)
                 state = self._programs.append(self.params, state, tokens)
             found = np.asarray(tokens).tolist()
-            for row in sorted(going):
-                if found[row] in stops:
-                    going.remove(row)
-                    continue
-                made[row].append(found[row])
-                if on_token:
-                    on_token(row, found[row])
+            going -= {row for row in going if found[row] in stop}
+            yield [(row, found[row]) for row in sorted(going)]
             if not going:
                 break
-        return [np.array(row, np.int32) for row in made]
+
+    def _with_room(self, state: DecodeState, entries: int) -> DecodeState:
+        """Return the state with room for so many entries, where its cache grows."""
+        strategy: Any = self.strategy
+        while strategy.grows and entries > strategy.room(state.context):
+            state = self._programs.grow(state)
+        return state
+
+    def _draw(self, state: DecodeState, key: jax.Array, sampling: Sampling) -> Int[Array, " B"]:
+        return self._programs.draw(state.logits, key, state.row, state.made, sampling)
 
     @property
     def _programs(self) -> Programs:
-        return compiled(self.reader, self.mesh)
+        return compiled(self.strategy, self.mesh)
 
-    @property
-    def _shape(self) -> tuple[int, int]:
-        """(K, E) of a memory."""
-        given.require_memories(self.module)
-        model = self.reader.model
-        return model.vectors, model.encoder.width
+    def _last(self, memories: Sequence[prefix.Memories], rows: int) -> list[np.ndarray]:
+        """Return the last memories of each sequence, checked."""
+        prefix.require_memories(self.module)
+        if len(memories) != rows:
+            raise GenerationError(
+                f"memories are given for {len(memories)} rows, and there are {rows} prompts; give"
+                " one entry each"
+            )
+        model = self.module.config
+        shape = model.memory_vectors, model.encoder.width
+        return prefix.last_memories(memories, self.strategy.kept(0), shape, self.encoder)
 
-    def _remembered(self, memories: Sequence[given.Memories], rows: int) -> list[given.Memories]:
-        """Memories that this model reads, one entry a row."""
-        shape, stores = self._shape, any(isinstance(row, given.MemoryStore) for row in memories)
-        return given.checked(memories, rows, self.origin if stores else None, shape)
-
-    def _require_room(self, prompts: list[np.ndarray], new: int, memories: Sequence[given.Memories] | None) -> None:
-        """Raises GenerationError if a row could outgrow what the model keeps."""
-        limit = self.reader.limit
+    def _require_room(
+        self, prompts: list[np.ndarray], new: int, memories: Sequence[prefix.Memories] | None
+    ) -> None:
+        """Raise GenerationError if a sequence could outgrow the context."""
+        limit = self.strategy.limit
         if limit is None:
             return
-        counts = [0] * len(prompts) if memories is None else [given.count(row) for row in memories]
-        window = self.reader.window
-        tokens, prompt, held = max((n * window + len(p), len(p), n) for n, p in zip(counts, prompts, strict=True))
+        counts = [0] * len(prompts) if memories is None else [prefix.count(row) for row in memories]
+        window = self.strategy.window
+        tokens, prompt, held = max(
+            (n * window + len(p), len(p), n) for n, p in zip(counts, prompts, strict=True)
+        )
         if tokens + new <= limit:
             return
+        remedy = "Pass fewer" if self.strategy.grows else "Pass fewer, or beyond='evict'"
         remembered = f"{held} memories of {window} tokens each, " if held else ""
-        kept = f" ({self.reader.kept(0)} memories and the chunk it writes)" if held else ""
+        kept = f" ({self.strategy.kept(0)} memories and the chunk it writes)" if held else ""
         raise GenerationError(
-            f"{remembered}a prompt of {prompt} tokens and max_new_tokens={new} are more than the {limit} tokens of which the model"
-            f" keeps everything{kept}; ask for fewer, or give beyond='evict'"
+            f"{remembered}a prompt of {prompt} tokens and max_new_tokens={new} are more than the"
+            f" {limit} tokens of which the model"
+            f" keeps everything{kept}. {remedy}"
         )
 
     def _checked(self, prompts: Sequence[Any]) -> list[np.ndarray]:
@@ -225,73 +294,88 @@ class Generator:
         for number, prompt in enumerate(prompts):
             ids = np.asarray(prompt)
             if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-                raise GenerationError(f"prompt {number} must be one row of ids; it is of shape {ids.shape} and {ids.dtype}")
-            if ids.size and not 0 <= ids.min() <= ids.max() < self.vocabulary:
                 raise GenerationError(
-                    f"prompt {number} has ids from {ids.min()} to {ids.max()}; the model's go from 0 to {self.vocabulary - 1}"
+                    f"prompt {number} must be one row of ids; it is of shape {ids.shape} and"
+                    f" {ids.dtype}"
                 )
-            if not ids.size and self.reader.start is None and isinstance(self.module, CausalLM):
+            if ids.size and not 0 <= ids.min() <= ids.max() < self.module.vocab_size:
                 raise GenerationError(
-                    f"prompt {number} is empty, and this model was trained without a start token: give a token or more"
+                    f"prompt {number} has ids from {ids.min()} to {ids.max()}; the model's go from"
+                    f" 0 to {self.module.vocab_size - 1}"
+                )
+            if not ids.size and self.strategy.needs_token:
+                raise GenerationError(
+                    f"prompt {number} is empty, and this model was trained without a start token:"
+                    " give a token or more"
                 )
             checked.append(ids.astype(np.int32))
         return checked
 
 
-def make_reader(module: nn.Module, ids: SpecialIds, compat: Collection[str] = ()) -> Reader:
-    """How `module`, trained under the quirks `compat`, reads on.
-
-    Raises:
-      GenerationError: it cannot.
-    """
-    unscored = "unscored_first_tokens" in compat
-    if isinstance(module, CausalLM):
-        require_causal(module.config)
-        return CausalReader(module, None if unscored else ids.bos)
-    if not isinstance(module, (MemoryModel, RecurrentMemory)):
-        names = ", ".join(kind.__name__ for kind in (MemoryModel, CausalLM, RecurrentMemory))
-        raise GenerationError(f"{type(module).__name__} does not say what comes next in a text; {names} do")
-    require_causal(module.config)
-    quirk = "unscored_first_tokens" if unscored else "overwritten_write_slot"
-    if unscored or quirk in module.config.compat:
-        raise GenerationError(
-            f"trained under {quirk!r}, the model never learned the first token of a chunk and cannot begin one"
-        )
-    if isinstance(module, MemoryModel):
-        return MemoryReader(module, ids.bos)
-    return RecurrentReader(module, None)
+def memory_strategy(module: Any, start: Any) -> DecodingStrategy:
+    """Return the strategy of a memory model: by slots, or by positions of the text."""
+    kind = ReadingStrategy if module.config.layout == "text" else MemoryStrategy
+    return kind(module, start)
 
 
-def open_generator(workdir: str | os.PathLike, stage: str = "", beyond: str = "evict") -> tuple[Generator, Tokenizer | None]:
-    """The generator of a stage of a run, and its tokenizer; None of imported weights.
+STRATEGIES: Mapping[str, Callable[[Any, Any], DecodingStrategy]] = {
+    "keeps_memories": memory_strategy,
+    "keeps_tokens": CausalStrategy,
+    "keeps_state": RecurrentStrategy,
+}
+"""Strategies by the kind of context that a family keeps."""
+
+
+def make_strategy(module: Any, ids: SpecialIds, compat: Collection[str] = ()) -> DecodingStrategy:
+    """Return the decoding strategy of a model.
 
     Args:
-      workdir: as `memjax.load` takes it.
-      stage: name of the stage; by default the last of the curriculum.
-      beyond: see `Generator`.
+      module: the model.
+      ids: reserved ids.
+      compat: quirks of its training (STAGE_QUIRKS).
 
     Raises:
-      CheckpointError: as `memjax.load`.
-      TokenizerError: as `memjax.load`.
-      GenerationError: the stage's model cannot generate.
+      GenerationError: the model has none.
     """
-    found = read_stage(workdir, stage)
-    settings, tokenizer = found.config.stages[found.name], found.tokenizer
-    mark = None if tokenizer is None else given.Mark(settings.family, found.name, found.step, tokenizer.fingerprint)
-    try:
-        generator = Generator(found.module(), found.params, special_ids(tokenizer), settings.compat, beyond, mark=mark)
-    except GenerationError as error:
-        raise GenerationError(f"{workdir}, stage {found.name}: {error}") from error
-    return generator, tokenizer
+    family, unscored = find(module), "unscored_first_tokens" in compat
+    kept = next((keeps for keeps in STRATEGIES if keeps in family.capabilities), None)
+    if kept is None:
+        able = [name for capability in STRATEGIES for name in families_that(capability)]
+        raise GenerationError(
+            f"a model of family {family.name} does not generate or score text token by token;"
+            f" {', '.join(able)} do"
+        )
+    if not module.config.decoder.causal:
+        raise GenerationError(
+            "config.model.decoder.causal=False: the decoder reads the tokens that it is to predict"
+            " and cannot write text"
+        )
+    if "reads_chunks" in family.capabilities:
+        quirk = "unscored_first_tokens" if unscored else "overwritten_write_slot"
+        if unscored or quirk in module.config.compat:
+            raise GenerationError(
+                f"trained under {quirk!r}, the model never learned the first token of a chunk and"
+                " cannot begin one"
+            )
+    begins = not unscored and "starts_from_state" not in family.capabilities
+    return STRATEGIES[kept](module, ids.bos if begins else None)
 
 
-def _stack(cuts: Sequence[Prompt], reader: Reader) -> tuple[Int[np.ndarray, "B M L"], Int[np.ndarray, "B W"]]:
-    """Chunks and windows of all rows, filled up behind. M is a power of two or the most that any row keeps."""
-    most = max(len(cut.chunks) for cut in cuts)
-    kept = bucket(most, reader.kept(0) or most * 2)
-    chunks = np.zeros((len(cuts), kept, cuts[0].chunks.shape[1]), np.int32)
-    tokens = np.zeros((len(cuts), reader.window), np.int32)
-    for row, cut in enumerate(cuts):
-        chunks[row, : len(cut.chunks)] = cut.chunks
-        tokens[row, : len(cut.window)] = cut.window
-    return chunks, tokens
+def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int], start: bool = False) -> Iterator[str]:
+    """Decode tokens as they come, into pieces of whole characters.
+
+    `start` is whether they are the start of a document.
+    """
+    waiting: list[int] = []
+    for token in tokens:
+        waiting.append(token)
+        text = tokenizer.decode(waiting, start)
+        # Bytes of a character that may still be completed wait.
+        if text.endswith(INCOMPLETE) and len(waiting) < LONGEST_CHARACTER:
+            continue
+        waiting.clear()
+        start = False
+        if text:
+            yield text
+    if waiting:
+        yield tokenizer.decode(waiting, start)

@@ -1,192 +1,210 @@
-"""A memory model that reads on: the tokens of the current chunk, and memories of the chunks before it.
+"""Strategies of families that keep memories of whole chunks.
 
-The decoder is shown a start token and the chunk so far. A chunk that is full is encoded, its memory takes the next free slot, and the
-next chunk begins. A token costs the same wherever it stands: one decoder position, and once a chunk one call of the encoder and the
-slots read anew. When all slots are filled the oldest memory leaves and the others move up by one, so that every chunk from then on is
-read as the last one of a row.
+A memory model reads the tokens of the current chunk, and memories of the chunks before it. The
+decoder reads a start token and the chunk so far. A token has the same cost at any position: one
+decoder position, and once per chunk one call of the encoder and one prefill of the slots. When all
+slots are filled, the oldest memory is dropped and the others move up by one, so that every later
+chunk is read as the last one of a sequence. Prefix memories, such as those of a store, precede the
+memories of the prompt's own chunks, and are dropped first.
 
-Memories that are given, as those of a store, are in the slots what the encoder would have put there: they stand before the memories of
-the prompt's own chunks and leave first.
+A recurrent memory model reads the tokens of the current chunk, and the state after earlier chunks.
+A full chunk is read once more with its write slots, which gives the next state. The state does not
+grow and nothing is ever evicted.
 
-A decoder of another kind than a transformer reads the slots and the whole chunk again for every token: a masked mixer keeps nothing of
-earlier positions that would be less than their inputs, and a repeat mixer's sums would have to skip empty slots.
+Chunks begin at the beginning of a text, in generation and in scores.
 
-Shapes: B row, S slot, K vector, E encoder width, D decoder width, L token, M chunk before the current one, G memory
-that is given, T = S*K + L positions.
+Shapes: B sequence or piece, W token of the window, M chunk before the current one.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
-from memjax.inference.reader import Given, Params, Prompt, Reader, at_place, in_window
-from memjax.layers.attention import KeyValues
-from memjax.models import PREDICT, MemoryModel
-
-
-class Memories(NamedTuple):
-    """What is kept of earlier chunks."""
-
-    vectors: Float[Array, "B S K E"] | None
-    """The oldest first; None in the control without memories."""
-    count: Int[Array, " B"]
-    """Earlier chunks, S at most; also the place of the current chunk in its row."""
+from memjax.inference.strategy import (
+    DecodingStrategy,
+    Params,
+    Piece,
+    PrefixMemories,
+    Prompt,
+    bucket,
+)
+from memjax.models import EMPTY, PREDICT
+from memjax.models.memory import Memories
 
 
-@dataclasses.dataclass(frozen=True)
-class MemoryReader(Reader[MemoryModel]):
-    """Reads on with a memory model."""
+class ChunkStrategy(DecodingStrategy):
+    """The strategy of a model that keeps memories of whole chunks (`memjax.models.memory.Memory`):
+    the window is a chunk.
 
-    start: int
-    """Id that a chunk begins with."""
+    A full chunk is written into the memory, and the next one begins. A decoder that is no
+    transformer reads memory and chunk again for every token.
+    """
 
     @property
     def window(self) -> int:
-        """A chunk."""
-        return self.model.chunk_length
+        """Return L: a chunk."""
+        return self.module.config.chunk_length
+
+    @property
+    def advanced(self) -> int:
+        """Return 0: a new chunk has no tokens."""
+        return 0
+
+    def cut(self, prompt: np.ndarray) -> Prompt:
+        """Return its whole chunks and the rest."""
+        border = len(prompt) - len(prompt) % self.window
+        return Prompt(prompt[:border].reshape(-1, self.window), prompt[border:])
+
+    def encode_context(
+        self,
+        params: Params,
+        chunks: jax.Array,
+        count: jax.Array,
+        prefix: PrefixMemories | None = None,
+    ) -> Memories:
+        """Write all chunks of all sequences in one call, after the prefix memories."""
+
+        def fold(module: Any) -> Memories:
+            before, total = None, count
+            if prefix is not None:
+                before = module.given(jnp.asarray(prefix.vectors), jnp.asarray(prefix.count))
+                total = before.count + count
+            return module.at(module.fold(chunks, state=before), total)
+
+        return self.apply(params, method=fold)
+
+    def prefill(
+        self, params: Params, context: Any, tokens: jax.Array, position: jax.Array, span: int
+    ) -> tuple[jax.Array, Any]:
+        """Read the memory and the chunk so far in one call of the decoder."""
+        inputs, length = self.inputs(tokens, span), position + self.shift
+        return self.apply(params, context, inputs, length, method="prefill")
+
+    def decode_step(
+        self, params: Params, context: Any, cache: Any, token: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Compute one position, which reads the memory and the chunk's positions before it."""
+        at = position - 1 + self.shift
+        return self.apply(params, context, cache, token, at, method="decode_step")
+
+    def advance_window(
+        self, params: Params, context: Any, tokens: jax.Array, position: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        """Write the full chunk into the memory."""
+        after = self.apply(params, context, tokens, method="write")
+        return after, tokens, jnp.zeros_like(position)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryStrategy(ChunkStrategy):
+    """The strategy of a memory model.
+
+    For scores, the chunks of all pieces are decoded as the chunks of one sequence, whose slot table
+    has the memories of each. A chunk that several pieces of a batch read is encoded once.
+    """
+
+    start: int
+    """Return the first id of a chunk."""
 
     @property
     def limit(self) -> int:
-        """A row as in training."""
+        """Return the length of a sequence as in training."""
         return self.module.chunks * self.window
 
-    @property
-    def turned(self) -> int:
-        """A new chunk has no tokens."""
-        return 0
-
-    @property
-    def budget(self) -> int:
-        """Memories that are kept: those a row's last chunk reads. The published code has a slot more, which is never filled."""
-        return self.module.chunks - 1
-
     def cut(self, prompt: np.ndarray) -> Prompt:
-        """Its last whole chunks, as many as there are slots, and the rest."""
-        border = len(prompt) - len(prompt) % self.window
-        chunks = prompt[:border].reshape(-1, self.window)
-        return Prompt(chunks[max(0, len(chunks) - self.budget) :], prompt[border:])
+        """Return its last whole chunks, as many as there are slots, and the rest."""
+        chunks, rest = super().cut(prompt)
+        return Prompt(chunks[max(0, len(chunks) - self.module.budget) :], rest)
 
     def kept(self, chunks: int) -> int:
-        """The slots that are left."""
-        return max(0, self.budget - chunks)
+        """Return the number of prefix memories that fit into the remaining slots."""
+        return max(0, self.module.budget - chunks)
 
-    def hold(self, params: Params, chunks: jax.Array, count: jax.Array, given: Given | None = None) -> Memories:
-        """All chunks of all rows through the encoder at once, behind the memories that are given."""
-        if not self.module.memory:
-            return Memories(None, count)
-        model, batch = self.model, chunks.shape[0]
-        slots = (batch, self.module.slots, model.vectors, model.encoder.width)
-        parts = [] if given is None else [given.vectors.astype(jnp.dtype(model.dtype))]
-        if chunks.shape[1]:
-            parts.append(self.apply(params, chunks, method="encode"))
-        if not parts:
-            return Memories(jnp.zeros(slots, jnp.dtype(model.dtype)), count)
-        vectors = jnp.concatenate(parts, axis=1)
-        vectors = jnp.pad(vectors, ((0, 0), (0, max(0, slots[1] - vectors.shape[1])), (0, 0), (0, 0)))
-        if given is None:
-            return Memories(vectors, count)
-        # Rows differ in how many they are given: the first chunk of each comes right behind them.
-        slot, first_B1 = jnp.arange(slots[1]), given.count[:, None]
-        source_BS = jnp.where(slot < first_B1, slot, given.vectors.shape[1] + slot - first_B1)
-        vectors = jnp.take_along_axis(vectors, source_BS[..., None, None], axis=1, mode="clip")
-        return Memories(vectors, jnp.asarray(given.count) + count)
+    def pieces(self, context: np.ndarray, continuation: np.ndarray) -> list[Piece]:
+        """Return one piece per chunk with a token of the continuation."""
+        text, length = np.concatenate([context, continuation]), self.window
+        chunks, found = text[: len(text) // length * length].reshape(-1, length), []
+        for chunk in range(len(context) // length, -(-len(text) // length)):
+            begin, end = chunk * length, min((chunk + 1) * length, len(text))
+            earlier = chunks[max(0, chunk - self.module.budget) : chunk]
+            found.append(Piece(text[begin:end], end - max(begin, len(context)), earlier))
+        return found
 
-    def open(
-        self, params: Params, held: Memories, tokens: jax.Array, place: jax.Array, span: int
-    ) -> tuple[jax.Array, KeyValues | None]:
-        """The slots and the chunk so far, in one call of the decoder."""
-        shown = min(span + 1, self.window) if self.cached else self.window
-        start_B1 = jnp.full((tokens.shape[0], 1), self.start, tokens.dtype)
-        inputs = jnp.concatenate([start_B1, tokens[:, : shown - 1]], axis=1)
-        slots = self.module.slots * self.model.vectors
+    def reach(self, context: int, continuation: int) -> int:
+        """Return the memories and tokens that the last chunk reads; the control without memories
+        has its tokens alone.
+        """
+        last = max(context + continuation - 1, 0) // self.window
+        lost = last - self.module.budget if self.module.memory else last
+        return max(0, context - max(0, lost) * self.window)
 
-        def read(module: MemoryModel) -> tuple[jax.Array, Any]:
-            in_slots, filled = _lay_out(module, held)
-            x = _embed(module, inputs, jnp.arange(shown), held.count)
-            sequence = jnp.concatenate([in_slots.astype(x.dtype), x], axis=1)
-            valid = jnp.pad(filled, ((0, 0), (0, shown)), constant_values=True)
-            positions = _positions(module, filled, jnp.broadcast_to(jnp.arange(shown), inputs.shape))
-            if not self.cached:
-                return module.backbone(sequence, positions, valid), None
-            states, cache = module.backbone.read(sequence, positions, valid)
-            return states, in_window(cache, slots + self.window)
+    def shape(self, piece: Piece) -> tuple[int, ...]:
+        """Return (T, J, whether memories are read)."""
+        return *super().shape(piece), int(len(piece.earlier) > 0 and self.module.memory)
 
-        states, cache = self.apply(params, method=read)
-        return at_place(states, slots + place), cache
+    def arrays(self, pieces: Sequence[Piece], shape: tuple[int, ...]) -> dict[str, Any]:
+        """Return every chunk whose memory is read once, and its slot in each piece."""
+        slots = np.full((len(pieces), self.module.budget), EMPTY, np.int32)
+        number: dict[tuple[int, ...], int] = {}
+        for row, piece in enumerate(pieces if shape[2] else ()):
+            for slot, chunk in enumerate(piece.earlier.tolist()):
+                slots[row, slot] = number.setdefault(tuple(chunk), len(number))
+        place = np.array([len(piece.earlier) for piece in pieces], np.int32)
+        batch = super().arrays(pieces, shape) | {"slots": slots, "place": place}
+        if number:
+            chunks = list(number)
+            chunks += chunks[:1] * (bucket(len(chunks), 2 * len(chunks)) - len(chunks))
+            batch["chunks"] = np.array(chunks, np.int32)
+        return batch
 
-    def extend(
-        self, params: Params, held: Memories, cache: KeyValues, token: jax.Array, place: jax.Array
-    ) -> tuple[jax.Array, KeyValues]:
-        """One decoder position, which reads the slots and the chunk's positions before it."""
-        slots = self.module.slots * self.model.vectors
-
-        def step(module: MemoryModel) -> tuple[jax.Array, KeyValues]:
-            filled = _filled(module, held)
-            x = _embed(module, token[:, None], place[:, None], held.count)[:, 0]
-            positions = _positions(module, filled, place[:, None])[:, -1]
-            valid = jnp.pad(filled, ((0, 0), (0, self.window)), constant_values=True)
-            return module.backbone.cached_step(x, cache, positions, slots + place, valid)
-
-        return self.apply(params, method=step)
-
-    def turn(
-        self, params: Params, held: Memories, tokens: jax.Array, place: jax.Array
-    ) -> tuple[Memories, jax.Array, jax.Array]:
-        """Encodes the chunk; where no slot is free the oldest memory leaves."""
-        place = jnp.zeros_like(place)
-        count = jnp.minimum(held.count + 1, self.budget)
-        if held.vectors is None or not self.budget:
-            return Memories(held.vectors, count), tokens, place
-        new_BKE = self.apply(params, tokens[:, None], method="encode")[:, 0]
-        last = self.budget - 1
-        moved = jnp.concatenate([held.vectors[:, 1 : last + 1], held.vectors[:, last:]], axis=1)
-        vectors = jnp.where((held.count == self.budget)[:, None, None, None], moved, held.vectors)
-        vectors = vectors.at[jnp.arange(len(place)), count - 1].set(new_BKE.astype(vectors.dtype))
-        return Memories(vectors, count), tokens, place
+    def hidden(self, params: Params, batch: dict[str, Any]) -> jax.Array:
+        """Compute states by one call of the encoder, for chunks that are read, and one of the
+        decoder.
+        """
+        memories = None
+        if "chunks" in batch:
+            memories = self.apply(params, batch["chunks"][None], method="encode")
+        arguments = (batch["inputs"][None], memories, batch["slots"], batch["place"], PREDICT)
+        return self.apply(params, *arguments, method="states")[0]
 
 
-def _embed(module: MemoryModel, tokens: jax.Array, at: jax.Array, chunk_B: jax.Array) -> Float[Array, "B T D"]:
-    """What `MemoryModel.hidden` gives its backbone for tokens at places `at` of their chunks, asked to predict."""
-    config, x = module.config, module.embed(tokens)
-    if config.token_positions:
-        # Past a full chunk there is none: the last one stands in, and what comes of it is not used.
-        x += module.token_position.astype(x.dtype).at[at].get(mode="clip")
-    if config.chunk_positions:
-        x += module.chunk_position.astype(x.dtype)[chunk_B][:, None]
-    if config.task_mark:
-        x += module.task_mark.astype(x.dtype)[PREDICT]
-    return x
+class WholeTextStrategy(ChunkStrategy):
+    """The strategy of a model that reads texts of any length: for scores a text is one piece."""
+
+    def pieces(self, context: np.ndarray, continuation: np.ndarray) -> list[Piece]:
+        """Return one piece, the whole text."""
+        text = np.concatenate([context, continuation])
+        return [Piece(text, len(continuation))] if len(continuation) else []
+
+    def shown(self, piece: Piece) -> np.ndarray:
+        """Return all its tokens."""
+        return piece.tokens
+
+    def padded_length(self, piece: Piece) -> int:
+        """Return whole chunks, a power of two of them."""
+        chunks = -(-len(piece.tokens) // self.window)
+        return bucket(chunks, 2 * chunks) * self.window
+
+    def rows(self, length: int, most: int) -> int:
+        """Return fewer pieces if texts are longer than the training sequences."""
+        return max(1, min(most, most * self.module.chunks * self.window // length))
 
 
-def _filled(module: MemoryModel, held: Memories) -> Bool[Array, "B SK"]:
-    """Slot positions that the decoder attends to."""
-    count = held.count if module.memory else jnp.zeros_like(held.count)
-    filled_BS = (jnp.arange(module.slots) < count[:, None]) | (module._fill_value is not None)
-    return jnp.repeat(filled_BS, module.config.vectors, axis=-1)
+@dataclasses.dataclass(frozen=True)
+class RecurrentStrategy(WholeTextStrategy):
+    """The strategy of recurrent memory. Position t predicts token t."""
 
+    def reach(self, context: int, continuation: int) -> int:
+        """Return all of them; the state depends on all."""
+        return context
 
-def _lay_out(module: MemoryModel, held: Memories) -> tuple[Float[Array, "B SK D"], Bool[Array, "B SK"]]:
-    """What `MemoryModel.hidden` puts into the slots, and where it attends to them. Rows differ in how many are filled."""
-    config, width, batch = module.config, module.config.decoder.width, held.count.shape[0]
-    filled, constant = _filled(module, held), module._fill_value or 0.0
-    if held.vectors is None:
-        return jnp.full((*filled.shape, width), constant), filled
-    x = held.vectors if config.encoder.width == width else module.bridge(held.vectors)
-    if config.chunk_positions:
-        x += module.chunk_position.astype(x.dtype)[: module.slots, None]
-    memory_BS = jnp.arange(module.slots) < held.count[:, None]
-    x = jnp.where(memory_BS[..., None, None], x, constant)
-    return x.reshape(batch, -1, width), filled
-
-
-def _positions(module: MemoryModel, filled: jax.Array, at: Int[Array, "B T"]) -> Int[Array, "B SKT"]:
-    """Rotary positions of the slots and of tokens at places `at`, as `MemoryModel` has them."""
-    slots = filled.shape[-1]
-    if module.config.layout == "variable":
-        in_slots = jnp.maximum(jnp.cumsum(filled, axis=-1) - 1, 0)
-        return jnp.concatenate([in_slots, at + jnp.sum(filled, axis=-1, keepdims=True)], axis=-1)
-    return jnp.concatenate([jnp.broadcast_to(jnp.arange(slots), filled.shape), at + slots], axis=-1)
+    def hidden(self, params: Params, batch: dict[str, Any]) -> jax.Array:
+        """Compute states by one call of the module."""
+        inputs = batch["inputs"]
+        chunks = inputs.reshape(len(inputs), -1, self.window)
+        states = self.apply(params, chunks, method="token_states")
+        return states.reshape(len(inputs), -1, states.shape[-1])

@@ -1,83 +1,77 @@
-"""What is compiled to generate: reading prompts, choosing a token, and taking it in.
+"""The compiled functions of generation: prefill, the choice of a token, and the decode step.
 
-Shapes: B row, V vocabulary, W token of the window, M chunk before the window, L token of a chunk.
+Shapes: B sequence, V vocabulary, W token of the window, M chunk before the window, L token of a
+chunk.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from memjax.inference.reader import Given, Params, Reader
-from memjax.inference.sampling import Sampling, draw
+from memjax.inference.sampling import draw
+from memjax.inference.strategy import DecodingStrategy, Params, PrefixMemories
 from memjax.layers.attention import KeyValues
 from memjax.sharding import constrain
 
 
 @flax.struct.dataclass
-class State:
-    """Where every row stands: what its model keeps, and the scores of its next token."""
+class DecodeState:
+    """The state of a batch: context, window and logits of the next token."""
 
     logits: Float[Array, "B V"]
-    """Float32, of the next token."""
+    """Float32 logits of the next token."""
     tokens: Int[Array, "B W"]
-    """The window; what stands behind `place` means nothing."""
-    place: Int[Array, " B"]
+    """The window; tokens after `position` are arbitrary."""
+    position: Int[Array, " B"]
     """Tokens in the window, fewer than W."""
     row: Int[Array, " B"]
     made: Int[Array, " B"]
-    """Tokens made so far, those of the prompt not counted."""
-    held: Any
-    """What is kept of the tokens before the window (`Reader.hold`)."""
+    """Generated tokens so far, without those of the prompt."""
+    context: Any
+    """The context of the tokens before the window (`DecodingStrategy.encode_context`)."""
     cache: Any
-    """What the decoder keeps of the window; None where it reads it again."""
+    """The decoder's cache of the window; None if it is recomputed."""
 
 
-class Programs:
-    """The compiled functions of one reader and mesh."""
+class Programs(NamedTuple):
+    """The compiled functions of one strategy and mesh."""
 
-    def __init__(self, reader: Reader, mesh: jax.sharding.Mesh | None) -> None:
-        self.jitted_append = jax.jit(functools.partial(_append, reader), donate_argnums=1)
-        """Its state is used up, so that a cache is written where it lies."""
-        self._append = _on(mesh, self.jitted_append)
-        self._prefill = _on(mesh, jax.jit(functools.partial(_prefill, reader), static_argnums=7))
-        self._draw = _on(mesh, _jitted_draw)
-
-    def prefill(self, params: Params, *prompts: Any) -> State:
-        """Arguments as in `_prefill`."""
-        return self._prefill(params, *prompts)
-
-    def draw(self, state: State, key: jax.Array, sampling: Sampling) -> Int[Array, " B"]:
-        """The next token of each row.
-
-        Apart from `append`: it is there before what follows from it is, and another way of choosing compiles without the model.
-        """
-        return self._draw(state.logits, key, state.row, state.made, sampling)
-
-    def append(self, params: Params, state: State, token: jax.Array) -> State:
-        """The state after one more token of each row; the state before is gone."""
-        return self._append(params, state, token)
+    prefill: Callable[..., DecodeState]
+    """Returns the state after the prompts."""
+    append: Callable[[Params, DecodeState, jax.Array], DecodeState]
+    """Returns the state after one more token of each sequence. The state before is donated, so that
+    a cache is updated in place."""
+    grow: Callable[[DecodeState], DecodeState]
+    """Returns the same state with room for more entries, where a strategy's cache grows."""
+    draw: Callable[..., jax.Array]
+    """Returns the next token of each sequence (`memjax.inference.sampling.draw`). It is ready
+    before the next state, and another sampling method compiles without the model."""
 
 
 _jitted_draw = jax.jit(draw, static_argnums=4)
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(reader: Reader, mesh: jax.sharding.Mesh | None) -> Programs:
-    """The same programs for the same model, so that they are compiled once."""
-    return Programs(reader, mesh)
+def compiled(strategy: DecodingStrategy, mesh: jax.sharding.Mesh | None) -> Programs:
+    """Return the same programs for the same model, so that they are compiled once."""
+    prefill = jax.jit(functools.partial(_prefill, strategy), static_argnums=7)
+    append = jax.jit(functools.partial(_append, strategy), donate_argnums=1)
+    grow = jax.jit(functools.partial(_grow, strategy))
+    return Programs(*(_on(mesh, f) for f in (prefill, append, grow, _jitted_draw)))
 
 
 def _on(mesh: jax.sharding.Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled function with the mesh in context."""
+    """Return a compiled function with the mesh in context."""
     if mesh is None:
         return function
 
+    @functools.wraps(function)
     def call(*args: Any) -> Any:
         with jax.set_mesh(mesh):
             return function(*args)
@@ -86,54 +80,136 @@ def _on(mesh: jax.sharding.Mesh | None, function: Callable[..., Any]) -> Callabl
 
 
 def _prefill(
-    reader: Reader,
+    strategy: DecodingStrategy,
     params: Params,
     chunks: Int[Array, "B M L"],
     count: Int[Array, " B"],
     tokens: Int[Array, "B W"],
-    place: Int[Array, " B"],
+    position: Int[Array, " B"],
     row: Int[Array, " B"],
-    given: Given | None,
+    prefix: PrefixMemories | None,
     span: int,
-) -> State:
-    held = reader.hold(params, chunks, count, given)
-    hidden, cache = reader.open(params, held, tokens, place, span)
-    return _laid_out(State(reader.logits(params, hidden), tokens, place, row, jnp.zeros_like(row), held, cache))
-
-
-def _append(reader: Reader, params: Params, state: State, token: Int[Array, " B"]) -> State:
-    """The state after one more token of each row. Windows that it fills turn; that work is skipped where none does."""
-    rows = jnp.arange(len(token))
-    tokens, place = state.tokens.at[rows, state.place].set(token), state.place + 1
-    full = place == reader.window
-    held, cache, hidden = state.held, state.cache, None
-    if reader.cached:
-        hidden, cache = reader.extend(params, held, cache, token, place)
-
-    def turned() -> tuple[Any, ...]:
-        new = reader.turn(params, held, tokens, place)
-        held_after, tokens_after, place_after = after = _where(full, new, (held, tokens, place), axis=0)
-        if not reader.cached:
-            return *after, None, None
-        new_hidden, new_cache = reader.open(params, held_after, tokens_after, place_after, reader.turned)
-        return *after, _where(full, new_hidden, hidden, axis=0), _where(full, new_cache, cache, axis=1)
-
-    held, tokens, place, hidden, cache = jax.lax.cond(jnp.any(full), turned, lambda: (held, tokens, place, hidden, cache))
-    if not reader.cached:
-        hidden, cache = reader.open(params, held, tokens, place, reader.window - 1)
-    return _laid_out(State(reader.logits(params, hidden), tokens, place, state.row, state.made + 1, held, cache))
-
-
-def _where(rows: jax.Array, new: Any, old: Any, axis: int) -> Any:
-    """`new` in these rows and `old` in the others; rows are an axis of every leaf."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(rows.reshape((1,) * axis + (-1,) + (1,) * (a.ndim - axis - 1)), a.astype(b.dtype), b), new, old
+) -> DecodeState:
+    context = strategy.encode_context(params, chunks, count, prefix)
+    hidden, cache = strategy.prefill(params, context, tokens, position, span)
+    return _laid_out(
+        DecodeState(
+            strategy.logits(params, hidden),
+            tokens,
+            position,
+            row,
+            jnp.zeros_like(row),
+            strategy.held(context),
+            cache,
+        )
     )
 
 
-def _laid_out(state: State) -> State:
-    """Rows, and heads of a cache, split over the mesh in context: every step leaves its state as it found it."""
+def _grow(strategy: Any, state: DecodeState) -> DecodeState:
+    context, cache = strategy.grow(state.context, state.cache)
+    return _laid_out(dataclasses.replace(state, context=context, cache=cache))
+
+
+def _append(
+    strategy: DecodingStrategy, params: Params, state: DecodeState, token: Int[Array, " B"]
+) -> DecodeState:
+    """Return the state after one more token of each sequence. Windows that become full advance;
+    this work is skipped if none does.
+    """
+    rows = jnp.arange(len(token))
+    tokens, position = state.tokens.at[rows, state.position].set(token), state.position + 1
+    full = position == strategy.window
+    context, cache, hidden = state.context, state.cache, None
+    if strategy.cached:
+        hidden, cache = strategy.decode_step(params, context, cache, token, position)
+    if strategy.grows:
+        written = _written(strategy, params, (context, cache, position, hidden), tokens)
+        context, cache, position, hidden = written
+        return _laid_out(
+            dataclasses.replace(
+                state,
+                logits=strategy.logits(params, hidden),
+                tokens=tokens,
+                position=position,
+                made=state.made + 1,
+                context=context,
+                cache=cache,
+            )
+        )
+
+    def advanced() -> tuple[Any, ...]:
+        new = strategy.advance_window(params, context, tokens, position)
+        context_after, tokens_after, position_after = after = _where(
+            full, new, (context, tokens, position), axis=0
+        )
+        if not strategy.cached:
+            return *after, None, None
+        new_hidden, new_cache = strategy.prefill(
+            params, context_after, tokens_after, position_after, strategy.advanced
+        )
+        return (
+            *after,
+            _where(full, new_hidden, hidden, axis=0),
+            _where(full, new_cache, cache, axis=1),
+        )
+
+    context, tokens, position, hidden, cache = jax.lax.cond(
+        jnp.any(full), advanced, lambda: (context, tokens, position, hidden, cache)
+    )
+    if not strategy.cached:
+        hidden, cache = strategy.prefill(params, context, tokens, position, strategy.window - 1)
+    return _laid_out(
+        DecodeState(
+            strategy.logits(params, hidden),
+            tokens,
+            position,
+            state.row,
+            state.made + 1,
+            context,
+            cache,
+        )
+    )
+
+
+def _written(strategy: Any, params: Params, carry: Any, tokens: jax.Array) -> Any:
+    """Write full windows into the cache; nothing is computed where there is none.
+
+    A loop of one round or none, whose carry is updated in place: the two branches of a conditional
+    would copy a cache that is as long as the text.
+    """
+
+    def is_full(carry: Any) -> jax.Array:
+        return jnp.any(carry[2] == strategy.window)
+
+    def write(carry: Any) -> Any:
+        context, cache, position, hidden = carry
+        full = position == strategy.window
+        context, cache, first = strategy.write_chunk(params, context, cache, tokens, full)
+        hidden = jnp.where(full[:, None], first.astype(hidden.dtype), hidden)
+        return context, cache, jnp.where(full, 0, position), hidden
+
+    return jax.lax.while_loop(is_full, write, carry)
+
+
+def _where(rows: jax.Array, new: Any, old: Any, axis: int) -> Any:
+    """Return `new` in these sequences and `old` in others; the batch is an axis of every leaf."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(
+            rows.reshape((1,) * axis + (-1,) + (1,) * (a.ndim - axis - 1)), a.astype(b.dtype), b
+        ),
+        new,
+        old,
+    )
+
+
+def _laid_out(state: DecodeState) -> DecodeState:
+    """Shard the batch, and heads of a cache, over the mesh in context: every step keeps the
+    sharding of its state.
+    """
     heads = ("tensor", None, None) if isinstance(state.cache, KeyValues) else (None, "tensor", None)
     cache = jax.tree.map(lambda x: constrain(x, None, "batch", *heads), state.cache)
-    whole = jax.tree.map(lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)), dataclasses.replace(state, cache=None))
+    whole = jax.tree.map(
+        lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1)),
+        dataclasses.replace(state, cache=None),
+    )
     return dataclasses.replace(whole, cache=cache)

@@ -1,6 +1,6 @@
-"""How the next token is chosen from its logits.
+"""Sampling of the next token from its logits.
 
-Shapes: B row, V vocabulary, J tokens that may be chosen.
+Shapes: B sequence, V vocabulary, J candidate tokens.
 """
 
 import dataclasses
@@ -9,50 +9,63 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from memjax.inference.errors import GenerationError
+from memjax.errors import MemjaxError
+
+
+class GenerationError(MemjaxError):
+    """A model cannot generate or score what was requested; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Which tokens may come, and how likely each is.
+    """The distribution that the next token is drawn from.
 
-    First `temperature` divides the logits, then `top_k` and then `top_p` leave out what is unlikely, and what is left is drawn from in
-    proportion.
+    `temperature` divides the logits. Then `top_k` and `top_p` remove unlikely tokens, and the token
+    is drawn from the others in proportion to their probabilities.
 
     Raises:
       GenerationError: a number is out of its range.
     """
 
     temperature: float = 0.0
-    """0 takes the most likely token (of equals the one with the lowest id), whatever the others are."""
+    """Sampling temperature; 0 is greedy decoding, which picks the lowest id among equals."""
     top_k: int = 0
-    """How many of the most likely tokens may come; 0 is all."""
+    """Number of most likely tokens to sample from; 0 is all."""
     top_p: float = 1.0
-    """Tokens may come from the most likely one down until their probabilities reach this sum (Holtzman et al. 2020, arXiv 1904.09751)."""
+    """Nucleus sampling: the most likely tokens are kept until their probabilities reach this sum
+    (Holtzman et al. 2020, arXiv 1904.09751)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise GenerationError(f"temperature={self.temperature} must be a number from 0 (the most likely token) up")
+            raise GenerationError(
+                f"temperature={self.temperature} must be a number from 0 (the most likely token) up"
+            )
         if self.top_k < 0:
             raise GenerationError(f"top_k={self.top_k} must be 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
-            raise GenerationError(f"top_p={self.top_p} must be more than 0 and at most 1 (all tokens)")
+            raise GenerationError(
+                f"top_p={self.top_p} must be more than 0 and at most 1 (all tokens)"
+            )
 
 
 def draw(
-    logits: Float[Array, "B V"], key: jax.Array, row: Int[Array, " B"], made: Int[Array, " B"], sampling: Sampling
+    logits: Float[Array, "B V"],
+    key: jax.Array,
+    row: Int[Array, " B"],
+    made: Int[Array, " B"],
+    sampling: Sampling,
 ) -> Int[Array, " B"]:
-    """The next token of each row.
+    """Return the next token of each sequence.
 
-    Chance comes from `key`, the row's number and how many tokens the row has made, and from nothing else: a row gets the same tokens
-    among others as alone.
+    The random numbers depend on `key`, the number of the sequence and its number of generated
+    tokens alone. A sequence therefore gets the same tokens in any batch.
 
     Args:
       logits: float32.
-      key: of the whole generation.
-      row: number of each row.
-      made: tokens made so far in each row.
-      sampling: how to choose.
+      key: the key of the whole generation.
+      row: number of each sequence.
+      made: generated tokens of each sequence so far.
+      sampling: the distribution.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -62,8 +75,12 @@ def draw(
     return jnp.take_along_axis(names, chosen_B[:, None], axis=1)[:, 0].astype(jnp.int32)
 
 
-def candidates(logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Float[Array, "B J"], Int[Array, "B J"]]:
-    """Logits of the tokens that may come at a temperature above 0, -inf for none, and which tokens they are."""
+def candidates(
+    logits: Float[Array, "B V"], sampling: Sampling
+) -> tuple[Float[Array, "B J"], Int[Array, "B J"]]:
+    """Return the logits of the candidate tokens at a temperature above 0, -inf for removed ones,
+    and their ids.
+    """
     vocabulary = logits.shape[-1]
     scaled = logits.astype(jnp.float32) / sampling.temperature
     kept = min(sampling.top_k or vocabulary, vocabulary)
@@ -72,7 +89,7 @@ def candidates(logits: Float[Array, "B V"], sampling: Sampling) -> tuple[Float[A
     scaled, names = jax.lax.top_k(scaled, kept)
     if sampling.top_p < 1:
         probability = jax.nn.softmax(scaled, axis=-1)
-        # The most likely token has nothing before it and always stays.
+        # No token precedes the most likely one, so it always stays.
         before = jnp.cumsum(probability, axis=-1) - probability
         scaled = jnp.where(before < sampling.top_p, scaled, -jnp.inf)
     return scaled, names

@@ -1,9 +1,11 @@
-"""A memjax model as an NNX module, for code that is written in NNX, and back.
+"""Conversion between memjax models and NNX modules.
 
-Flax's own bridge does the work: the module is called as it is in Linen, and its parameters are `nnx.Param`s that `nnx.jit`, `nnx.grad` and
-`nnx.Optimizer` see. NNX is imported when a function here is called.
+Flax's own bridge does the work: the module is called as in Linen, and its parameters are
+`nnx.Param`s for `nnx.jit`, `nnx.grad` and `nnx.Optimizer`. NNX is imported when a function here is
+called.
 
-    model = to_nnx(*memjax.load("runs/quickstart")[:2])
+    trained = memjax.load("runs/quickstart")
+    model = to_nnx(trained.module, {"params": trained.params})
     memories = model.encode(tokens)
     logits = model.decode(tokens, memories)
 """
@@ -15,43 +17,60 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from memjax.errors import MemjaxError
 
-class NNXError(ValueError):
-    """Something cannot be an NNX module, or is none that `to_nnx` made; the message says why."""
+
+class NNXError(MemjaxError):
+    """A model cannot be an NNX module, or a module was not made by `to_nnx`; the message gives the
+    reason.
+    """
 
 
 def to_nnx(module: nn.Module, variables: Mapping[str, Any]) -> Any:
-    """An NNX module that computes what `module.apply(variables, ...)` computes.
+    """Return an NNX module that computes `module.apply(variables, ...)`.
 
     Args:
-      module: a model of memjax, as `memjax.load` gives it, or any Linen module that has nothing but parameters.
-      variables: {"params": ...}. The arrays are shared, not copied; NNX replaces them and writes into none.
+      module: a model of memjax, such as `memjax.load(PATH).module`, or any Linen module with
+        parameters alone.
+      variables: {"params": ...}. The arrays are shared, not copied; NNX replaces them and never
+        writes into them.
 
     Returns:
-      An `nnx.Module`. It is called as the module is; other methods by their names (`model.encode(tokens)`).
+      An `nnx.Module` that is called like the Linen module; other methods have the same names
+        (`model.encode(tokens)`).
 
     Raises:
       NNXError: there are other variables than parameters, or a parameter has the name of a method.
     """
     nnx = importlib.import_module("flax.nnx")
     if set(variables) != {"params"}:
-        raise NNXError(f"variables must be {{'params': ...}}; these hold {', '.join(map(repr, variables)) or 'nothing'}")
+        raise NNXError(
+            f"variables must be {{'params': ...}}; these hold"
+            f" {', '.join(map(repr, variables)) or 'nothing'}"
+        )
     model = nnx.bridge.ToNNX(module)
     for name, part in variables["params"].items():
         if hasattr(type(model), name) or callable(getattr(type(module), name, None)):
-            raise NNXError(f"parameter {name!r} has the name of a method of {type(module).__name__}, which it would hide")
-        setattr(model, name, nnx.data(jax.tree.map(nnx.Param, dict(part) if isinstance(part, Mapping) else part)))
+            raise NNXError(
+                f"parameter {name!r} has the name of a method of {type(module).__name__}, which it"
+                " would hide"
+            )
+        setattr(
+            model,
+            name,
+            nnx.data(jax.tree.map(nnx.Param, dict(part) if isinstance(part, Mapping) else part)),
+        )
     return model
 
 
 def from_nnx(model: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """The Linen module and the variables that an NNX module of `to_nnx` holds now, after training perhaps.
+    """Return the Linen module and the present variables of an NNX module from `to_nnx`.
 
     Raises:
       NNXError: it is another NNX module.
     """
     nnx = importlib.import_module("flax.nnx")
     if not isinstance(model, nnx.bridge.ToNNX):
-        raise NNXError(f"{type(model).__name__} was not made by to_nnx: it holds no module of Linen")
+        raise NNXError(f"{type(model).__name__} has no Linen module, expected a result of to_nnx")
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return model.to_nnx__module, {"params": params}

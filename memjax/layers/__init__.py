@@ -1,7 +1,7 @@
-"""Building blocks that know nothing of memory."""
+"""Layers of neural networks; none of them depends on memories."""
 
 from memjax.layers.attention import Attention
-from memjax.layers.backbone import Backbone, Block
+from memjax.layers.backbone import MIXERS, Backbone, Block, make_backbone
 from memjax.layers.embed import Embed
 from memjax.layers.head import Head, cross_entropy
 from memjax.layers.linear import Linear
@@ -11,6 +11,7 @@ from memjax.layers.repeat import RepeatMixer
 from memjax.layers.rotary import rotate
 
 __all__ = [
+    "MIXERS",
     "MLP",
     "Attention",
     "Backbone",
@@ -21,6 +22,7 @@ __all__ = [
     "RepeatMixer",
     "TokenMixer",
     "cross_entropy",
+    "make_backbone",
     "mix_tokens",
     "rotate",
 ]

@@ -1,37 +1,56 @@
-"""Self-attention, causal or not, with rotary positions, grouped-query heads and an optional output gate.
+"""Self-attention with rotary positions, grouped-query heads and an optional output gate.
 
 Shapes: B batch, T position, D width, H head, G key and value head, E head width.
 """
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from memjax.config import Backbone
-from memjax.layers.attend import attend, attend_cached
-from memjax.layers.linear import COLUMNS, ROWS, Linear
+from memjax.layers.attend import PrefixCache, attend, attend_cached
+from memjax.layers.linear import COLUMN_PARALLEL, ROW_PARALLEL, Linear
 from memjax.layers.norm import make_norm
-from memjax.layers.rotary import rotate
+from memjax.layers.rotary import (
+    TextPositions,
+    place_phases,
+    rotate,
+    text_phases,
+    turn_phases,
+    value_phases,
+)
+from memjax.layers.shared_prefix import SharedPrefix, attend_shared
+
+Positions = Int[Array, "B T"] | TextPositions
+ADDRESS = 2.2
+"""First value of the biases of place heads: at a distance of 0 the score of a constant query with a
+constant key is then far above all others."""
+SHARPNESS = 0.24
+"""First factor of `log_scale`, about 1 / log 64: among 64 keys scores begin as they were."""
 
 
 class KeyValues(NamedTuple):
-    """What later positions read of each one; a stack's has a leading layer axis. Positions of a head lie together, as products want them."""
+    """Keys and values of earlier positions; those of a stack have a leading layer axis N.
+
+    The positions of a head are contiguous, the layout that products need.
+    """
 
     key: Float[Array, "*N B G T E"]
     value: Float[Array, "*N B G T E"]
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention over valid positions, earlier ones only where `config.causal`; softmax in float32.
+    """Scaled dot-product attention over valid positions; softmax in float32.
 
     Attributes:
-      config: width, heads, gate, whether attention is causal, and what a pretrained one has beside.
-      dtype: what matrix products compute in.
-      attention: see `attend`; it does not change the function.
+      config: width, heads, gate, causality (`config.causal`), and head_dim, qk_norm and RoPE
+        settings of pretrained stacks.
+      dtype: dtype of matrix products.
+      attention: implementation (see `attend`); it does not change the function.
     """
 
     config: Backbone
@@ -40,69 +59,181 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
-        kv_width = (config.kv_heads or config.heads) * config.head_width
-        self.query = Linear(config.attended_width, dtype=dtype, layout=COLUMNS)
-        self.key = Linear(kv_width, dtype=dtype, layout=COLUMNS)
-        self.value = Linear(kv_width, dtype=dtype, layout=COLUMNS)
+        kv_width = (config.kv_heads or config.heads) * config.attention_head_dim
+        self.query = Linear(config.attention_dim, dtype=dtype, layout=COLUMN_PARALLEL)
+        self.key = Linear(kv_width, dtype=dtype, layout=COLUMN_PARALLEL)
+        self.value = Linear(kv_width, dtype=dtype, layout=COLUMN_PARALLEL)
         if config.output_gate:
-            self.gate = Linear(config.attended_width, dtype=dtype, layout=COLUMNS)
-        if config.query_key_norm:
+            self.gate = Linear(config.attention_dim, dtype=dtype, layout=COLUMN_PARALLEL)
+        if config.qk_norm:
             self.query_norm = make_norm(config, dtype, "query_norm")
             self.key_norm = make_norm(config, dtype, "key_norm")
-        self.out = Linear(config.width, dtype=dtype, layout=ROWS)
+        self.out = Linear(config.width, dtype=dtype, layout=ROW_PARALLEL)
+        if config.log_scale:
+            self.sharpness = self.param(
+                "sharpness", nn.initializers.constant(SHARPNESS), (config.heads,)
+            )
+        if config.place_heads:
+            places = config.place_heads, config.place_heads * self.key_heads // config.heads
+            self.query_address, self.key_address = (
+                self.param(name, _begin_address(count), (heads, config.attention_head_dim))
+                for name, count, heads in zip(
+                    ("query_address", "key_address"),
+                    places,
+                    (config.heads, self.key_heads),
+                    strict=True,
+                )
+            )
+
+    @property
+    def key_heads(self) -> int:
+        """G."""
+        return self.config.kv_heads or self.config.heads
 
     def __call__(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        x: Float[Array, "B T D"],
+        positions: Positions,
+        valid: Bool[Array, "B T"] | SharedPrefix,
     ) -> Float[Array, "B T D"]:
         return self.read(x, positions, valid)[0]
 
     def read(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        x: Float[Array, "B T D"],
+        positions: Positions,
+        valid: Bool[Array, "B T"] | SharedPrefix,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """`__call__`, and what positions after T would read."""
-        query_BTHE, key_BTGE, value_BTGE = self._project(x, positions)
-        mixed_BTHE = attend(query_BTHE, key_BTGE, value_BTGE, valid, self.config.causal, self.attention)
-        return self._finish(x, mixed_BTHE), KeyValues(jnp.swapaxes(key_BTGE, 1, 2), jnp.swapaxes(value_BTGE, 1, 2))
+        """Compute `__call__`, and return the keys and values for positions after T."""
+        if isinstance(valid, SharedPrefix):
+            is_entry, keys = jnp.arange(x.shape[1]) < sum(valid.lengths), valid.keys_read()
+        else:
+            is_entry = jnp.zeros(x.shape[1], bool)
+            keys = jnp.cumsum(valid, axis=1) if self.config.causal else valid.sum(1, keepdims=True)
+        scored = self._project(x, positions, is_entry, keys)
+        mixed_BTHE = (
+            attend_shared(*scored, valid, self.attention)
+            if isinstance(valid, SharedPrefix)
+            else attend(*scored, valid, self.config.causal, self.attention)
+        )
+        cache = KeyValues(*(jnp.swapaxes(x_BTGE, 1, 2) for x_BTGE in scored[1:]))
+        return self._finish(x, mixed_BTHE, positions), cache
 
     def cached_step(
         self,
         x: Float[Array, "B 1 D"],
         layer: Int[Array, ""],
         cache: KeyValues,
-        positions: Int[Array, "B 1"],
+        positions: Positions,
         readable: Bool[Array, "B T"],
         end: Int[Array, ""],
+        is_entry: Bool[Array, " 1"],
+        prefix: PrefixCache | None,
     ) -> tuple[Float[Array, "B 1 D"], tuple[Float[Array, "B G E"], Float[Array, "B G E"]]]:
-        """One position of each row, from what is kept of those it reads beside itself; and its own key and value.
+        """Compute one position per sequence from cached keys and values.
 
         Args:
           x: input at the position.
-          layer: which one of the stack this is.
-          cache: of T positions of all layers.
+          layer: index of this layer in the stack.
+          cache: keys and values of T positions of all layers.
           positions: rotary positions.
-          readable: kept positions that are read.
-          end: the places from here on are not looked at.
+          readable: True at cached positions to attend to.
+          end: cached positions from here on are skipped.
+          is_entry: whether the position is an entry of a prefix.
+          prefix: as in `attend_cached`.
+
+        Returns:
+          The output, and the position's own key and value.
         """
-        query_BTHE, key_BTGE, value_BTGE = self._project(x, positions)
+        keys = 1 + jnp.sum(readable, axis=1, keepdims=True)
+        if prefix is not None:
+            shared = jnp.sum(prefix.readable, axis=1, keepdims=True)
+            keys += jnp.repeat(shared, len(x) // len(shared), axis=0)
+        query_BTHE, key_BTGE, value_BTGE = self._project(x, positions, is_entry, keys)
         own = key_BTGE[:, 0], value_BTGE[:, 0]
-        mixed_BHE = attend_cached(query_BTHE[:, 0], *own, *cache, layer, readable, end)
-        return self._finish(x, mixed_BHE[:, None]), own
+        mixed_BHE = attend_cached(query_BTHE[:, 0], *own, *cache, layer, readable, end, prefix)
+        return self._finish(x, mixed_BHE[:, None], positions), own
 
     def _project(
-        self, x: jax.Array, positions: jax.Array
+        self,
+        x: jax.Array,
+        positions: Positions,
+        is_entry: Bool[Array, " T"],
+        keys: Int[Array, "B T"],
     ) -> tuple[Float[Array, "B T H E"], Float[Array, "B T G E"], Float[Array, "B T G E"]]:
+        """Return queries, keys and values as they are scored and mixed.
+
+        Args:
+          x: the input.
+          positions: where they stand.
+          is_entry: whether they are entries of a prefix.
+          keys: how many keys each position reads.
+        """
         config = self.config
-        query, key, value = (self._heads(y) for y in (self.query(x), self.key(x), self.value(x)))
-        if config.query_key_norm:
+        query, key, value = (
+            y.reshape(*y.shape[:2], -1, config.attention_head_dim)
+            for y in (self.query(x), self.key(x), self.value(x))
+        )
+        if config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        turn = functools.partial(rotate, positions=positions, base=config.rotary_base, scaling=config.rotary_scaling)
-        return turn(query), turn(key), value
+        if config.place_heads:
+            entry_T11 = is_entry[:, None, None]
+            query += jnp.where(entry_T11, 0, self.query_address).astype(query.dtype)
+            key += jnp.where(entry_T11, self.key_address, 0).astype(key.dtype)
+        if config.log_scale:
+            # Of a position that reads nothing too: its result is not used.
+            factor = self.sharpness * jnp.log1p(jnp.maximum(keys, 1).astype(jnp.float32))[..., None]
+            query = (query * factor[..., None]).astype(query.dtype)
+        if config.rotary_values:
+            value = turn_phases(value, _in_text(positions), self._value_phases)
+        return self._rotate(query, positions), self._rotate(key, positions), value
 
-    def _heads(self, y: jax.Array) -> Float[Array, "B T H E"]:
-        return y.reshape(*y.shape[:2], -1, self.config.head_width)
+    def _rotate(self, x: Float[Array, "B T H E"], positions: Positions) -> jax.Array:
+        """Rotate queries or keys by their positions, the place heads by their places."""
+        config, half = self.config, x.shape[-1] // 2
+        if not isinstance(positions, TextPositions):
+            return rotate(x, positions, config.rope_theta, config.rope_scaling)
+        share = config.heads // self.key_heads
+        phases = np.repeat(place_phases(config.place_heads // share, half), share, axis=0)
+        if x.shape[2] != config.heads:
+            phases = phases[::share]
+        by_place, by_token = jnp.split(x, [len(phases)], axis=2)
+        base = text_phases(config.rope_theta, half, config.rope_scaling)
+        return jnp.concatenate(
+            [
+                turn_phases(by_place, positions.place, phases),
+                turn_phases(by_token, positions.token, base),
+            ],
+            axis=2,
+        )
 
-    def _finish(self, x: jax.Array, mixed_BTHE: jax.Array) -> Float[Array, "B T D"]:
-        mixed = mixed_BTHE.reshape(*x.shape[:2], self.config.attended_width)
+    @property
+    def _value_phases(self) -> UInt32[np.ndarray, "1 F"]:
+        return value_phases(self.config.attention_head_dim // 2)
+
+    def _finish(
+        self, x: jax.Array, mixed_BTHE: jax.Array, positions: Positions
+    ) -> Float[Array, "B T D"]:
+        if self.config.rotary_values:
+            mixed_BTHE = turn_phases(mixed_BTHE, _in_text(positions), self._value_phases, back=True)
+        mixed = mixed_BTHE.reshape(*x.shape[:2], self.config.attention_dim)
         if self.config.output_gate:
-            mixed = mixed * self.gate(x)
+            gate = self.gate(x)
+            mixed = mixed * (2 * nn.sigmoid(gate) if self.config.sigmoid_gate else gate)
         return self.out(mixed)
+
+
+def _in_text(positions: Positions) -> Int[Array, "B T"]:
+    """Return positions in tokens."""
+    return positions.token if isinstance(positions, TextPositions) else positions
+
+
+def _begin_address(places: int) -> nn.initializers.Initializer:
+    """Return an initialiser of [heads, E]: a constant in the first heads, and 0 in the others."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.where(jnp.arange(shape[0])[:, None] < places, ADDRESS, 0.0) * jnp.ones(
+            shape, dtype
+        )
+
+    return init

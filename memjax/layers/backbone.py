@@ -1,27 +1,35 @@
 """A stack of identical pre-norm blocks, scanned so that compile time does not grow with depth.
 
-Shapes: B batch, T position, D width; N layer, K running sum, H head, E head width of a repeat mixer's state; G key and value head.
+Shapes: B batch, T position, D width, N layer; state of a repeat mixer: K running sum, H head, E
+head width; G key and value head.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import REPEATS
+from memjax.config import REPEATS, ConfigError, Model
 from memjax.config import Backbone as BackboneConfig
-from memjax.layers.attention import Attention, KeyValues
+from memjax.layers.attend import PrefixCache
+from memjax.layers.attention import Attention, KeyValues, Positions
 from memjax.layers.mixer import TokenMixer
 from memjax.layers.mlp import MLP
 from memjax.layers.norm import make_norm
 from memjax.layers.repeat import RepeatMixer, initial_state
+from memjax.layers.rotary import TextPositions
+from memjax.layers.shared_prefix import SharedPrefix
 from memjax.sharding import constrain
 
 
 class Block(nn.Module):
-    """x + mix(norm(x)), then x + mlp(norm(x)); a repeat mixer's block has the MLP first."""
+    """Computes x + mix(norm(x)), then x + mlp(norm(x)).
+
+    A block of a repeat mixer runs the MLP first.
+    """
 
     config: BackboneConfig
     length: int
@@ -30,60 +38,94 @@ class Block(nn.Module):
     attention: str = "auto"
 
     def setup(self) -> None:
-        config, dtype = self.config, self.dtype
-        self.mix_norm = make_norm(config, dtype, "mix_norm")
-        if config.kind in REPEATS:
-            self.mix = RepeatMixer(config, self.length, dtype)
-        elif config.kind == "mixer":
-            self.mix = TokenMixer(config, self.length, dtype, self.dense_gradient)
-        else:
-            self.mix = Attention(config, dtype, self.attention)
-        self.mlp_norm = make_norm(config, dtype, "mlp_norm")
-        self.mlp = MLP(config, dtype)
+        self.mix_norm = make_norm(self.config, self.dtype, "mix_norm")
+        self.mix = MIXERS[self.config.kind].build(self)
+        self.mlp_norm = make_norm(self.config, self.dtype, "mlp_norm")
+        self.mlp = MLP(self.config, self.dtype)
 
-    def __call__(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, positions: Positions, valid: jax.Array | SharedPrefix
+    ) -> tuple[jax.Array, None]:
+        mlp_first = self.config.kind in REPEATS
         x = constrain(x, "batch", None, None)
-        if isinstance(self.mix, RepeatMixer):
-            x = x + self.mlp(self.mlp_norm(x))
-            return x + self.mix(self.mix_norm(x), valid), None
-        normed = self.mix_norm(x)
-        x = x + (self.mix(normed, positions, valid) if isinstance(self.mix, Attention) else self.mix(normed, valid))
-        return x + self.mlp(self.mlp_norm(x)), None
+        x = self._mix_channels(x) if mlp_first else x
+        x = x + self.mix(self.mix_norm(x), positions=positions, valid=valid)
+        return x if mlp_first else self._mix_channels(x), None
 
-    def step(self, x: jax.Array, state: jax.Array, position: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        """One position of a repeat mixer's block, [B, D], and the state after it."""
-        x = x + self.mlp(self.mlp_norm(x))
+    def step(
+        self, x: jax.Array, state: jax.Array, position: jax.Array | int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Compute one position [B, D] of a repeat mixer's block, and the state after it."""
+        x = self._mix_channels(x)
         mixed, state = self.mix.step(self.mix_norm(x), state, position)
         return x + mixed, state
 
-    def read(self, x: jax.Array, positions: jax.Array, valid: jax.Array) -> tuple[jax.Array, KeyValues]:
-        """`__call__` of an attention block, and what later positions would read."""
+    def read(
+        self, x: jax.Array, positions: Positions, valid: jax.Array | SharedPrefix
+    ) -> tuple[jax.Array, KeyValues]:
+        """Compute `__call__` of an attention block, and return its keys and values."""
         x = constrain(x, "batch", None, None)
         mixed, cache = self.mix.read(self.mix_norm(x), positions, valid)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), cache
+        return self._mix_channels(x + mixed), cache
 
-    def cached_step(self, x: jax.Array, *args: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """One position of an attention block, [B, 1, D], and its key and value; arguments as in `Attention.cached_step`."""
+    def cached_step(
+        self, x: jax.Array, *args: Any
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Compute one position [B, 1, D] of an attention block, and return its key and value.
+
+        Arguments are those of `Attention.cached_step`.
+        """
         x = constrain(x, "batch", None, None)
         mixed, own = self.mix.cached_step(self.mix_norm(x), *args)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), own
+        return self._mix_channels(x + mixed), own
+
+    def _mix_channels(self, x: jax.Array) -> jax.Array:
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Mixing(NamedTuple):
+    """A kind of mixing over positions."""
+
+    build: Callable[[Block], Any]
+    """The module of a block, from (x, positions=, valid=) to the mixed sequence."""
+    products: Callable[[BackboneConfig], int] = lambda config: 0
+    """Multiplications per channel and layer of a token with each position that it reads."""
+
+
+MIXERS: Mapping[str, Mixing] = {
+    "transformer": Mixing(
+        lambda block: Attention(block.config, block.dtype, block.attention), lambda config: 2
+    ),
+    "mixer": Mixing(
+        lambda block: TokenMixer(block.config, block.length, block.dtype, block.dense_gradient),
+        lambda config: config.channel_kernel,
+    ),
+    **dict.fromkeys(
+        REPEATS, Mixing(lambda block: RepeatMixer(block.config, block.length, block.dtype))
+    ),
+}
+"""The kinds of stacks, the values of `kind`.
+
+To add a kind, write one file with its module, and add one line here.
+"""
 
 
 class Backbone(nn.Module):
-    """[B, T, D] to [B, T, D], causal unless `config.causal` is False. Block parameters are stacked on a leading layer axis.
+    """A stack from [B, T, D] to [B, T, D], causal unless `config.causal` is False.
 
-    A stack of repeat mixers also runs one position at a time (`initial_state`, `step`), with a state that does not grow with T. One of
-    attention does so from the keys and values of earlier positions (`read`, `cached_step`).
+    Block parameters are stacked on a leading layer axis. A stack of repeat mixers also runs one
+    position at a time (`initial_state`, `step`) with a state of constant size. A causal transformer
+    does so with a cache of the keys and values of earlier positions (`read`, `cached_step`).
 
     Attributes:
       config: kind, width, depth and heads.
-      length: T the stack is built for; a mixer accepts no other.
-      dtype: what matrix products compute in.
-      remat: name of a policy of `jax.checkpoint_policies` for what a block keeps for the backward pass, or `none` for all.
-      dense_gradient: the dead triangle of mixing weights gets the gradient it would have if it were not cut.
-      attention: how attention is computed, one of ATTENTIONS in memjax/config/settings.py.
+      length: T that the stack is built for; a mixer accepts no other.
+      dtype: dtype of matrix products.
+      remat: name of a policy in `jax.checkpoint_policies` for the activations that a block keeps
+        for the backward pass, or `none` to keep all.
+      dense_gradient: give the masked triangle of mixing weights the gradient that it would have
+        without the mask.
+      attention: implementation of attention, one of ATTENTIONS in memjax/config/choices.py.
     """
 
     config: BackboneConfig
@@ -97,15 +139,21 @@ class Backbone(nn.Module):
         config = self.config
         block = Block
         if self.remat != "none":
-            block = nn.remat(Block, policy=getattr(jax.checkpoint_policies, self.remat), prevent_cse=False)
-        over_layers = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": config.layers}
+            block = nn.remat(
+                Block, policy=getattr(jax.checkpoint_policies, self.remat), prevent_cse=False
+            )
+        over_layers = {
+            "variable_axes": {"params": 0},
+            "split_rngs": {"params": True},
+            "length": config.layers,
+        }
         stack = nn.scan(
             block,
             methods={
                 "__call__": over_layers | {"in_axes": nn.broadcast},
                 "step": over_layers | {"in_axes": (0, nn.broadcast)},
                 "read": over_layers | {"in_axes": nn.broadcast},
-                "cached_step": over_layers | {"in_axes": (0, *(nn.broadcast,) * 4)},
+                "cached_step": over_layers | {"in_axes": (0, *(nn.broadcast,) * 6)},
             },
         )
         self.blocks = stack(config, self.length, self.dtype, self.dense_gradient, self.attention)
@@ -115,24 +163,39 @@ class Backbone(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        positions: Int[Array, "B T"] | None = None,
-        valid: Bool[Array, "B T"] | None = None,
+        positions: Positions | None = None,
+        valid: Bool[Array, "B T"] | SharedPrefix | None = None,
     ) -> Float[Array, "B T D"]:
+        """Compute all positions at once.
+
+        Args:
+          x: the input.
+          positions: rotary positions, or places in a text. By default they count valid positions,
+            so that padding on the left does not shift them.
+          valid: False at padding; None where there is none. Or the layout of chunks that share a
+            prefix, which needs positions.
+        """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+            if valid is not None and not isinstance(valid, SharedPrefix):
+                positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         if valid is None:
             valid = jnp.ones(x.shape[:2], bool)
-        # What blocks add up is float32 whatever they compute in, so that a small term is not lost in a large sum.
+        # The residual stream is float32 in every dtype, so that small terms are not lost in large
+        # sums.
         x, _ = self.blocks(x.astype(jnp.float32), positions, valid)
         return self._finish(x)
 
     def read(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+        self,
+        x: Float[Array, "B T D"],
+        positions: Positions,
+        valid: Bool[Array, "B T"] | SharedPrefix,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """`__call__` of a transformer, and the keys and values [N, B, G, T, E] that later positions read.
+        """Compute `__call__` of a transformer, and return its keys and values [N, B, G, T, E].
 
         Raises:
-          ValueError: the stack is of another kind.
+          ValueError: the stack is not a causal transformer.
         """
         self._require_attention()
         x, cache = self.blocks.read(x.astype(jnp.float32), positions, valid)
@@ -142,33 +205,71 @@ class Backbone(nn.Module):
         self,
         x: Float[Array, "B D"],
         cache: KeyValues,
-        positions: Int[Array, " B"],
+        positions: Int[Array, " B"] | TextPositions,
         at: Int[Array, " B"],
         valid: Bool[Array, "B T"],
     ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """What a transformer's `__call__` gives at one position of each row, which need not be the same in all rows.
+        """Compute a transformer's `__call__` at one position per sequence.
 
         Args:
           x: input at the position.
-          cache: keys and values of T positions, from `read` (padded to T) or the step before.
-          positions: rotary positions, as `__call__` takes them.
-          at: the position's place in the cache; those before it are read. Of a row with at >= T nothing is kept, and its output
-            means nothing.
-          valid: False where a place before `at` holds none that is to be read.
+          cache: keys and values of T positions, from `read` (padded to T) or the previous step.
+          positions: rotary positions, as in `__call__`.
+          at: index of the position in the cache, per sequence; earlier indices are attended to. A
+            sequence with at >= T is not cached, and its output is meaningless.
+          valid: False at cached positions to ignore.
+
+        Returns:
+          The output, and the cache with the position's key and value.
 
         Raises:
-          ValueError: the stack is of another kind.
+          ValueError: the stack is not a causal transformer.
+        """
+        readable = valid & (jnp.arange(valid.shape[1]) < at[:, None])
+        return self.cached_read(x, cache, positions, at, readable)
+
+    def cached_read(
+        self,
+        x: Float[Array, "B D"],
+        cache: KeyValues,
+        positions: Int[Array, " B"] | TextPositions,
+        at: Int[Array, " B"],
+        readable: Bool[Array, "B T"],
+        is_entry: bool = False,
+        prefix: PrefixCache | None = None,
+    ) -> tuple[Float[Array, "B D"], KeyValues]:
+        """Compute `cached_step` of a position that reads any cached positions.
+
+        Args:
+          x: input at the position.
+          cache: as in `cached_step`.
+          positions: as in `cached_step`.
+          at: index in the cache where the position is written; not at T or above.
+          readable: True at cached positions to attend to, besides its own.
+          is_entry: whether the position is an entry of a prefix.
+          prefix: read as well; each of its rows is that of as many successive sequences.
         """
         self._require_attention()
-        readable = valid & (jnp.arange(valid.shape[1]) < at[:, None])
-        layers, end = jnp.arange(self.config.layers), jnp.minimum(jnp.max(at), valid.shape[1])
-        x, new = self.blocks.cached_step(x[:, None].astype(jnp.float32), layers, cache, positions[:, None], readable, end)
-        # Layers read the cache as it was and all write at once: written layer by layer it would be copied.
-        rows = jnp.arange(x.shape[0])
-        cache = KeyValues(
-            *(old.at[:, rows, :, at].set(jnp.moveaxis(y, 1, 0), mode="drop") for old, y in zip(cache, new, strict=True))
+        column = jax.tree.map(lambda x: x[:, None], positions)
+        layers, index = jnp.arange(self.config.layers), jnp.arange(1, readable.shape[1] + 1)
+        end = jnp.max(jnp.where(readable, index, 0))
+        x, new = self.blocks.cached_step(
+            x[:, None].astype(jnp.float32),
+            layers,
+            cache,
+            column,
+            readable,
+            end,
+            jnp.full(1, is_entry),
+            prefix,
         )
-        cache = KeyValues(*(constrain(y, None, "batch", "tensor", None, None) for y in cache))
+        # All layers read the old cache and write at once: writing layer by layer would copy it.
+        rows = jnp.arange(x.shape[0])
+        written = (
+            old.at[:, rows, :, at].set(jnp.moveaxis(y, 1, 0), mode="drop")
+            for old, y in zip(cache, new, strict=True)
+        )
+        cache = KeyValues(*(constrain(y, None, "batch", "tensor", None, None) for y in written))
         return self._finish(x)[:, 0], cache
 
     def _finish(self, x: jax.Array) -> jax.Array:
@@ -176,25 +277,27 @@ class Backbone(nn.Module):
 
     @nn.nowrap
     def initial_state(self, batch: int) -> Float[Array, "N B K H E"]:
-        """What a stack of repeat mixers carries before the first position.
+        """Return the state of a stack of repeat mixers before the first position.
 
         Raises:
-          ValueError: the stack is of another kind, of which a position reads all earlier ones.
+          ValueError: the stack is of another kind, without a state of constant size.
         """
         self._require_state()
-        state = initial_state(self.config, batch)
-        return jnp.broadcast_to(state, (self.config.layers, *state.shape))
+        return initial_state(self.config, batch)
 
     def step(
-        self, x: Float[Array, "B D"], state: Float[Array, "N B K H E"], position: Int[Array, "#B"] | Int[Array, ""] | int
+        self,
+        x: Float[Array, "B D"],
+        state: Float[Array, "N B K H E"],
+        position: Int[Array, "#B"] | Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B D"], Float[Array, "N B K H E"]]:
-        """What `__call__` gives at `position`, from the input there and the state after the position before.
+        """Compute `__call__` at one position from the state after the previous one.
 
         Args:
           x: input at the position.
-          state: from `initial_state` or the step before. A row that begins with padding can start later: at its first token's
-            position, from the initial state.
-          position: 0 to T - 1, one for all rows or one for each.
+          state: from `initial_state` or the previous step. A left-padded sequence can start later:
+            at its first token's position, from the initial state.
+          position: 0 to T - 1, one for all sequences or one per sequence.
 
         Raises:
           ValueError: as `initial_state`.
@@ -205,11 +308,23 @@ class Backbone(nn.Module):
 
     @nn.nowrap
     def _require_state(self) -> None:
-        if self.config.kind not in REPEATS:
-            raise ValueError(f"kind={self.config.kind!r} has no state of constant size to step with; {', '.join(REPEATS)} have")
+        ConfigError.require(
+            self.config.kind in REPEATS,
+            f"kind={self.config.kind!r} has no state of constant size to step with; use one of"
+            f" {', '.join(REPEATS)}",
+        )
 
     @nn.nowrap
     def _require_attention(self) -> None:
-        if self.config.kind != "transformer" or not self.config.causal:
-            kind = self.config.kind if self.config.causal else f"{self.config.kind} with causal=False"
-            raise ValueError(f"a {kind} has no keys and values to step with; a causal transformer has")
+        kind, causal = self.config.kind, self.config.causal
+        ConfigError.require(
+            kind == "transformer" and causal,
+            f"a {kind if causal else f'{kind} with causal=False'} has no keys and values to step"
+            " with; use a causal transformer",
+        )
+
+
+def make_backbone(model: Model, config: BackboneConfig, length: int) -> Backbone:
+    """Return a backbone over `length` positions, with the dtype, remat and attention of `model`."""
+    dense = "dense_mixing_gradient" in model.compat
+    return Backbone(config, length, jnp.dtype(model.dtype), model.remat, dense, model.attention)

@@ -1,4 +1,4 @@
-"""Ids to vectors.
+"""Token embeddings.
 
 Shapes: B batch, V vocabulary, D width, S shard of the batch.
 """
@@ -9,55 +9,66 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from memjax.layers.linear import ROWS
-from memjax.sharding import batch_parts, constrain, gathered
+from memjax.errors import MemjaxError
+from memjax.layers.linear import ROW_PARALLEL
+from memjax.sharding import batch_parts, constrain, gather_params
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def lookup(table: Float[Array, "V D"], ids: Int[Array, "B *any"], dtype: Any) -> Float[Array, "B *any D"]:
-    """Rows of a table, rounded to `dtype`; their gradients are added up in float32.
+def lookup(
+    table: Float[Array, "V D"], ids: Int[Array, "B *any"], dtype: Any
+) -> Float[Array, "B *any D"]:
+    """Return rows of a table, rounded to `dtype`; their gradients are accumulated in float32.
 
-    A table that is split over devices is gathered first, and every device adds up the gradient of its own tokens: no device sees the tokens
-    of another.
+    A table that is split over devices is gathered first, and each device accumulates the gradient
+    of its own tokens: no device receives the tokens of another.
     """
-    rows = jnp.take(gathered(table.astype(dtype), ROWS, (None, None)), ids, axis=0)
+    rows = jnp.take(gather_params(table.astype(dtype), ROW_PARALLEL, (None, None)), ids, axis=0)
     return constrain(rows, "batch")
 
 
-def _forward(table: jax.Array, ids: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(
+    table: jax.Array, ids: jax.Array, dtype: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return lookup(table, ids, dtype), (table, ids)
 
 
-def _backward(dtype: Any, saved: tuple[jax.Array, jax.Array], d_rows: jax.Array) -> tuple[jax.Array, None]:
+def _backward(
+    dtype: Any, saved: tuple[jax.Array, jax.Array], d_rows: jax.Array
+) -> tuple[jax.Array, None]:
     table, ids = saved
     shards = batch_parts(ids.shape[0])
     ids_Sn = constrain(ids.reshape(shards, -1), "batch")
     d_rows_SnD = constrain(d_rows.reshape(*ids_Sn.shape, -1).astype(jnp.float32), "batch")
     zeros_SVD = constrain(jnp.zeros((shards, *table.shape), jnp.float32), "batch", None, None)
-    d_table_SVD = jax.vmap(lambda zeros_VD, ids_n, d_rows_nD: zeros_VD.at[ids_n].add(d_rows_nD))(zeros_SVD, ids_Sn, d_rows_SnD)
+    d_table_SVD = jax.vmap(lambda zeros_VD, ids_n, d_rows_nD: zeros_VD.at[ids_n].add(d_rows_nD))(
+        zeros_SVD, ids_Sn, d_rows_SnD
+    )
     d_table = jnp.sum(constrain(d_table_SVD, "batch", None, None), axis=0).astype(table.dtype)
-    return gathered(d_table, ROWS, ROWS), None
+    return gather_params(d_table, ROW_PARALLEL, ROW_PARALLEL), None
 
 
 lookup.defvjp(_forward, _backward)
 
 
 class Embed(nn.Module):
-    """A row of a table for every id; the table is float32, the rows are of `dtype`."""
+    """Token table: float32 parameters [V, D], outputs of `dtype`."""
 
-    vocabulary: int
+    vocab_size: int
     width: int
     dtype: jnp.dtype
     embedding_init: nn.initializers.Initializer
 
     def setup(self) -> None:
-        self.embedding = self.param("embedding", self.embedding_init, (self.vocabulary, self.width))
+        self.embedding = self.param("embedding", self.embedding_init, (self.vocab_size, self.width))
 
     def __call__(self, ids: Int[Array, "B *any"]) -> Float[Array, "B *any D"]:
+        # Under jit, ids have no values yet; of other processes' ids, there are none here.
+        if not isinstance(ids, jax.core.Tracer) and getattr(ids, "is_fully_addressable", True):
+            given, most = np.asarray(ids), self.vocab_size - 1
+            wrong = given[(given < 0) | (given > most)]
+            MemjaxError.require(not wrong.size, f"ids: {wrong[:1]}, expected 0 to {most}")
         return lookup(self.embedding, ids, self.dtype)
-
-    def as_head(self) -> Float[Array, "D V"]:
-        """The table as the kernel of a head that is tied to it."""
-        return self.embedding.T

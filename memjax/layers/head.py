@@ -1,4 +1,4 @@
-"""From hidden states to the vocabulary: logits for those who want them, losses without them for training.
+"""Output head: logits, or token losses computed block-wise without materialising logits.
 
 Shapes: B batch, T position, D width, V vocabulary; t positions of one block; S shard of the batch.
 """
@@ -13,17 +13,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.layers.embed import Embed
-from memjax.layers.linear import COLUMNS
-from memjax.sharding import batch_parts, constrain, gathered
+from memjax.layers.linear import COLUMN_PARALLEL
+from memjax.sharding import batch_parts, constrain, gather_params
 
 BLOCK_TOKENS = 1024
-"""Positions whose logits a device holds at a time."""
+"""Positions per device whose logits exist at a time."""
 
 
 def block_length(batch: int, length: int, tokens: int = BLOCK_TOKENS) -> int:
-    """Positions t of a block [batch, t] of about `tokens`: the largest divisor of `length` that fits.
+    """Return t, the positions per block [batch, t] of about `tokens`.
 
-    Where that is less than half of what fits, t is no divisor and the last block is filled up.
+    t is the largest divisor of `length` that fits. If that is less than half of the positions that
+    fit, t does not divide and the last block is padded.
     """
     fits = max(1, min(length, tokens // batch))
     divisor = max(t for t in range(1, fits + 1) if length % t == 0)
@@ -35,7 +36,10 @@ def _logits(hidden_BtD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
 
 
 def _blocks(x: jax.Array, block: int) -> jax.Array:
-    """[B, T, ...] to [T / t, B, t, ...], T filled up with zeros: the batch axis stays whole, so that a sharded batch stays where it is."""
+    """Reshape [B, T, ...] to [T / t, B, t, ...], T padded with zeros.
+
+    The batch axis stays whole, so that a sharded batch is not moved.
+    """
     batch, length = x.shape[:2]
     if length % block:
         x = jnp.pad(x, ((0, 0), (0, -length % block), *((0, 0),) * (x.ndim - 2)))
@@ -48,34 +52,34 @@ def _unblocks(x: jax.Array, length: int) -> jax.Array:
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :length]
 
 
-def _gathered(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The kernel as every block reads it: rounded, then brought together once, not once a block."""
+def _gather_kernel(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Cast the kernel to the compute dtype and gather it once, outside the block loop."""
     return constrain(kernel.astype(dtype), None, "tensor")
-
-
-def _stored(d_kernel: jax.Array) -> jax.Array:
-    """The kernel's gradient where the kernel is stored."""
-    return gathered(d_kernel, COLUMNS, COLUMNS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def cross_entropy(
-    hidden: Float[Array, "B T D"], kernel: Float[Array, "D V"], labels: Int[Array, "B T"], block: int
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    labels: Int[Array, "B T"],
+    block: int,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """-log softmax(hidden @ kernel)[label] in nats, and whether the label is the most likely token.
+    """Return -log softmax(hidden @ kernel)[label] in nats, and whether the label is the argmax.
 
-    Goes over blocks of positions and recomputes each block's logits in the backward pass: `[B, T, V]` never exists.
+    Runs over blocks of positions and recomputes each block's logits in the backward pass: `[B, T,
+    V]` never exists.
     """
-    nats, correct, _ = _scan_forward(hidden, kernel, labels, block)
-    return nats, correct
+    return _scan_forward(hidden, kernel, labels, block)[:2]
 
 
 def _scan_forward(
     hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    kernel_DV = _gathered(kernel, hidden.dtype)
+    kernel_DV = _gather_kernel(kernel, hidden.dtype)
 
-    def body(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array, jax.Array]]:
+    def body(
+        _: None, xs: tuple[jax.Array, jax.Array]
+    ) -> tuple[None, tuple[jax.Array, jax.Array, jax.Array]]:
         hidden_BtD, labels_Bt = xs
         logits = _logits(hidden_BtD, kernel_DV)
         lse = jax.nn.logsumexp(logits, axis=-1)
@@ -83,19 +87,23 @@ def _scan_forward(
         return None, (lse - at_label, jnp.argmax(logits, axis=-1) == labels_Bt, lse)
 
     _, out = jax.lax.scan(body, None, (_blocks(hidden, block), _blocks(labels, block)))
-    nats, correct, lse = (_unblocks(y, hidden.shape[1]) for y in out)
-    return nats, correct, lse
+    nats, is_argmax, lse = (_unblocks(y, hidden.shape[1]) for y in out)
+    return nats, is_argmax, lse
 
 
-def _forward(hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int) -> tuple[Any, tuple[jax.Array, ...]]:
-    nats, correct, lse = _scan_forward(hidden, kernel, labels, block)
-    return (nats, correct), (hidden, kernel, labels, lse)
+def _forward(
+    hidden: jax.Array, kernel: jax.Array, labels: jax.Array, block: int
+) -> tuple[Any, tuple[jax.Array, ...]]:
+    nats, is_argmax, lse = _scan_forward(hidden, kernel, labels, block)
+    return (nats, is_argmax), (hidden, kernel, labels, lse)
 
 
-def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+def _backward(
+    block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[Any, ...]:
     hidden, kernel, labels, lse = saved
     d_nats = cotangents[0]
-    kernel_DV = _gathered(kernel, hidden.dtype)
+    kernel_DV = _gather_kernel(kernel, hidden.dtype)
     shards = batch_parts(hidden.shape[0])
 
     def by_shard(x: jax.Array) -> jax.Array:
@@ -107,44 +115,64 @@ def _backward(block: int, saved: tuple[jax.Array, ...], cotangents: tuple[jax.Ar
         is_label = jnp.arange(p_BtV.shape[-1]) == labels_Bt[..., None]
         d_logits = ((p_BtV - is_label) * d_nats_Bt[..., None]).astype(hidden.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, kernel_DV)
-        # A sum for every shard of the batch: they are added up once, after the last block.
+        # One sum per shard of the batch: they are added once, after the last block.
         d_kernel_SDV += jnp.einsum(
-            "sbtd,sbtv->sdv", by_shard(hidden_BtD), by_shard(d_logits), preferred_element_type=jnp.float32
+            "sbtd,sbtv->sdv",
+            by_shard(hidden_BtD),
+            by_shard(d_logits),
+            preferred_element_type=jnp.float32,
         )
         return constrain(d_kernel_SDV, "batch", None, "tensor"), d_hidden
 
     blocks = tuple(_blocks(x, block) for x in (hidden, labels, lse, d_nats))
     zeros = constrain(jnp.zeros((shards, *kernel.shape), jnp.float32), "batch", None, "tensor")
     d_kernel_SDV, d_hidden = jax.lax.scan(body, zeros, blocks)
-    return _unblocks(d_hidden, hidden.shape[1]), _stored(jnp.sum(d_kernel_SDV, axis=0).astype(kernel.dtype)), None
+    d_kernel = jnp.sum(d_kernel_SDV, axis=0).astype(kernel.dtype)
+    # The gradient is laid out as the kernel is stored.
+    d_kernel = gather_params(d_kernel, COLUMN_PARALLEL, COLUMN_PARALLEL)
+    return _unblocks(d_hidden, hidden.shape[1]), d_kernel, None
 
 
 cross_entropy.defvjp(_forward, _backward)
 
 
 class Head(nn.Module):
-    """Linear map from width to vocabulary, no bias; logits and losses in float32.
+    """Linear map from width to vocabulary without bias; logits and losses in float32.
 
     Attributes:
       width: D.
-      vocabulary: V.
-      tied: the token table that is its kernel, transposed; None for a kernel of its own.
+      vocab_size: V.
+      tied: token table whose transpose is the kernel; None for a kernel of its own.
     """
 
     width: int
-    vocabulary: int
+    vocab_size: int
     tied: Embed | None = None
 
     def setup(self) -> None:
         if self.tied is None:
-            self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, self.vocabulary))
+            self.kernel = self.param(
+                "kernel", nn.initializers.lecun_normal(), (self.width, self.vocab_size)
+            )
         else:
-            self.kernel = self.tied.as_head()
+            self.kernel = self.tied.embedding.T
 
     def __call__(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any V"]:
-        return jnp.matmul(hidden, self.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(
+            hidden, self.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
 
-    def score(self, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"]) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-        """Cross entropy of `labels` in nats and whether each is the most likely token, without full logits."""
-        batch, length = labels.shape
-        return cross_entropy(hidden, self.kernel, labels, block_length(batch // batch_parts(batch), length))
+    def token_losses(
+        self, hidden: Float[Array, "B *any D"], labels: Int[Array, "B *any"]
+    ) -> tuple[Float[Array, "B *any"], Bool[Array, "B *any"]]:
+        """Return the cross entropy of `labels` in nats and whether each is the argmax.
+
+        Full logits are never materialised.
+        """
+        batch = len(labels)
+        length = labels.size // batch
+        block = block_length(batch // batch_parts(batch), length)
+        nats, is_argmax = cross_entropy(
+            hidden.reshape(batch, length, -1), self.kernel, labels.reshape(batch, length), block
+        )
+        return nats.reshape(labels.shape), is_argmax.reshape(labels.shape)

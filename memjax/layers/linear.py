@@ -6,20 +6,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from memjax.sharding import gathered
+from memjax.sharding import gather_params
 
-COLUMNS, ROWS = ("fsdp", "tensor"), ("tensor", "fsdp")
-"""Layouts of the two matrices of a pair: over `tensor` the first has its outputs split, the second its inputs, and what lies between needs
-no exchange."""
+COLUMN_PARALLEL, ROW_PARALLEL = ("fsdp", "tensor"), ("tensor", "fsdp")
+"""Layouts of a pair of matrices. Over `tensor` the first is split by outputs and the second by
+inputs, so that the activations between them need no exchange."""
 
 
 class Linear(nn.Module):
-    """y = x @ kernel (+ bias), float32 parameters, product in `dtype`.
+    """Computes y = x @ kernel (+ bias) with float32 parameters and a product in `dtype`.
 
-    Leading axes are folded into one first. The weight's gradient is then a plain product of two matrices; contracting two
-    axes at once makes XLA write transposed copies of the activations (about half the time of an MLP's backward pass on CPUs).
+    Leading axes are folded into one first. The weight's gradient is then a plain product of two
+    matrices; contracting two axes at once makes XLA write transposed copies of the activations
+    (about half the time of an MLP's backward pass on CPUs).
 
-    Where a product of two matrices stands beside the kernel (layers/lora.py), it is added: y += x @ lora_in @ lora_out.
+    LoRA factors beside the kernel (layers/lora.py) are added: y += x @ lora_in @ lora_out.
     """
 
     features: int
@@ -27,16 +28,20 @@ class Linear(nn.Module):
     dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     layout: tuple[str | None, str | None] = ("fsdp", None)
-    """Mesh axes its kernel is stored over (config.mesh.rules); where it is used, `fsdp` is gathered."""
+    """Mesh axes that the kernel is stored over (config.mesh.rules); `fsdp` is gathered before use.
+    """
 
     @nn.compact
     def __call__(self, x: Float[Array, "*any I"]) -> Float[Array, "*any O"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(self.dtype)
         used = tuple(None if axis == "fsdp" else axis for axis in self.layout)
-        y = flat @ gathered(kernel.astype(self.dtype), self.layout, used)
+        y = flat @ gather_params(kernel.astype(self.dtype), self.layout, used)
         if self.has_variable("params", "lora_in"):
-            into, out = (self.get_variable("params", name).astype(self.dtype) for name in ("lora_in", "lora_out"))
+            into, out = (
+                self.get_variable("params", name).astype(self.dtype)
+                for name in ("lora_in", "lora_out")
+            )
             y += (flat @ into) @ out
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)

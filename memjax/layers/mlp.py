@@ -3,28 +3,39 @@
 Shapes: B batch, T position, D width, F hidden width.
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from memjax.config import Backbone
-from memjax.layers.linear import COLUMNS, ROWS, Linear
+from memjax.layers.linear import COLUMN_PARALLEL, ROW_PARALLEL, Linear
 
 
 class MLP(nn.Module):
-    """SwiGLU (three matrices, no bias), or GELU (exact erf) or SiLU between two matrices with bias; D to F to D."""
+    """SwiGLU (three matrices, no bias), or GELU or SiLU between two matrices with bias.
+
+    Maps D to F to D; GELU is the exact one (erf).
+    """
 
     config: Backbone
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        width = self.config.width
-        hidden = self.config.hidden_width
+        up = functools.partial(
+            Linear, self.config.hidden_width, dtype=self.dtype, layout=COLUMN_PARALLEL
+        )
+        down = functools.partial(
+            Linear,
+            self.config.width,
+            dtype=self.dtype,
+            layout=ROW_PARALLEL,
+        )
         if self.config.mlp in ("gelu", "silu"):
-            h = Linear(hidden, use_bias=True, dtype=self.dtype, layout=COLUMNS, name="up")(x)
+            h = up(use_bias=True, name="up")(x)
             h = nn.gelu(h, approximate=False) if self.config.mlp == "gelu" else nn.silu(h)
-            return Linear(width, use_bias=True, dtype=self.dtype, layout=ROWS, name="down")(h)
-        gate = Linear(hidden, dtype=self.dtype, layout=COLUMNS, name="gate")(x)
-        up = Linear(hidden, dtype=self.dtype, layout=COLUMNS, name="up")(x)
-        return Linear(width, dtype=self.dtype, layout=ROWS, name="down")(nn.silu(gate) * up)
+            return down(use_bias=True, name="down")(h)
+        gate, hidden = up(name="gate")(x), up(name="up")(x)
+        return down(name="down")(nn.silu(gate) * hidden)

@@ -7,6 +7,6 @@ from memjax.config import Backbone
 
 
 def make_norm(config: Backbone, dtype: jnp.dtype, name: str) -> nn.Module:
-    """RMSNorm (`rms`, gain) or LayerNorm (`layer`, gain and bias); statistics in float32."""
+    """Return RMSNorm (`rms`, gain) or LayerNorm (`layer`, gain and bias); statistics in float32."""
     kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
-    return kind(epsilon=config.norm_epsilon, dtype=dtype, name=name)
+    return kind(epsilon=config.epsilon, dtype=dtype, name=name)

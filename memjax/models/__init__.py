@@ -1,56 +1,31 @@
-"""Model families, one file each, as Flax Linen modules; `build` makes the one a stage names."""
+"""Families of models, one file per family, as Flax Linen modules."""
 
-from collections.abc import Mapping
-
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 
 from memjax.config import Config, Stage
 from memjax.models.autoencoder import Autoencoder, unroll
 from memjax.models.causal_lm import CausalLM
+from memjax.models.checks import check
 from memjax.models.encoder import Encoder
 from memjax.models.entropy_regressor import EntropyRegressor
-from memjax.models.memory_model import EMPTY, PREDICT, RETAIN, MemoryModel, earlier_chunks
+from memjax.models.memory_model import MemoryModel, earlier_chunks
 from memjax.models.oracle import Oracle
+from memjax.models.ranker import Ranker
 from memjax.models.recurrent_memory import RecurrentMemory
-from memjax.models.retrieval import Ranker, Retriever
-
-FAMILIES: Mapping[str, type[nn.Module]] = {
-    "autoencoder": Autoencoder,
-    "memory_model": MemoryModel,
-    "causal_lm": CausalLM,
-    "oracle": Oracle,
-    "recurrent_memory": RecurrentMemory,
-    "retriever": Retriever,
-    "ranker": Ranker,
-    "entropy_regressor": EntropyRegressor,
-}
-"""What `config.stages.NAME.family` can be."""
+from memjax.models.registry import FAMILIES, can, families_that, find
+from memjax.models.request import EMPTY, PREDICT, RETAIN, Request
+from memjax.models.retriever import Retriever
 
 
 def build(config: Config, stage: Stage) -> nn.Module:
-    """The module that `stage` trains."""
-    model, vocabulary = config.model, config.data.vocabulary
-    match stage.family:
-        case "memory_model":
-            return MemoryModel(model, config.chunks, vocabulary, stage.memory)
-        case "recurrent_memory":
-            return RecurrentMemory(model, config.chunks, vocabulary)
-        case "causal_lm" | "entropy_regressor":
-            return FAMILIES[stage.family](model, config.data.row_tokens, vocabulary)
-        case "ranker":
-            return Ranker(model, config.chunks, vocabulary)
-    return FAMILIES[stage.family](model, vocabulary)
+    """Return the module that `stage` trains."""
+    return find(stage.family).build(config, stage)
 
 
 def example(module: nn.Module, config: Config) -> jax.Array:
-    """The smallest tokens `module.init` accepts."""
-    length = config.model.chunk_length
-    if isinstance(module, (MemoryModel, RecurrentMemory, Ranker)):
-        return jnp.zeros((1, config.chunks, length), jnp.int32)
-    row = isinstance(module, (CausalLM, EntropyRegressor))
-    return jnp.zeros((1, config.data.row_tokens if row else length), jnp.int32)
+    """Return the smallest tokens that `module.init` accepts."""
+    return find(module).example(config)
 
 
 __all__ = [
@@ -66,9 +41,14 @@ __all__ = [
     "Oracle",
     "Ranker",
     "RecurrentMemory",
+    "Request",
     "Retriever",
     "build",
+    "can",
+    "check",
     "earlier_chunks",
     "example",
+    "families_that",
+    "find",
     "unroll",
 ]

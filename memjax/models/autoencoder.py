@@ -1,21 +1,30 @@
-"""Autoencoder: a chunk through one memory and back, all positions at once (Badger 2026, autoencoders).
+"""Autoencoder: a chunk to one memory and back, all positions at once.
+
+Source: Badger 2026, autoencoders.
 
 Shapes: B chunk, L token, K vector, E encoder width, D decoder width, V vocabulary.
 """
+
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import Model
-from memjax.layers import Head, Linear
-from memjax.models.encoder import Encoder
-from memjax.models.stack import make_stack
+from memjax.config import Config, Model, Stage
+from memjax.layers import Head, Linear, make_backbone
+from memjax.models.adapter import ENCODER_SETTINGS, Adapter, one_by_one
+from memjax.models.encoder import Encoder, fold
+from memjax.models.request import Asking, Request, Requests, Variables
+from memjax.models.uses import Use, decoder_uses, encoder_uses
 
 
 def unroll(memory: Float[Array, "B D"], length: int) -> Float[Array, "B L W"]:
-    """Sliding windows: out[:, t, j] = memory[:, (t + j) mod D] for j < D // 2. All differ while length <= D."""
+    """Return sliding windows: out[:, t, j] = memory[:, (t + j) mod D] for j < D // 2.
+
+    All of them differ while length <= D.
+    """
     width = memory.shape[-1]
     index_LW = (jnp.arange(length)[:, None] + jnp.arange(width // 2)) % width
     return memory[:, index_LW]
@@ -28,20 +37,22 @@ class Autoencoder(nn.Module):
     """
 
     config: Model
-    vocabulary: int
+    vocab_size: int
 
     def setup(self) -> None:
         config = self.config
         width, dtype = config.reconstructor.width, jnp.dtype(config.dtype)
-        self.encoder = Encoder(config, self.vocabulary)
+        self.encoder = Encoder(config, self.vocab_size)
         if config.encoder.width != width:
             self.bridge = Linear(width, use_bias=True, dtype=dtype)
         if config.expansion == "unroll":
             self.unroll_projection = Linear(width, use_bias=True, dtype=dtype)
-        self.backbone = make_stack(config, config.reconstructor, config.chunk_length)
-        self.head = Head(width, self.vocabulary)
+        self.backbone = make_backbone(config, config.reconstructor, config.chunk_length)
+        self.head = Head(width, self.vocab_size)
 
-    def encode(self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None) -> Float[Array, "B K E"]:
+    def encode(
+        self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None
+    ) -> Float[Array, "B K E"]:
         """The memory of each chunk."""
         return self.encoder(tokens, valid)
 
@@ -66,8 +77,40 @@ class Autoencoder(nn.Module):
         self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
         """Nats of each token given its chunk's memory, and whether it is the most likely one."""
-        return self.head.score(self.hidden(self.encode(tokens, valid)), tokens)
+        return self.head.token_losses(self.hidden(self.encode(tokens, valid)), tokens)
 
-    def __call__(self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None) -> jax.Array:
+    def __call__(
+        self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None
+    ) -> jax.Array:
         """Logits [B, L, V]; position t scores token t."""
         return self.decode(self.encode(tokens, valid))
+
+
+def _answer(asking: Asking, variables: Variables, request: Request) -> tuple[jax.Array, jax.Array]:
+    chunks = fold(request.inputs)
+    nats, correct = asking.apply(variables, "score", chunks, chunks != asking.ids.pad)
+    return nats.reshape(request.inputs.shape), correct.reshape(request.inputs.shape)
+
+
+def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
+    model, count = config.model, stage.batch_size * config.chunks * len(requests)
+    yield from encoder_uses(config, count)
+    yield Use("bridge", "bridge", count * model.memory_vectors)
+    yield Use("unroll_projection", "bridge", count * model.chunk_length)
+    yield from decoder_uses(model.reconstructor, count, model.chunk_length, model.chunk_length)
+
+
+ADAPTER = Adapter(
+    name="autoencoder",
+    module=Autoencoder,
+    summary="An encoder turns each chunk of a text into a memory; a decoder reconstructs all tokens"
+    " of the chunk from that alone.",
+    capabilities=frozenset(("encodes", "reconstructs")),
+    build=lambda config, stage: Autoencoder(config.model, config.data.vocab_size),
+    example=lambda config: jnp.zeros((1, config.model.chunk_length), jnp.int32),
+    uses=_uses,
+    answer=one_by_one(_answer),
+    reads=ENCODER_SETTINGS | {"expansion"},
+    untied=("encoder", "reconstructor"),
+    backbone="reconstructor",
+)

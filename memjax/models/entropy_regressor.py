@@ -1,50 +1,56 @@
-"""Entropy regressor: one number for every token, such as how much it tells or how hard it is to say (Badger 2026, entropy estimation).
+"""Entropy regressor: one number per token, such as its entropy or its loss.
+
+Source: Badger 2026, entropy estimation.
 
 Shapes: B row, N token of a row, D width.
 """
 
-import flax.linen as nn
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import Model
-from memjax.layers import Embed, Linear
-from memjax.models.encoder import EMBEDDING_INIT
-from memjax.models.stack import make_stack
+from memjax.config import Config, Stage
+from memjax.layers import Linear
+from memjax.models.adapter import Adapter
+from memjax.models.causal_lm import RowModule
+from memjax.models.request import Requests
+from memjax.models.uses import Use, decoder_uses
 
 
-class EntropyRegressor(nn.Module):
-    """Embed, backbone, linear map to one number; a causal language model without its vocabulary at the end.
-
-    Its backbone is `config.decoder`.
-
-    Attributes:
-      config: the model's settings.
-      length: N, tokens in a row; a mixer accepts no other.
-      vocabulary: V.
-    """
-
-    config: Model
-    length: int
-    vocabulary: int
+class EntropyRegressor(RowModule):
+    """Token table, backbone, and a linear map to one number in place of a head."""
 
     def setup(self) -> None:
-        config = self.config
-        dtype = jnp.dtype(config.dtype)
-        self.embed = Embed(self.vocabulary, config.decoder.width, dtype, EMBEDDING_INIT)
-        self.backbone = make_stack(config, config.decoder, self.length)
+        super().setup()
         # In float32 whatever the backbone computes in, like logits.
         self.value = Linear(1, use_bias=True)
 
-    def __call__(self, tokens: Int[Array, "B N"], valid: Bool[Array, "B N"] | None = None) -> Float[Array, "B N"]:
-        """Estimates in float32 and in the unit of what they are trained on; position t has read tokens 0..t.
+    def __call__(
+        self, tokens: Int[Array, "B N"], valid: Bool[Array, "B N"] | None = None
+    ) -> Float[Array, "B N"]:
+        """Return estimates in float32, in the unit of their targets.
 
-        Args:
-          tokens: ids.
-          valid: False where a position is padding; None when there is none. Ignored under the quirk `attended_padding`.
+        Position t has read tokens 0..t; arguments as in `hidden`.
         """
-        if valid is None or "attended_padding" in self.config.compat:
-            valid = jnp.ones(tokens.shape, bool)
-        # Positions count real tokens, so that padding on the left does not shift them.
-        positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-        return self.value(self.backbone(self.embed(tokens), positions, valid))[..., 0]
+        return self.value(self.hidden(tokens, valid))[..., 0]
+
+
+def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
+    tokens = config.data.sequence_length
+    yield from decoder_uses(
+        config.model.decoder, stage.batch_size * len(requests), tokens, tokens, "value"
+    )
+
+
+ADAPTER = Adapter(
+    name="entropy_regressor",
+    module=EntropyRegressor,
+    summary="A model that estimates, for each token, how hard it is.",
+    capabilities=frozenset(("estimates", "reads_rows")),
+    build=lambda config, stage: EntropyRegressor(
+        config.model, config.data.sequence_length, config.data.vocab_size
+    ),
+    example=lambda config: jnp.zeros((1, config.data.sequence_length), jnp.int32),
+    uses=_uses,
+)

@@ -1,8 +1,12 @@
-"""Memory model: a causal decoder that reads memories of earlier chunks in place of their tokens (Badger 2026, memory models).
+"""Memory model: a causal decoder reads memories of earlier chunks in place of their tokens.
 
-Shapes: B row, C chunk of the row, X chunk to decode, S slot, M memory, K vector, L token, E encoder width, D decoder width,
-V vocabulary, T = S*K + L decoder positions.
+Source: Badger 2026, memory models.
+
+Shapes: B row, C chunk of the row, X chunk to decode, S slot, M memory, K vector, L token, E encoder
+width, D decoder width, V vocabulary, T = S*K + L decoder positions.
 """
+
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,125 +14,303 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import Model
-from memjax.layers import Embed, Head, Linear
-from memjax.models.encoder import Encoder, fold, unfold
-from memjax.models.stack import make_stack
-
-PREDICT, RETAIN = 0, 1
-"""Tasks the decoder's mark tells apart."""
+from memjax.config import Config, ConfigError
+from memjax.layers import Embed, Head, Linear, make_backbone
+from memjax.layers.attention import KeyValues, Positions
+from memjax.layers.shared_prefix import SharedPrefix
+from memjax.models.encoder import Encoder, fold, read_positions, require_places, unfold
+from memjax.models.memory import VECTORS, Memories, Memory, number_bits, prefill_backbone
+from memjax.models.request import EMPTY, PREDICT, Joined, Prefix, Request, alone, next_chunks
 
 EMBEDDING_INIT = nn.initializers.normal(1.0)
-"""Of tokens, positions and marks alike. As large as a normalised memory, so that in every block a position still says what to take
-from it: at 0.02 a decoder takes several times the steps to learn to read memories."""
+"""Initial scale of token, position and task embeddings. It is as large as a normalised memory, so
+that a position determines in every block which part of the memory to read: at 0.02 a decoder takes
+several times as many steps to learn to read memories."""
+
+VALID = "valid"
+"""The leaf that marks entries of chunks with text."""
 
 FILLS = {"slots_of_ones": 1.0, "slots_of_zeros": 0.0}
 
-EMPTY = -1
-"""Entry of a slot table that holds no memory."""
-
 
 def earlier_chunks(chunks: int) -> np.ndarray:
-    """The slot table [X, S] of reading on: chunk c has the memories of chunks 0..c-1 in slots 0..c-1, the others empty."""
+    """Return the slot table [X, S] of next tokens.
+
+    Chunk c has the memories of chunks 0..c-1 in slots 0..c-1; the other slots are empty.
+    """
     chunk, slot = np.arange(chunks)[:, None], np.arange(chunks - 1)
     return np.where(slot < chunk, slot, EMPTY)
 
 
-class MemoryModel(nn.Module):
-    """Encoder and decoder. A token reaches later chunks through its chunk's memory and by no other path.
+class MemoryModel(Memory):
+    """Encoder and decoder.
+
+    A token reaches later chunks through its chunk's memory and by no other path.
 
     Attributes:
-      config: the model's settings.
-      chunks: C, chunks in a row.
-      vocabulary: V.
-      memory: False builds the control, a decoder whose slots are always empty and that has no encoder.
+      memory: False builds the control, a decoder whose slots are always empty and that has no
+        encoder.
     """
 
-    config: Model
-    chunks: int
-    vocabulary: int
+    KIND = "bank"
+    TASKS: ClassVar[int] = 2
+    """Rows of the table of task marks."""
+
     memory: bool = True
 
     @property
     def slots(self) -> int:
-        """S: the last chunk is never read, so one fewer than chunks (published code: as many)."""
+        """S: one fewer than chunks, since the last is never read (published code: as many)."""
         return self.chunks - (self._fill_value is None)
 
     @property
+    def budget(self) -> int:
+        """Memories that are kept: those that the last chunk of a sequence reads.
+
+        The published code has one slot more, which is never filled.
+        """
+        return self.chunks - 1
+
+    @property
     def _fill_value(self) -> float | None:
-        """What published code puts into a slot without a memory, where the decoder attends to it; None masks it out."""
+        """The constant of a slot without a memory in published code; None masks the slot."""
         return next((value for quirk, value in FILLS.items() if quirk in self.config.compat), None)
 
     def setup(self) -> None:
         config = self.config
         width, dtype = config.decoder.width, jnp.dtype(config.dtype)
         if self.memory:
-            self.encoder = Encoder(config, self.vocabulary)
+            self.encoder = Encoder(config, self.vocab_size)
             if config.encoder.width != width:
                 self.bridge = Linear(width, use_bias=True, dtype=dtype)
-        self.embed = Embed(self.vocabulary, width, dtype, EMBEDDING_INIT)
+        self.embed = Embed(self.vocab_size, width, dtype, EMBEDDING_INIT)
         if config.token_positions:
-            self.token_position = self.param("token_position", EMBEDDING_INIT, (config.chunk_length, width))
+            self.token_position = self.param(
+                "token_position", EMBEDDING_INIT, (config.chunk_length, width)
+            )
         if config.chunk_positions:
             self.chunk_position = self.param("chunk_position", EMBEDDING_INIT, (self.chunks, width))
-        if config.task_mark:
-            self.task_mark = self.param("task_mark", EMBEDDING_INIT, (2, width))
-        self.backbone = make_stack(config, config.decoder, self.slots * config.vectors + config.chunk_length)
-        self.head = Head(width, self.vocabulary, self.embed if config.decoder.tied_head else None)
+        if config.task_embedding:
+            self.task_mark = self.param("task_mark", EMBEDDING_INIT, (self.TASKS, width))
+        self.backbone = make_backbone(
+            config, config.decoder, self.slots * config.memory_vectors + config.chunk_length
+        )
+        self.head = Head(
+            width, self.vocab_size, self.embed if config.decoder.tie_embeddings else None
+        )
 
-    def encode(self, tokens: Int[Array, "B M L"], valid: Bool[Array, "B M L"] | None = None) -> Float[Array, "B M K E"]:
-        """Memories of all given chunks, in one call."""
-        if not self.memory:
-            raise ValueError("this model was built with memory=False: it has no encoder")
+    def encode(
+        self, tokens: Int[Array, "B M L"], valid: Bool[Array, "B M L"] | None = None
+    ) -> Float[Array, "B M K E"]:
+        """Encode all given chunks, in one call."""
+        ConfigError.require(
+            self.memory, "this model was built with memory=False: it has no encoder"
+        )
         valid = None if valid is None else fold(valid)
         return unfold(self.encoder(fold(tokens), valid), tokens.shape[0])
 
-    def hidden(
+    def states(
         self,
         tokens: Int[Array, "B X L"],
         memories: Float[Array, "B M K E"] | None = None,
-        slots: Int[Array, "X S"] | None = None,
-        chunk: Int[Array, " X"] | None = None,
-        task: Int[Array, " X"] | int = PREDICT,
+        slots: Int[Array | np.ndarray, "X S"] | None = None,
+        chunk: Int[Array | np.ndarray, " X"] | None = None,
+        task: Int[Array | np.ndarray, " X"] | int = PREDICT,
         memory_valid: Bool[Array, "B M"] | None = None,
         token_valid: Bool[Array, "B X L"] | None = None,
     ) -> Float[Array, "B X L D"]:
-        """Decoder states at the token positions of all given chunks, in one call; arguments as in `decode`."""
-        config = self.config
+        """Return decoder states at the token positions of all given chunks, in one call.
+
+        Position t has read tokens 0..t of its chunk and the memories in its slots.
+
+        Args:
+          tokens: what the decoder is shown.
+          memories: from `encode`; None for none.
+          slots: which memory stands in each slot of each chunk, `EMPTY` for none; by default those
+            of all earlier chunks.
+          chunk: place of each chunk in its row; by default 0, 1, 2, ...
+          task: PREDICT or RETAIN, for each chunk or for all.
+          memory_valid: False for a memory of a chunk without tokens; it is masked out.
+          token_valid: False where `tokens` is padding.
+        """
+        if "attended_padding" in self.config.compat:
+            memory_valid = None
+        inputs = self._lay_out(tokens, memories, slots, chunk, task, memory_valid, token_valid)
+        return unfold(self.backbone(*inputs)[:, -tokens.shape[2] :], len(tokens))
+
+    def joined_states(
+        self,
+        joined: Joined,
+        memories: Float[Array, "B M K E"] | None = None,
+        memory_valid: Bool[Array, "B M"] | None = None,
+        token_valid: Bool[Array, "B X L"] | None = None,
+    ) -> Float[Array, "B X L D"]:
+        """Return `states` of all chunks of the requests.
+
+        Args:
+          joined: the requests.
+          memories: those that its entries name by number; None for none.
+          memory_valid: as in `states`.
+          token_valid: False where `joined.inputs` is padding.
+        """
+        if self.shares_prefixes:
+            return self.shared_states(joined, memories, memory_valid, token_valid)
+        rest = joined.slots, joined.place, joined.task, memory_valid, token_valid
+        return self.states(joined.inputs, memories, *rest)
+
+    def shared_states(
+        self,
+        joined: Joined,
+        memories: Float[Array, "B M K E"] | None = None,
+        memory_valid: Bool[Array, "B M"] | None = None,
+        token_valid: Bool[Array, "B X L"] | None = None,
+    ) -> Float[Array, "B X L D"]:
+        """Compute `joined_states` with each prefix once, where entries depend on no chunk.
+
+        Arguments are as in `joined_states`.
+        """
+        if "attended_padding" in self.config.compat:
+            memory_valid = None
+        prefixes = joined.prefixes
+        if memories is None or not self.memory:
+            prefixes = tuple(x._replace(entries=x.entries[:0]) for x in prefixes)
+            memories = jnp.zeros((len(joined.inputs), 1, 1, self.config.decoder.width))
+        else:
+            memories = self._bridge(memories)
+        inputs = self._share(joined, prefixes, memories, memory_valid, token_valid)
+        return inputs[-1].chunks(self.backbone(*inputs))
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """False: every chunk is decoded with slots of its own, as the published models are."""
+        return False
+
+    def _share(
+        self,
+        joined: Joined,
+        prefixes: tuple[Prefix, ...],
+        memories: jax.Array,
+        memory_valid: jax.Array | None,
+        token_valid: jax.Array | None,
+    ) -> tuple[Float[Array, "B T D"], Positions, SharedPrefix]:
+        """Return the arguments of the backbone; arguments as in `joined_states`."""
+        config, (batch, _, length) = self.config, joined.inputs.shape
+        vectors = config.memory_vectors
+        x = self._embed_inputs(joined.inputs, slice(length), joined.place, joined.task)
+        token_valid = read_positions(config, joined.inputs, token_valid)
+        entries_valid = jnp.ones(memories.shape[:2], bool) if memory_valid is None else memory_valid
+        entries, valid, visible = [], [], []
+        for prefix in prefixes:
+            filled = entries_valid[:, prefix.entries]
+            written = self._enter(memories[:, prefix.entries])
+            written = jnp.where(filled[..., None, None], written, 0)
+            entries.append(written.reshape(batch, -1, x.shape[-1]).astype(x.dtype))
+            valid.append(jnp.repeat(filled, vectors, axis=1))
+            seen = jnp.minimum(jnp.asarray(prefix.visible), len(prefix.entries)) * vectors
+            visible.append(jnp.broadcast_to(seen, (batch, seen.shape[-1])))
+        reading = SharedPrefix(
+            jnp.concatenate([*valid, token_valid.reshape(batch, -1)], axis=1),
+            tuple(visible),
+            tuple(x.shape[1] for x in valid),
+            length,
+            config.decoder.blind_memories,
+        )
+        at = jnp.maximum(jnp.cumsum(token_valid, axis=-1) - 1, 0)
+        positions = self._shared_positions(joined, prefixes, reading, at)
+        x = jnp.concatenate([*entries, x.reshape(batch, -1, x.shape[-1])], axis=1)
+        return x, positions, reading
+
+    def _bridge(self, memories: Float[Array, "B M K E"]) -> Float[Array, "B M K D"]:
+        """Return memories at the decoder's width."""
+        if self.config.encoder.width == self.config.decoder.width:
+            return memories
+        return self.bridge(memories)
+
+    def _enter(self, written: Float[Array, "B P K D"]) -> Float[Array, "B P K D"]:
+        """Return the first P entries as the backbone reads them."""
+        if not self.config.chunk_positions:
+            return written
+        return written + self.chunk_position[: written.shape[1], None].astype(written.dtype)
+
+    def _shared_positions(
+        self,
+        joined: Joined,
+        prefixes: tuple[Prefix, ...],
+        reading: SharedPrefix,
+        at: Int[Array, "B X L"],
+    ) -> Positions:
+        """Return rotary positions; `at` is the position of each input in its chunk."""
+        valid = [group.prefix for group in reading.groups(reading.valid)]
+        if self.config.layout == "variable":
+            in_prefix = [jnp.maximum(jnp.cumsum(filled, axis=1) - 1, 0) for filled in valid]
+            before = jnp.concatenate([seen.sum(axis=-1) for seen in reading.seen()], axis=1)
+            at += before[..., None]
+        else:
+            in_prefix = [
+                jnp.broadcast_to(jnp.arange(filled.shape[1]), filled.shape) for filled in valid
+            ]
+            at += self.slots * self.config.memory_vectors
+        return jnp.concatenate([*in_prefix, at.reshape(len(at), -1)], axis=1)
+
+    def _lay_out(
+        self,
+        tokens: jax.Array,
+        memories: jax.Array | None,
+        slots: jax.Array | np.ndarray | None,
+        chunk: jax.Array | np.ndarray | None,
+        task: jax.Array | np.ndarray | int,
+        memory_valid: jax.Array | None,
+        token_valid: jax.Array | None,
+    ) -> tuple[Float[Array, "BX T D"], Int[Array, "BX T"], Bool[Array, "BX T"]]:
+        """Return the arguments of the backbone; arguments as in `states`, `chunk` also [B, X]."""
+        # Chunks may be of several sequences, if their places are given.
+        require_places(tokens, self.config.chunk_length, self.chunks if chunk is None else 0)
         batch, n, length = tokens.shape
         if slots is None:
-            slots = jnp.asarray(earlier_chunks(self.chunks)[:n])
+            slots = earlier_chunks(self.chunks)[:n]
         if chunk is None:
             chunk = jnp.arange(n)
-        x = self.embed(tokens)
-        if config.token_positions:
-            x += self.token_position.astype(x.dtype)[:length]
-        if config.chunk_positions:
-            x += self.chunk_position.astype(x.dtype)[chunk][:, None]
-        if config.task_mark:
-            x += jnp.broadcast_to(self.task_mark.astype(x.dtype)[task], (n, config.decoder.width))[:, None]
-        if token_valid is None or "attended_padding" in config.compat:
-            token_valid = jnp.ones(tokens.shape, bool)
+        x = self._embed_inputs(tokens, slice(length), chunk, task)
+        token_valid = read_positions(self.config, tokens, token_valid)
         in_slots, filled = self._fill(memories, slots, memory_valid, batch, n)
         sequence = jnp.concatenate([in_slots.astype(x.dtype), x], axis=2)
         valid = jnp.concatenate([filled, token_valid], axis=2)
-        positions = self._positions(filled, token_valid)
-        h = self.backbone(fold(sequence), fold(positions), fold(valid))
-        return unfold(h[:, -length:], batch)
+        positions = self._positions(filled, jnp.cumsum(token_valid, axis=-1) - 1)
+        return fold(sequence), fold(positions), fold(valid)
+
+    def _embed_inputs(
+        self,
+        tokens: Int[Array, "*B T"],
+        at: slice | Int[Array, "*B T"],
+        chunk: Int[Array | np.ndarray, "*B"],
+        task: Int[Array | np.ndarray, "*B"] | int,
+    ) -> Float[Array, "*B T D"]:
+        """Return the inputs of the backbone for tokens at positions `at` of their chunks."""
+        config, x = self.config, self.embed(tokens)
+        if config.token_positions:
+            # Past a full chunk there is none: the last one stands in, and the result is not used.
+            x += self.token_position.astype(x.dtype)[at]
+        if config.chunk_positions:
+            x += self.chunk_position.astype(x.dtype)[chunk][..., None, :]
+        if config.task_embedding:
+            x += self.task_mark.astype(x.dtype)[task][..., None, :]
+        return x
 
     def _fill(
-        self, memories: jax.Array | None, slots: jax.Array, memory_valid: jax.Array | None, batch: int, n: int
+        self,
+        memories: jax.Array | None,
+        slots: jax.Array | np.ndarray,
+        memory_valid: jax.Array | None,
+        batch: int,
+        n: int,
     ) -> tuple[Float[Array, "B X SK D"], Bool[Array, "B X SK"]]:
-        """What stands in each slot position, and where something does."""
+        """Return the content of each slot position, and whether the decoder attends to it."""
         config, width = self.config, self.config.decoder.width
-        if "attended_padding" in config.compat:
-            memory_valid = None
-        count, constant = self.slots * config.vectors, self._fill_value
+        count, constant = self.slots * config.memory_vectors, self._fill_value
         if memories is None or not self.memory:
             filled = jnp.full((batch, n, count), constant is not None)
             return jnp.full((batch, n, count, width), constant or 0.0), filled
-        if config.encoder.width != width:
-            memories = self.bridge(memories)
+        memories = self._bridge(memories)
         slots = jnp.asarray(slots)
         slots = jnp.pad(slots, ((0, 0), (0, self.slots - slots.shape[1])), constant_values=EMPTY)
         at = jnp.maximum(slots, 0)
@@ -139,62 +321,169 @@ class MemoryModel(nn.Module):
         if config.chunk_positions:
             x += self.chunk_position.astype(x.dtype)[: self.slots, None]
         x = jnp.where(filled_BXS[..., None, None], x, constant or 0.0)
-        filled = jnp.repeat(filled_BXS | (constant is not None), config.vectors, axis=-1)
+        filled = jnp.repeat(filled_BXS | (constant is not None), config.memory_vectors, axis=-1)
         return x.reshape(batch, n, count, width), filled
 
-    def _positions(self, filled: jax.Array, token_valid: jax.Array) -> Int[Array, "B X T"]:
-        """Rotary positions: all slots and then the tokens (fixed), or the filled slots and then the tokens (variable)."""
-        if self.config.layout == "variable":
-            return jnp.maximum(jnp.cumsum(jnp.concatenate([filled, token_valid], axis=-1), axis=-1) - 1, 0)
-        slot_positions = jnp.broadcast_to(jnp.arange(filled.shape[-1]), filled.shape)
-        token_positions = jnp.maximum(jnp.cumsum(token_valid, axis=-1) - 1, 0)
-        return jnp.concatenate([slot_positions, token_positions + filled.shape[-1]], axis=-1)
-
-    def decode(
-        self,
-        tokens: Int[Array, "B X L"],
-        memories: Float[Array, "B M K E"] | None = None,
-        slots: Int[Array, "X S"] | None = None,
-        chunk: Int[Array, " X"] | None = None,
-        task: Int[Array, " X"] | int = PREDICT,
-        memory_valid: Bool[Array, "B M"] | None = None,
-        token_valid: Bool[Array, "B X L"] | None = None,
-    ) -> Float[Array, "B X L V"]:
-        """Logits of all given chunks; position t has read tokens 0..t of its chunk and the memories in its slots.
+    def _positions(self, filled: jax.Array, at: jax.Array) -> Int[Array, "*B T"]:
+        """Return rotary positions: all slots (fixed) or the filled ones (variable), then inputs.
 
         Args:
-          tokens: what the decoder is shown.
-          memories: from `encode`; None for none.
-          slots: which memory stands in each slot of each chunk, `EMPTY` for none; by default those of all earlier chunks.
-          chunk: place of each chunk in its row; by default 0, 1, 2, ...
-          task: PREDICT or RETAIN, for each chunk or for all.
-          memory_valid: False for a memory of a chunk without tokens; it is masked out.
-          token_valid: False where `tokens` is padding.
+          filled: [*B, SK], whether a slot position is attended to.
+          at: [*B, L], places of inputs in their chunk; -1 for padding on the left.
         """
-        return self.head(self.hidden(tokens, memories, slots, chunk, task, memory_valid, token_valid))
+        if self.config.layout == "variable":
+            in_slots = jnp.cumsum(filled, axis=-1) - 1
+            after = at + jnp.sum(filled, axis=-1, keepdims=True)
+            return jnp.maximum(jnp.concatenate([in_slots, after], axis=-1), 0)
+        in_slots = jnp.broadcast_to(jnp.arange(filled.shape[-1]), filled.shape)
+        return jnp.concatenate([in_slots, jnp.maximum(at, 0) + filled.shape[-1]], axis=-1)
+
+    def decode(
+        self, tokens: Int[Array, "B X L"], *args: Any, **kwargs: Any
+    ) -> Float[Array, "B X L V"]:
+        """Return logits of all given chunks; arguments as in `states`."""
+        return self.head(self.states(tokens, *args, **kwargs))
 
     def score(
         self,
         tokens: Int[Array, "B X L"],
         labels: Int[Array, "B X L"],
-        memories: Float[Array, "B M K E"] | None = None,
-        slots: Int[Array, "X S"] | None = None,
-        chunk: Int[Array, " X"] | None = None,
-        task: Int[Array, " X"] | int = PREDICT,
-        memory_valid: Bool[Array, "B M"] | None = None,
-        token_valid: Bool[Array, "B X L"] | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Float[Array, "B X L"], Bool[Array, "B X L"]]:
-        """Nats of `labels` under `decode`'s logits, and whether each is the most likely token; never holds the logits."""
-        h = self.hidden(tokens, memories, slots, chunk, task, memory_valid, token_valid)
-        shape, flat = labels.shape, (labels.shape[0], -1)
-        nats, correct = self.head.score(h.reshape(*flat, h.shape[-1]), labels.reshape(flat))
-        return nats.reshape(shape), correct.reshape(shape)
+        """Return nats of `labels`, and whether each is the most likely token.
 
-    def __call__(self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"] | None = None) -> Float[Array, "B C L V"]:
-        """Encodes all chunks but the last, decodes all: logits at position t are about token t+1 of the same chunk."""
-        if self.memory and tokens.shape[1] > 1:
-            memories = self.encode(tokens[:, :-1], None if valid is None else valid[:, :-1])
-            memory_valid = None if valid is None else valid[:, :-1].any(axis=-1)
-        else:
-            memories, memory_valid = None, None
-        return self.decode(tokens, memories, memory_valid=memory_valid, token_valid=valid)
+        Both are those of `decode`; the logits are never held. Other arguments as in `states`.
+        """
+        return self.head.token_losses(self.states(tokens, *args, **kwargs), labels)
+
+    def token_losses(
+        self, states: Float[Array, "B X L D"], labels: Int[Array, "B X L"]
+    ) -> tuple[Float[Array, "B X L"], Bool[Array, "B X L"]]:
+        """Return nats of `labels`, and whether each is the most likely, from `joined_states`."""
+        return self.head.token_losses(states, labels)
+
+    # The contract of models/memory.py. A state has the entries of the slots.
+
+    def empty(self, batch: int) -> Memories:
+        """See `Memory.empty`."""
+        count = jnp.zeros(batch, jnp.int32)
+        if not self.memory:
+            return Memories({}, count, self.KIND)
+        shape = batch, self.slots, self.config.memory_vectors, self.config.encoder.width
+        return self.given(jnp.zeros(shape), count)
+
+    @nn.nowrap
+    def given(self, vectors: Float[Array, "B P K E"], count: Int[Array, " B"]) -> Memories:
+        """Return the state of memories before a text; those behind `count` are not read."""
+        vectors = vectors.astype(jnp.dtype(self.config.dtype))
+        leaves = {VECTORS: vectors, VALID: jnp.ones(vectors.shape[:2], bool)}
+        return Memories(leaves, count, self.KIND)
+
+    def fold(
+        self,
+        tokens: Int[Array, "B C L"],
+        valid: Bool[Array, "B C L"] | None = None,
+        state: Memories | None = None,
+    ) -> Memories:
+        """See `Memory.fold`; one call of the encoder."""
+        batch, chunks, _ = tokens.shape
+        count = jnp.full(batch, chunks, jnp.int32) + (0 if state is None else state.count)
+        if not self.memory:
+            return Memories({}, count, self.KIND)
+        if not chunks:
+            return self.empty(batch) if state is None else state
+        has_text = jnp.ones((batch, chunks), bool) if valid is None else valid.any(axis=-1)
+        new = {VECTORS: self.encode(tokens, valid), VALID: has_text}
+        return self.extend(state, Memories(new, jnp.full(batch, chunks, jnp.int32), self.KIND))
+
+    @nn.nowrap
+    def extend(self, state: Memories | None, new: Memories) -> Memories:
+        """Return the entries of a state and then new ones."""
+        if state is None:
+            return new
+        # Sequences differ in what stands before: the first new entry of each comes right behind.
+        before, first_B1 = state.leaves[VECTORS].shape[1], state.count[:, None]
+        entry = jnp.arange(before + new.leaves[VECTORS].shape[1])
+        source = jnp.where(entry < first_B1, entry, before + entry - first_B1)
+        leaves = {
+            name: _take(jnp.concatenate([state.leaves[name].astype(x.dtype), x], axis=1), source)
+            for name, x in new.leaves.items()
+        }
+        return Memories(leaves, state.count + new.count, self.KIND)
+
+    def at(self, prefixes: Memories, count: Int[Array, " B"]) -> Memories:
+        """See `Memory.at`; the last `budget` entries."""
+        kept = jnp.minimum(count, self.budget)
+        if not prefixes.leaves:
+            return Memories({}, kept, self.KIND)
+        slot = jnp.arange(self.slots)
+        entry = slot + (count - kept)[:, None]
+        leaves = {name: _take(leaf, entry) for name, leaf in prefixes.leaves.items()}
+        return Memories(leaves, kept, self.KIND)
+
+    def hidden(self, prefixes: Memories, request: Request) -> Float[Array, "B X L D"]:
+        """See `Memory.hidden`."""
+        leaves = prefixes.leaves
+        return self.joined_states(alone(request), leaves.get(VECTORS), leaves.get(VALID))
+
+    def prefill(
+        self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], KeyValues | None]:
+        """See `Memory.prefill`; the slots and the inputs in one call."""
+        start, slots = self.slots * self.config.memory_vectors, np.arange(self.slots)[None]
+        chunk, vectors = state.count[:, None], state.leaves.get(VECTORS)
+        inputs = self._lay_out(
+            tokens[:, None], vectors, slots, chunk, PREDICT, self._used(state), None
+        )
+        room = start + self.config.chunk_length
+        return prefill_backbone(self.backbone, inputs, start + length - 1, room)
+
+    def decode_step(
+        self,
+        state: Memories,
+        cache: KeyValues,
+        token: Int[Array, " B"],
+        position: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B D"], KeyValues]:
+        """See `Memory.decode_step`; one position, which reads the slots and the inputs before."""
+        constant = self._fill_value is not None
+        filled = jnp.repeat(self._used(state) | constant, self.config.memory_vectors, axis=-1)
+        x = self._embed_inputs(token[:, None], position[:, None], state.count, PREDICT)[:, 0]
+        positions = self._positions(filled, position[:, None])[:, -1]
+        room = ((0, 0), (0, self.config.chunk_length))
+        valid = jnp.pad(filled, room, constant_values=True)
+        return self.backbone.cached_step(x, cache, positions, filled.shape[1] + position, valid)
+
+    @classmethod
+    def ledger(cls, config: Config, chunks: int) -> dict[str, tuple[int, int]]:
+        """See `Memory.ledger`."""
+        model = config.model
+        numbers = chunks * model.memory_vectors * model.encoder.width
+        return {VECTORS: (numbers, number_bits(config))}
+
+    def _used(self, state: Memories) -> Bool[Array, "B S"]:
+        """Slots that hold a memory."""
+        if not self.memory:
+            return jnp.zeros((len(state.count), self.slots), bool)
+        return state.leaves[VALID] & (jnp.arange(self.slots) < state.count[:, None])
+
+    def __call__(
+        self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"] | None = None
+    ) -> Float[Array, "B C L V"]:
+        """Encode all chunks but the last, and decode all.
+
+        Logits at position t are about token t + 1 of the same chunk.
+        """
+        require_places(tokens, self.config.chunk_length, self.chunks)
+        read = self.fold(tokens[:, :-1], None if valid is None else valid[:, :-1]).leaves
+        has_text = None if valid is None else read.get(VALID)
+        joined = alone(next_chunks(tokens, tokens))
+        return self.head(self.joined_states(joined, read.get(VECTORS), has_text, valid))
+
+
+def _take(leaf: jax.Array, entry: jax.Array) -> jax.Array:
+    """Entries of every sequence, [B, P, ...] by [B, S]."""
+    return jnp.take_along_axis(
+        leaf, entry.reshape(*entry.shape, *(1,) * (leaf.ndim - 2)), axis=1, mode="clip"
+    )

@@ -1,40 +1,62 @@
-"""Objectives: pure functions from a model and rows of tokens to Terms.
+"""Objectives: pure functions from a model and batches of tokens to MetricSums.
 
-A family of models has a file here with two functions: `score`, every named objective token by token, and `weights`, how much each of
-those tokens counts, without running the model.
+An objective builds its request once per step (`build_requests`); counts and scores follow from the
+requests. `registry.py` has one line per file of objectives.
 
-Shapes: B row, N token of a row, X chunk to decode, L token.
+Shapes: B sequence, N token of a sequence, X decoded chunk, L token.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from memjax.config import OBJECTIVES, Stage
-from memjax.models import FAMILIES
-from memjax.objectives import language, memory, oracle, reconstruction, recurrent, regression, retrieval
-from memjax.objectives.requests import REQUESTS, Request, SpecialIds, join
-from memjax.objectives.terms import Batch, Scores, Term, Terms, total, weighted_loss
+from memjax.config import ConfigError, Stage
+from memjax.models import Request, find
+from memjax.models.request import Asking, Batch, Requests, SpecialIds, Variables
+from memjax.objectives.checks import check, is_measured, load_config, of_family
+from memjax.objectives.objective import Objective
+from memjax.objectives.registry import OBJECTIVES
+from memjax.objectives.requests import REQUESTS, make_request
+from memjax.objectives.terms import MetricSum, MetricSums, Scores, total, weighted_loss
 
-Variables = Mapping[str, Any]
-
-SCORERS: Mapping[str, ModuleType] = {
-    "autoencoder": reconstruction,
-    "memory_model": memory,
-    "causal_lm": language,
-    "oracle": oracle,
-    "recurrent_memory": recurrent,
-    "retriever": retrieval,
-    "ranker": retrieval,
-    "entropy_regressor": regression,
-}
 _DEFAULT = Stage()
+
+
+def build_requests(
+    module: nn.Module,
+    batch: Batch | Int[Array, "B N"],
+    names: Sequence[str],
+    ids: SpecialIds,
+    stage: Stage = _DEFAULT,
+    key: jax.Array | None = None,
+) -> dict[str, Request]:
+    """Build the requests of all named objectives; the model is not run.
+
+    Args:
+      module: a model of `memjax.models`.
+      batch: sequences of tokens, alone or with what objectives read beside them.
+      names: objectives that the model's family can be trained for.
+      ids: reserved ids.
+      stage: where `temperature`, `query_tokens` and `compat` come from.
+      key: in training the source of noise and random requests; None in evaluation, which has no
+        noise and draws from a fixed key.
+
+    Returns:
+      Requests by the name of their objective; some objectives share one.
+
+    Raises:
+      ConfigError: the model's family has no such objective, or the batch does not fit it.
+    """
+    asking = Asking(module, as_batch(batch), ids, stage, key)
+    requests: dict[str, Request] = {}
+    for objective in _known(module, names):
+        if objective.asks not in requests:
+            requests[objective.asks] = objective.request(asking)
+    return requests
 
 
 def score(
@@ -45,79 +67,86 @@ def score(
     ids: SpecialIds,
     stage: Stage = _DEFAULT,
     key: jax.Array | None = None,
+    requests: Requests | None = None,
 ) -> dict[str, Scores]:
-    """Every named objective, token by token; those of one memory model share one encoder call and one decoder call.
+    """Score every named objective, token by token.
 
     Args:
       module: a model of `memjax.models`.
       variables: its variables.
-      batch: rows of tokens, alone or with what objectives read beside them.
-      names: objectives of the model's family (`config.OBJECTIVES`).
+      batch: as in `build_requests`.
+      names: objectives that the model's family can be trained for.
       ids: reserved ids.
-      stage: where `temperature`, `query_tokens` and `compat` come from.
-      key: in training, what noise and random queries are drawn from; without it (evaluation) there is no noise, and queries come
-        from a fixed key.
+      stage: as in `build_requests`.
+      key: as in `build_requests`.
+      requests: from `build_requests` of the same arguments; None builds them.
 
     Raises:
-      ValueError: the module has no such objective.
+      ConfigError: as `build_requests`.
     """
-    return _scorer(module, names).score(module, variables, as_batch(batch), names, ids, stage, key)
+    asking = Asking(module, as_batch(batch), ids, stage, key)
+    if requests is None:
+        requests = build_requests(module, batch, names, ids, stage, key)
+    known, found = _known(module, names), {}
+    for function in dict.fromkeys(objective.score for objective in known):
+        asked = {o.asks: requests[o.asks] for o in known if o.score is function}
+        found |= function(asking, variables, asked)
+    return {o.name: o.loss(asking, requests[o.asks], found[o.asks]) for o in known}
 
 
-def weights(
-    module: nn.Module, batch: Batch | Int[Array, "B N"], names: Sequence[str], ids: SpecialIds, stage: Stage = _DEFAULT
-) -> dict[str, jax.Array]:
-    """How much each position that `score` returns counts, [B, X, L] for each objective; the model is not run."""
-    return _scorer(module, names).weights(module, as_batch(batch), names, ids, stage)
-
-
-def counts(
-    module: nn.Module, batch: Batch | Int[Array, "B N"], names: Sequence[str], ids: SpecialIds, stage: Stage = _DEFAULT
-) -> dict[str, jax.Array]:
-    """How many tokens each objective scores, without running the model."""
-    return {name: jnp.sum(weight) for name, weight in weights(module, batch, names, ids, stage).items()}
+def weights(requests: Requests, names: Sequence[str]) -> dict[str, jax.Array]:
+    """Return how much each position that `score` returns counts, [B, X, L] per objective."""
+    return {name: requests[OBJECTIVES[name].asks].weight for name in names}
 
 
 def chunk_means(scores: Scores, count_X: jax.Array, chunks: int) -> Scores:
-    """`scores` weighed so that their sum over the whole batch's count is (1 / chunks) * sum over chunks of the chunk's own mean.
+    """Weigh scores so that their mean is the mean over chunks of the chunks' own means.
 
     Args:
       scores: of one microbatch.
       count_X: what counts in each chunk of the whole batch.
-      chunks: C. The published code divides by it even where chunks have no target, which halves the weight of copying.
+      chunks: C. The published code divides by it even where chunks have no target, which halves the
+        weight of copying.
     """
     factor_X = jnp.where(count_X > 0, jnp.sum(count_X) / (chunks * jnp.maximum(count_X, 1.0)), 0.0)
     return dataclasses.replace(scores, weight=scores.weight * factor_X[:, None])
 
 
 def as_batch(batch: Batch | jax.Array) -> Batch:
-    """Rows of tokens alone as a batch."""
+    """Return a batch; sequences of tokens alone become one."""
     return batch if isinstance(batch, Batch) else Batch(batch)
 
 
-def _scorer(module: nn.Module, names: Sequence[str]) -> ModuleType:
-    family = next((family for family, kind in FAMILIES.items() if isinstance(module, kind)), None)
-    if family is None:
-        raise ValueError(f"no objective is defined for {type(module).__name__}; the families are {', '.join(FAMILIES)}")
+def _known(module: nn.Module, names: Sequence[str]) -> list[Objective]:
+    family = find(module).name
+    known = of_family(family)
     for name in names:
-        if name not in OBJECTIVES[family]:
-            raise ValueError(f"a model of family {family} has no objective {name!r}; it has {', '.join(OBJECTIVES[family])}")
-    return SCORERS[family]
+        ConfigError.require(
+            name in known,
+            f"a model of family {family} has no objective {name!r}; it has {', '.join(known)}",
+        )
+    return [OBJECTIVES[name] for name in names]
 
 
 __all__ = [
+    "OBJECTIVES",
     "REQUESTS",
-    "SCORERS",
+    "Asking",
     "Batch",
+    "MetricSum",
+    "MetricSums",
+    "Objective",
     "Request",
     "Scores",
     "SpecialIds",
-    "Term",
-    "Terms",
     "as_batch",
+    "build_requests",
+    "check",
     "chunk_means",
-    "counts",
-    "join",
+    "is_measured",
+    "load_config",
+    "make_request",
+    "of_family",
     "score",
     "total",
     "weighted_loss",

@@ -1,59 +1,66 @@
-"""Estimates of an attribution of every token, by mean squared error (Badger 2026, entropy estimation).
+"""Estimates of an attribution of every token, by mean squared error.
 
-What these objectives call nats is a squared error, in the square of the attribution's unit, and nothing is ever `correct`.
+Source: Badger 2026, entropy estimation.
 
-Shapes: B row, N token of a row, X = 1.
+What these objectives call nats is a squared error, in the square of the attribution's unit, and
+`is_argmax` is always False.
+
+Shapes: B sequence, N token of a sequence, X = 1.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from memjax.config import Stage
-from memjax.models import EntropyRegressor
-from memjax.objectives.entropy import known_attribution
-from memjax.objectives.requests import SpecialIds, shift_right
-from memjax.objectives.terms import Batch, Scores
+from memjax.models.request import Asking, Request, Requests, Variables
+from memjax.objectives.objective import Objective
+from memjax.objectives.requests import shift_right, token_weight
+from memjax.objectives.terms import Scores
+from memjax.objectives.weighted import known_attribution
 
 
-def score(
-    module: EntropyRegressor,
-    variables: Mapping[str, Any],
-    batch: Batch,
-    names: Sequence[str],
-    ids: SpecialIds,
-    stage: Stage,
-    key: jax.Array | None,
-) -> dict[str, Scores]:
-    """Squared errors [B, 1, N], that of token n at place n; one call of the module for each name.
+def _after(asking: Asking) -> Request:
+    """Estimates after the token is read."""
+    tokens = asking.batch.tokens[:, None]
+    return Request(tokens, tokens, token_weight(tokens, asking.ids))
 
-    `entropy_regression` estimates a token's attribution after reading it, `shifted_entropy_regression` before: it is shown bos and
-    then the row but for its last token, so that the first token has an estimate too.
+
+def _before(asking: Asking) -> Request:
+    """Estimate before the token is read.
+
+    Inputs are bos and the sequence but for its last token, so that the first token has an estimate.
+    """
+    tokens, ids = asking.batch.tokens[:, None], asking.ids
+    return Request(shift_right(tokens, ids.bos, ids.pad), tokens, token_weight(tokens, ids))
+
+
+def score(asking: Asking, variables: Variables, requests: Requests) -> dict[str, Scores]:
+    """Squared errors [B, 1, N]; that of token n is at position n. One call per request.
 
     Raises:
-      ValueError: there is no attribution to estimate, in training or in evaluation.
+      ValueError: there is no attribution to estimate.
     """
-    weight = _weight(batch.tokens, ids)
     scores = {}
-    for name in names:
-        attribution_BXN = known_attribution(name, batch.attribution, weight)
-        inputs = batch.tokens
-        if name == "shifted_entropy_regression":
-            inputs = shift_right(inputs[:, None], ids.bos, ids.pad)[:, 0]
-        estimate_BN: Any = module.apply(variables, inputs, inputs != ids.pad)
+    for name, request in requests.items():
+        attribution_BXN = known_attribution(name, asking.batch.attribution, request.weight)
+        inputs = request.inputs[:, 0]
+        estimate_BN: Any = asking.module.apply(variables, inputs, inputs != asking.ids.pad)
         error_BXN = jnp.square(estimate_BN[:, None] - attribution_BXN)
-        scores[name] = Scores(error_BXN, jnp.zeros(error_BXN.shape, bool), weight)
+        scores[name] = Scores(error_BXN, jnp.zeros(error_BXN.shape, bool), request.weight)
     return scores
 
 
-def weights(
-    module: EntropyRegressor, batch: Batch, names: Sequence[str], ids: SpecialIds, stage: Stage
-) -> dict[str, jax.Array]:
-    """The weight of every position, without running the model."""
-    return dict.fromkeys(names, _weight(batch.tokens, ids))
-
-
-def _weight(tokens_BN: jax.Array, ids: SpecialIds) -> jax.Array:
-    return (tokens_BN[:, None] != ids.pad).astype(jnp.float32)
+OBJECTIVES = tuple(
+    Objective(
+        name,
+        needs="estimates",
+        request=request,
+        score=score,
+        held_out=None,
+        reads_attribution=True,
+    )
+    for name, request in (
+        ("entropy_regression", _after),
+        ("shifted_entropy_regression", _before),
+    )
+)

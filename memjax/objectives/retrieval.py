@@ -1,85 +1,77 @@
-"""Retrieval: which passage a query was taken from, by cosine similarity or by a ranker (Badger 2026, retrieval).
+"""Retrieval of the passage that a query was taken from, by cosine similarity or by a ranker.
 
-A query is some of the passage's own tokens (n-gram, n-bag) or the chunk before it (pair). It stands where a passage would, padded on
-the right, and is read at its last token like one.
+Source: Badger 2026, retrieval. A query consists of some of the passage's own tokens (n-gram, n-bag)
+or is the previous chunk (pair). It has a passage's shape, padded on the right, and is read at its
+last token.
 
-Shapes: B row, N token of a row, C chunk, L token of a chunk, Q passage with its query, E embedding, P pool.
+Shapes: B row, N token of a row, C chunk, L token of a chunk, Q passage with its query, E embedding,
+P pool.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import OBJECTIVES, Stage
-from memjax.models import Ranker, Retriever
-from memjax.objectives.requests import SpecialIds
-from memjax.objectives.terms import Batch, Scores, chunked
+from memjax.config import Config, ConfigError, Stage
+from memjax.models.request import Asking, Request, Requests, Variables
+from memjax.objectives.objective import Objective
+from memjax.objectives.terms import Scores
 
-# Similarities are divided by a small temperature: products of lower precision would show in the loss.
+# Similarities are divided by a small temperature, so lower precision would change the loss.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
 def info_nce(
-    queries: Float[Array, "Q E"], passages: Float[Array, "Q E"], temperature: float, valid: Bool[Array, " Q"]
+    queries: Float[Array, "Q E"],
+    passages: Float[Array, "Q E"],
+    temperature: float,
+    valid: Bool[Array, " Q"],
 ) -> tuple[Float[Array, " Q"], Bool[Array, " Q"]]:
-    """Symmetric InfoNCE of unit vectors, every query of the batch against every passage.
+    """Compute symmetric InfoNCE of unit vectors, every query of the batch against every passage.
 
-    Under jit with Q split over devices the negatives are those of all devices; a microbatch has its own alone.
+    Under jit with Q split over devices the negatives are those of all devices; a microbatch has
+    only its own.
 
     Args:
-      queries: one for each passage.
-      passages: what they ask for.
-      temperature: what similarities are divided by.
-      valid: False where a pair is none; it is no negative of the others.
+      queries: one per passage.
+      passages: targets of the queries.
+      temperature: divisor of similarities.
+      valid: False where a pair is invalid; it is no negative of the others.
 
     Returns:
-      Nats in float32, the mean of finding the passage by its query and the query by its passage (0 where a pair is none), and whether
-      the passage is the one most similar to its query.
+      Nats in float32, the mean of finding the passage by its query and the query by its passage (0
+        for invalid pairs), and whether the passage is the one most similar to its query.
     """
-    similarity = jnp.einsum("qe,pe->qp", queries.astype(jnp.float32), passages.astype(jnp.float32), precision=_PRECISION)
+    similarity = jnp.einsum(
+        "qe,pe->qp", queries.astype(jnp.float32), passages.astype(jnp.float32), precision=_PRECISION
+    )
     own = jnp.arange(similarity.shape[0])
-    # A pair that is none is alone with itself, so that no softmax is over nothing.
+    # An invalid pair is its own only candidate, so that no softmax is empty.
     alone = jnp.where(own[:, None] == own, 0.0, -jnp.inf)
     logits = jnp.where(valid[:, None] & valid, similarity / temperature, alone)
-    nats = -(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)) + jnp.diagonal(jax.nn.log_softmax(logits, axis=0))) / 2
+    nats = (
+        -(
+            jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+            + jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
+        )
+        / 2
+    )
     return nats, jnp.argmax(logits, axis=1) == own
 
 
-def retrieval_accuracy(queries: Float[Array, "Q E"], passages: Float[Array, "Q E"], pool: int) -> Float[Array, ""]:
-    """Share of queries that are most similar to their own passage among `pool` candidates, its own one included.
-
-    Pools are consecutive: rows 0 to pool - 1, and so on; a last one that is not full is dropped.
-
-    Raises:
-      ValueError: there is no full pool.
-    """
-    count, width = queries.shape
-    if not 1 <= pool <= count:
-        raise ValueError(f"pool={pool} must be between 1 and the {count} queries there are")
-    pools = count // pool
-    split = (x[: pools * pool].astype(jnp.float32).reshape(pools, pool, width) for x in (queries, passages))
-
-    def correct(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        similarity_PP = jnp.einsum("qe,pe->qp", *pair, precision=_PRECISION)
-        return jnp.argmax(similarity_PP, axis=1) == jnp.arange(pool)
-
-    # One pool's matrix at a time: at 8192 candidates it takes 256 MiB.
-    return jnp.mean(jax.lax.map(correct, tuple(split)), dtype=jnp.float32)
-
-
-def askable(tokens: Int[Array, "*any L"], count: int, pad: int) -> Bool[Array, "*any"]:
-    """Whether a passage has the `count` tokens that a query takes."""
+def long_enough(tokens: Int[Array, "*any L"], count: int, pad: int) -> Bool[Array, "*any"]:
+    """Return whether a passage has at least the `count` tokens of a query."""
     return jnp.sum(tokens != pad, axis=-1) >= count
 
 
 def ngrams(tokens: Int[Array, "Q L"], count: int, key: jax.Array, pad: int) -> Int[Array, "Q L"]:
-    """For each passage, `count` consecutive tokens of it from an offset drawn uniformly, then padding.
+    """Return, per passage, `count` consecutive tokens from a uniformly drawn offset, then padding.
 
-    Padding is passed over: consecutive are tokens with nothing but padding between them. A passage of fewer tokens (`askable`) gives
-    padding alone.
+    Padding is skipped: tokens with only padding between them are consecutive. A passage with fewer
+    tokens (`long_enough`) yields only padding.
     """
     _check_count(count, tokens.shape[1])
     present = tokens != pad
@@ -91,9 +83,10 @@ def ngrams(tokens: Int[Array, "Q L"], count: int, key: jax.Array, pad: int) -> I
 
 
 def nbags(tokens: Int[Array, "Q L"], count: int, key: jax.Array, pad: int) -> Int[Array, "Q L"]:
-    """For each passage, `count` tokens of it from distinct places in an order of its own, both drawn uniformly, then padding.
+    """Return, per passage, `count` tokens from distinct positions in random order, then padding.
 
-    A passage of fewer tokens (`askable`) gives padding alone.
+    Positions and order are drawn uniformly. A passage with fewer tokens (`long_enough`) yields only
+    padding.
     """
     _check_count(count, tokens.shape[1])
     drawn = jnp.where(tokens != pad, jax.random.uniform(key, tokens.shape), -1.0)
@@ -101,148 +94,161 @@ def nbags(tokens: Int[Array, "Q L"], count: int, key: jax.Array, pad: int) -> In
 
 
 def _check_count(count: int, length: int) -> None:
-    if not 1 <= count <= length:
-        raise ValueError(f"query_tokens={count} must be between 1 and the {length} tokens of a passage (chunk_length)")
+    """Raises ValueError where a query would be longer than a passage."""
+    ConfigError.require(
+        1 <= count <= length,
+        f"query_tokens: got {count}, expected 1 to {length}, the tokens of a passage"
+        " (chunk_length)",
+    )
 
 
 def _queries(tokens: jax.Array, taken: jax.Array, pad: int) -> jax.Array:
-    """Tokens at the places taken, right padded to a passage's length."""
+    """Return the tokens at the given positions, right-padded to a passage's length."""
     count = taken.shape[1]
     queries = jnp.take_along_axis(tokens, taken, axis=1)
-    queries = jnp.where(askable(tokens, count, pad)[:, None], queries, pad)
+    queries = jnp.where(long_enough(tokens, count, pad)[:, None], queries, pad)
     return jnp.pad(queries, ((0, 0), (0, tokens.shape[1] - count)), constant_values=pad)
 
 
-QUERIES: Mapping[str, Callable[[jax.Array, int, jax.Array, int], jax.Array]] = {
-    "ngram_retrieval": ngrams,
-    "nbag_retrieval": nbags,
-    "ngram_ranking": ngrams,
-    "nbag_ranking": nbags,
-}
-"""How the objectives that draw their queries from the passages do so."""
+Draw = Callable[[jax.Array, int, jax.Array, int], jax.Array]
 
 
-def score(
-    module: Retriever | Ranker,
-    variables: Mapping[str, Any],
-    batch: Batch,
-    names: Sequence[str],
-    ids: SpecialIds,
-    stage: Stage,
-    key: jax.Array | None,
-) -> dict[str, Scores]:
-    """Every named objective, query by query: [B, C, 1], in pairs [B, C / 2, 1], of a ranker [B, 1, 1]; one call of the encoder.
+def _drawn(draw: Draw, number: int, asking: Asking) -> Request:
+    """Ask by a query per passage, drawn from it.
 
-    Raises:
-      ValueError: chunks do not pair up, a row has no two candidates, or a query would be longer than a passage.
+    `number` keeps the draws of objectives apart.
     """
-    chunks_BCL = chunked(batch.tokens, module.config.chunk_length)
-    _check_rows(chunks_BCL, names)
-    rngs = None if key is None else {"noise": key}
-    keys = {name: _query_key(key, module, name) for name in names}
-    if isinstance(module, Ranker):
-        return _ranking(module, variables, chunks_BCL, keys, ids, stage, rngs)
-    return _retrieval(module, variables, chunks_BCL, keys, ids, stage, rngs)
+    chunks_BCL, count, pad = asking.chunks, asking.stage.query_tokens, asking.ids.pad
+    key = jax.random.fold_in(asking.draw_key, number)
+    passages_QL = chunks_BCL.reshape(-1, chunks_BCL.shape[-1])
+    queries = draw(passages_QL, count, key, pad).reshape(chunks_BCL.shape)
+    passage = jnp.broadcast_to(jnp.arange(chunks_BCL.shape[1])[:, None], (*queries.shape[:2], 1))
+    weight = long_enough(chunks_BCL, count, pad)[..., None].astype(jnp.float32)
+    return Request(queries, passage, weight, extra=queries)
 
 
-def weights(
-    module: Retriever | Ranker, batch: Batch, names: Sequence[str], ids: SpecialIds, stage: Stage
-) -> dict[str, jax.Array]:
-    """1 where a query counts, without running the model."""
-    chunks_BCL = chunked(batch.tokens, module.config.chunk_length)
-    _check_rows(chunks_BCL, names)
-    return {name: _weight(name, chunks_BCL, ids, stage) for name in names}
+def _drawn_of_one(draw: Draw, number: int, asking: Asking) -> Request:
+    """Ask by a query per sequence, drawn from one of its chunks.
 
-
-def _weight(name: str, chunks_BCL: jax.Array, ids: SpecialIds, stage: Stage) -> jax.Array:
-    if name == "pair_retrieval":
-        valid = jnp.all(_pairs(askable(chunks_BCL, 1, ids.pad)), axis=2)
-    else:
-        _check_count(stage.query_tokens, chunks_BCL.shape[2])
-        valid = askable(chunks_BCL, stage.query_tokens, ids.pad)
-        if name.endswith("ranking"):
-            # Among fewer than two candidates there is nothing to find.
-            valid = jnp.sum(valid, axis=1, keepdims=True) > 1
-    return valid[..., None].astype(jnp.float32)
-
-
-def _check_rows(chunks_BCL: jax.Array, names: Sequence[str]) -> None:
+    `number` keeps the draws of objectives apart.
+    """
+    chunks_BCL, count, pad = asking.chunks, asking.stage.query_tokens, asking.ids.pad
     chunks = chunks_BCL.shape[1]
-    if "pair_retrieval" in names and chunks % 2:
-        raise ValueError(
-            f"pair_retrieval needs rows of a query, a passage, a query, ...: {chunks} chunks in a row do not pair up"
-        )
-    if any(name.endswith("ranking") for name in names) and chunks < 2:
-        raise ValueError(f"ranking needs at least two chunks in a row, and there is {chunks}")
+    ConfigError.require(chunks > 1, f"ranking: got {chunks} chunk per row, expected at least two")
+    choice, query = jax.random.split(jax.random.fold_in(asking.draw_key, number))
+    candidate_BC = long_enough(chunks_BCL, count, pad)
+    drawn_BC = jnp.where(candidate_BC, jax.random.uniform(choice, candidate_BC.shape), -1.0)
+    asked_B = jnp.argmax(drawn_BC, axis=1)
+    passage_BL = jnp.take_along_axis(chunks_BCL, asked_B[:, None, None], axis=1)[:, 0]
+    queries = draw(passage_BL, count, query, pad)[:, None]
+    # Among fewer than two candidates there is nothing to find.
+    weight = (jnp.sum(candidate_BC, axis=1, keepdims=True) > 1)[..., None]
+    return Request(queries, asked_B[:, None, None], weight.astype(jnp.float32), extra=queries)
 
 
-def _pairs(x: jax.Array) -> jax.Array:
-    """[B, C, ...] to [B, C / 2, 2, ...]."""
-    return x.reshape(x.shape[0], x.shape[1] // 2, 2, *x.shape[2:])
+def _paired(asking: Asking) -> Request:
+    """Every other chunk is the query of the chunk after it."""
+    chunks_BCL = asking.chunks
+    chunks = chunks_BCL.shape[1]
+    ConfigError.require(
+        chunks % 2 == 0,
+        f"pair_retrieval: got {chunks} chunks per row, expected an even number, as rows alternate"
+        " queries and passages",
+    )
+    queries = chunks_BCL[:, ::2]
+    passage = jnp.broadcast_to(1 + 2 * jnp.arange(chunks // 2)[:, None], (*queries.shape[:2], 1))
+    real = long_enough(chunks_BCL, 1, asking.ids.pad)
+    valid = real[:, ::2] & real[:, 1::2]
+    return Request(queries, passage, valid[..., None].astype(jnp.float32))
 
 
-def _query_key(key: jax.Array | None, module: Retriever | Ranker, name: str) -> jax.Array:
-    """The objective's own, whatever the others asked with it."""
-    family = "ranker" if isinstance(module, Ranker) else "retriever"
-    return jax.random.fold_in(jax.random.key(0) if key is None else key, OBJECTIVES[family].index(name))
+def score(asking: Asking, variables: Variables, requests: Requests) -> dict[str, Scores]:
+    """Score every query of every request, [B, C, 1] or in pairs [B, C / 2, 1].
 
-
-def _retrieval(
-    module: Retriever,
-    variables: Mapping[str, Any],
-    chunks_BCL: jax.Array,
-    keys: Mapping[str, jax.Array],
-    ids: SpecialIds,
-    stage: Stage,
-    rngs: dict[str, jax.Array] | None,
-) -> dict[str, Scores]:
-    batch, count, length = chunks_BCL.shape
-    passages_QL = chunks_BCL.reshape(-1, length)
-    drawn = {name: QUERIES[name](passages_QL, stage.query_tokens, keys[name], ids.pad) for name in keys if name in QUERIES}
+    The encoder is called once.
+    """
+    chunks_BCL = asking.chunks
+    length = chunks_BCL.shape[2]
+    drawn = [name for name, request in requests.items() if request.extra is not None]
     # A passage's queries stand beside it, so that a batch split over devices stays where it is.
-    tokens = jnp.stack([passages_QL, *drawn.values()], axis=1)
-    flat = tokens.reshape(-1, length)
-    embedded: Any = module.apply(variables, flat, flat != ids.pad, method="embed", rngs=rngs)
-    embedded_QXE = embedded.reshape(*tokens.shape[:2], -1)
-    places = {name: 1 + place for place, name in enumerate(drawn)}
-    scores = {}
-    for name in keys:
-        if name == "pair_retrieval":
-            pairs = _pairs(embedded_QXE[:, 0].reshape(batch, count, -1)).reshape(batch * count // 2, 2, -1)
-            queries_QE, found_QE = pairs[:, 0], pairs[:, 1]
+    texts = [chunks_BCL, *(requests[name].inputs for name in drawn)]
+    tokens_QXL = jnp.stack([text.reshape(-1, length) for text in texts], axis=1)
+    flat = tokens_QXL.reshape(-1, length)
+    embedded = asking.apply(variables, "embed", flat, flat != asking.ids.pad)
+    embedded_QXE = embedded.reshape(*tokens_QXL.shape[:2], -1)
+    passages_QE, scores = embedded_QXE[:, 0], {}
+    for name, request in requests.items():
+        if name in drawn:
+            queries_QE, found_QE = embedded_QXE[:, 1 + drawn.index(name)], passages_QE
         else:
-            queries_QE, found_QE = embedded_QXE[:, places[name]], embedded_QXE[:, 0]
-        weight = _weight(name, chunks_BCL, ids, stage)
-        nats, correct = info_nce(queries_QE, found_QE, stage.temperature, weight.reshape(-1) > 0)
+            both = passages_QE.reshape(-1, 2, passages_QE.shape[1])
+            queries_QE, found_QE = both[:, 0], both[:, 1]
+        weight = request.weight
+        nats, correct = info_nce(
+            queries_QE, found_QE, asking.stage.temperature, weight.reshape(-1) > 0
+        )
         scores[name] = Scores(nats.reshape(weight.shape), correct.reshape(weight.shape), weight)
     return scores
 
 
-def _ranking(
-    module: Ranker,
-    variables: Mapping[str, Any],
-    chunks_BCL: jax.Array,
-    keys: Mapping[str, jax.Array],
-    ids: SpecialIds,
-    stage: Stage,
-    rngs: dict[str, jax.Array] | None,
-) -> dict[str, Scores]:
-    candidate_BC = askable(chunks_BCL, stage.query_tokens, ids.pad)
-    asked, queries = {}, []
-    for name, key in keys.items():
-        choice, query = jax.random.split(key)
-        drawn_BC = jnp.where(candidate_BC, jax.random.uniform(choice, candidate_BC.shape), -1.0)
-        asked[name] = jnp.argmax(drawn_BC, axis=1)
-        passage_BL = jnp.take_along_axis(chunks_BCL, asked[name][:, None, None], axis=1)[:, 0]
-        queries.append(QUERIES[name](passage_BL, stage.query_tokens, query, ids.pad))
-    tokens = jnp.concatenate([jnp.stack(queries, axis=1), chunks_BCL], axis=1)
-    memories: Any = module.apply(variables, tokens, tokens != ids.pad, method="encode", rngs=rngs)
+def rank(asking: Asking, variables: Variables, requests: Requests) -> dict[str, Scores]:
+    """Score every request of a ranker, [B, 1, 1]; one call of the encoder."""
+    chunks_BCL, pad = asking.chunks, asking.ids.pad
+    candidate_BC = long_enough(chunks_BCL, asking.stage.query_tokens, pad)
+    queries = [request.inputs for request in requests.values()]
+    tokens = jnp.concatenate([*queries, chunks_BCL], axis=1)
+    memories = asking.apply(variables, "encode", tokens, tokens != pad)
     scores = {}
-    for place, name in enumerate(keys):
-        ranked: Any = module.apply(variables, memories[:, place], memories[:, len(keys) :], candidate_BC, method="rank")
-        nats_BC = -jax.nn.log_softmax(ranked, axis=1)
-        weight = _weight(name, chunks_BCL, ids, stage)
-        nats = jnp.take_along_axis(nats_BC, asked[name][:, None], axis=1)[..., None]
-        correct = (jnp.argmax(ranked, axis=1) == asked[name])[:, None, None]
-        scores[name] = Scores(jnp.where(weight > 0, nats, 0.0), correct, weight)
+    for position, (name, request) in enumerate(requests.items()):
+        query, candidates = memories[:, position], memories[:, len(requests) :]
+        ranked = asking.apply(variables, "rank", query, candidates, candidate_BC)
+        nats_BC, asked_B1 = -jax.nn.log_softmax(ranked, axis=1), request.labels[:, 0]
+        nats = jnp.take_along_axis(nats_BC, asked_B1, axis=1)[..., None]
+        correct = (jnp.argmax(ranked, axis=1) == asked_B1[:, 0])[:, None, None]
+        scores[name] = Scores(jnp.where(request.weight > 0, nats, 0.0), correct, request.weight)
     return scores
+
+
+def _check_query(config: Config, stage: Stage, key: str) -> None:
+    """Raises ConfigError where a query would be longer than a passage."""
+    ConfigError.require(
+        stage.query_tokens <= config.model.chunk_length,
+        f"{key}.query_tokens={stage.query_tokens} are more than a passage has:"
+        f" config.model.chunk_length={config.model.chunk_length}",
+    )
+
+
+def _check_passages(stage: Stage, key: str, passages: int) -> None:
+    share = stage.batch_size // stage.grad_accum_steps
+    ConfigError.require(
+        share * passages >= 2,
+        f"{key}.batch_size={stage.batch_size} in {key}.grad_accum_steps={stage.grad_accum_steps}"
+        f" leave {share * passages} passages per microbatch, expected two or more",
+    )
+
+
+def _check_drawn(config: Config, stage: Stage, key: str) -> None:
+    _check_query(config, stage, key)
+    _check_passages(stage, key, config.chunks)
+
+
+def _check_paired(config: Config, stage: Stage, key: str) -> None:
+    ConfigError.require(
+        config.chunks % 2 == 0,
+        f"{key}.objectives names pair_retrieval, which needs an even number of chunks in a row,"
+        f" query and passage in turn; there are {config.chunks}",
+    )
+    _check_passages(stage, key, config.chunks // 2)
+
+
+OBJECTIVES = (
+    Objective(
+        "ngram_retrieval", "retrieves", partial(_drawn, ngrams, 0), score, check=_check_drawn
+    ),
+    Objective("nbag_retrieval", "retrieves", partial(_drawn, nbags, 1), score, check=_check_drawn),
+    Objective("pair_retrieval", "retrieves", _paired, score, check=_check_paired),
+    Objective(
+        "ngram_ranking", "ranks", partial(_drawn_of_one, ngrams, 0), rank, check=_check_query
+    ),
+    Objective("nbag_ranking", "ranks", partial(_drawn_of_one, nbags, 1), rank, check=_check_query),
+)

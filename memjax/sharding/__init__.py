@@ -1,4 +1,4 @@
-"""Where arrays lie on the devices, and how the processes that hold the devices work as one."""
+"""Layout of arrays on devices, and coordination of the processes that own the devices."""
 
 from memjax.sharding.mesh import (
     batch_parts,
@@ -6,21 +6,36 @@ from memjax.sharding.mesh import (
     batch_shards,
     check_rows,
     constrain,
-    gathered,
+    gather_params,
     local_rows,
     make_mesh,
     on_mesh,
     put_batch,
     replicated,
 )
-from memjax.sharding.processes import ProcessesError, agreed, barrier, connect, first_process, require_equal
-from memjax.sharding.rules import Placement, abstract, placements, shardings, spec_of, state_shardings
-from memjax.sharding.watch import Watch
+from memjax.sharding.param_overview import report_params
+from memjax.sharding.process_monitor import ProcessMonitor
+from memjax.sharding.processes import (
+    ProcessesError,
+    agreed,
+    barrier,
+    connect,
+    first_process,
+    require_equal,
+)
+from memjax.sharding.rules import (
+    Placement,
+    abstract,
+    placements,
+    shardings,
+    spec_of,
+    state_shardings,
+)
 
 __all__ = [
     "Placement",
+    "ProcessMonitor",
     "ProcessesError",
-    "Watch",
     "abstract",
     "agreed",
     "barrier",
@@ -31,13 +46,14 @@ __all__ = [
     "connect",
     "constrain",
     "first_process",
-    "gathered",
+    "gather_params",
     "local_rows",
     "make_mesh",
     "on_mesh",
     "placements",
     "put_batch",
     "replicated",
+    "report_params",
     "require_equal",
     "shardings",
     "spec_of",

@@ -1,11 +1,13 @@
-"""The device mesh and what lies on it apart from parameters.
+"""The device mesh, and layouts of batches and activations.
 
-Axes `data`, `fsdp`, `tensor`; the rows of a batch are split over `data` and `fsdp`. Devices of several TPU slices are laid out so that
-only `data` goes from slice to slice: what is summed over it once a step is all that the slow network between slices has to carry.
+The axes are `data`, `fsdp` and `tensor`; a batch is split over `data` and `fsdp`. Devices of
+several TPU slices are arranged so that only `data` crosses slices: the slow network between slices
+carries only the sum over `data`, once per step.
 """
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,85 +22,115 @@ from memjax.config import Mesh as MeshConfig
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 Layout = tuple[str | None, ...]
-"""Mesh axes of an array's first dimensions, as `constrain` takes them."""
+"""Mesh axes of an array's leading dimensions, as in `constrain`."""
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:  # noqa: B008
-    """The mesh of `config.mesh` over `devices`, by default all of all processes.
+def make_mesh(
+    config: MeshConfig = MeshConfig(),  # noqa: B008
+    devices: Sequence[Any] | None = None,
+) -> jax.sharding.Mesh:
+    """Return the mesh of `config.mesh` over `devices`, by default all devices of all processes.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices, or an axis other than data would cross slices.
+      ConfigError: the axes do not multiply to the number of devices, or an axis other than data
+        would cross slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = _sizes(config, len(devices))
-    slices = len({_slice(device) for device in devices})
+    # Only devices of TPUs are in slices; others form one.
+    slices = len(
+        {getattr(one, "slice_index", 0) for one in devices if one.platform == "tpu"} or {0}
+    )
     if slices == 1:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        if shape[0] % slices:
-            raise ConfigError(
-                f"config.mesh.data={shape[0]} must be a multiple of the {slices} slices, which only the data axis spans; use"
-                f" {slices * max(1, shape[0] // slices)}"
-            )
+        ConfigError.require(
+            shape[0] % slices == 0,
+            f"config.mesh.data: got {shape[0]}, expected a multiple of the {slices} slices, as"
+            f" only this axis spans slices. Use {slices * max(1, shape[0] // slices)}",
+        )
         within = (shape[0] // slices, *shape[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     return jax.sharding.Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _slice(device: Any) -> int:
-    """The TPU slice a device is of; other devices are all of one."""
-    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def _sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     wanted = (config.data, config.fsdp, config.tensor)
     given = math.prod(size for size in wanted if size != -1)
-    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
-    if -1 not in wanted and given != devices:
-        raise ConfigError(f"config.mesh ({said}) is of {given} devices and there are {devices}; -1 on one axis takes the rest")
-    if devices % given:
-        raise ConfigError(f"config.mesh ({said}) does not divide {devices} devices; their product without -1 must")
+    axes = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
+    ConfigError.require(
+        -1 in wanted or given == devices,
+        f"config.mesh: got {axes}, which needs {given} devices, expected {devices} devices. Set"
+        " one axis to -1 to use all",
+    )
+    ConfigError.require(
+        devices % given == 0,
+        f"config.mesh: got {axes}, expected a product without -1 that divides {devices} devices",
+    )
     data, fsdp, tensor = (devices // given if size == -1 else size for size in wanted)
     return data, fsdp, tensor
 
 
+def memory(device: jax.Device) -> int:
+    """Return the bytes of memory of a device; those of a CPU share the machine's."""
+    stats = device.memory_stats() or {} if device.platform != "cpu" else {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit", machine // jax.local_device_count())
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Return the sharding that keeps an array whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows split over data and fsdp."""
+    """Return the sharding of a batch, split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
-    """Parts a batch is split in."""
+    """Return the number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_rows(rows: int, microbatches: int, mesh: jax.sharding.Mesh, key: str) -> None:
-    """Raises ConfigError if a microbatch of a batch of `rows` does not split evenly over the mesh."""
+    """Check that every microbatch of a batch splits evenly over the mesh.
+
+    Args:
+      rows: batch size.
+      microbatches: number of microbatches.
+      mesh: the devices.
+      key: setting of the batch size, for the message.
+
+    Raises:
+      ConfigError: a microbatch does not split evenly.
+    """
     shards = batch_shards(mesh)
-    if rows % (shards * microbatches):
-        raise ConfigError(
-            f"{key}={rows} must be a multiple of {shards * microbatches}: {shards} devices, {microbatches} microbatches"
-        )
+    ConfigError.require(
+        rows % (shards * microbatches) == 0,
+        f"{key}: got {rows}, expected a multiple of {shards * microbatches} ({shards} devices,"
+        f" {microbatches} microbatches)",
+    )
 
 
 def local_rows(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:
-    """Places in a batch of `rows` whose rows this process's devices hold, ascending: what the process has to read."""
+    """Return the indices in a batch of `rows` that this process's devices hold, ascending.
+
+    The process must read these.
+    """
     held = batch_sharding(mesh).addressable_devices_indices_map((rows,))
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held.values()]))
 
 
 def put_batch(batch: Any, mesh: jax.sharding.Mesh, rows: int | None = None) -> Any:
-    """A batch, an array or a tree of them, over the devices.
+    """Put a batch, an array or a tree of them, on the devices.
 
     Args:
-      batch: the rows at `local_rows`; with one process that is all of them.
+      batch: the rows at `local_rows`; with one process, all rows.
       mesh: the devices.
-      rows: rows in the whole batch; needed with several processes.
+      rows: size of the whole batch; required with several processes.
     """
     if jax.process_count() == 1 or rows is None:
         return jax.device_put(batch, batch_sharding(mesh))
@@ -107,14 +139,19 @@ def put_batch(batch: Any, mesh: jax.sharding.Mesh, rows: int | None = None) -> A
 
 
 def batch_parts(rows: int) -> int:
-    """Parts that the mesh in context splits `rows` in; 1 where there is none, or where it cannot."""
+    """Return the number of parts that the mesh in context splits `rows` into.
+
+    It is 1 without a mesh, or if `rows` does not divide.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     return 1 if rows % parts else parts
 
 
-def on_mesh(function: Callable[..., Any], mesh: jax.sharding.Mesh | None, **kwargs: Any) -> Callable[..., Any]:
-    """`jax.jit` of a function whose results are whole on every device of the mesh, if there is one."""
+def on_mesh(
+    function: Callable[..., Any], mesh: jax.sharding.Mesh | None, **kwargs: Any
+) -> Callable[..., Any]:
+    """Return `jax.jit` of a function whose results are whole on every device of the mesh."""
     if mesh is None:
         return jax.jit(function, **kwargs)
     jitted = jax.jit(function, out_shardings=replicated(mesh), **kwargs)
@@ -127,39 +164,43 @@ def on_mesh(function: Callable[..., Any], mesh: jax.sharding.Mesh | None, **kwar
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def gathered(x: jax.Array, stored: Layout, used: Layout) -> jax.Array:
-    """A parameter brought from the layout it is stored in to the one it is used in; its gradient goes straight back to the first.
+def gather_params(x: jax.Array, stored: Layout, used: Layout) -> jax.Array:
+    """Bring a parameter from its stored layout to the layout of its use; the gradient goes back.
 
-    Said of every parameter that `fsdp` splits, this keeps the compiler from moving activations in its place, and from adding up whole
-    gradients on every device where each needs only its part.
+    Applied to every parameter that `fsdp` splits, this prevents the compiler from moving
+    activations instead, and from summing whole gradients on devices that need only their part.
     """
     return _lay_out(x, used)
 
 
 def _lay_out(x: jax.Array, layout: Layout) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
-    # Where parameters are whole there is nothing to bring together, and gradients need not be added up yet.
-    return x if mesh.empty or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1 else constrain(x, *layout)
+    # Whole parameters need no gathering, and their gradients can be summed later.
+    return (
+        x if mesh.empty or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1 else constrain(x, *layout)
+    )
 
 
-def _gathered_forward(x: jax.Array, stored: Layout, used: Layout) -> tuple[jax.Array, None]:
+def _gather_forward(x: jax.Array, stored: Layout, used: Layout) -> tuple[jax.Array, None]:
     return _lay_out(x, used), None
 
 
-def _gathered_backward(stored: Layout, used: Layout, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+def _gather_backward(
+    stored: Layout, used: Layout, _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
     return (_lay_out(gradient, stored),)
 
 
-gathered.defvjp(_gathered_forward, _gathered_backward)
+gather_params.defvjp(_gather_forward, _gather_backward)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` laid out over the mesh in context, one name a dimension; as it is where there is no mesh.
+    """Lay `x` out over the mesh in context, one name per dimension; without a mesh, return it.
 
     Args:
       x: an activation.
-      axes: `batch` for data and fsdp, `fsdp`, `tensor`, or None for whole; dimensions not named are left to the compiler. An axis that does
-        not divide its dimension is left out.
+      axes: `batch` for data and fsdp, `fsdp`, `tensor`, or None for whole; the compiler chooses the
+        layout of dimensions not named. An axis that does not divide its dimension is omitted.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -167,7 +208,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     spec = []
     for size, axis in zip(x.shape, axes, strict=False):
         names = BATCH_AXES if axis == "batch" else axis
-        parts = math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ()))
+        parts = math.prod(
+            mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ())
+        )
         spec.append(names if parts > 1 and size % parts == 0 else None)
     rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(spec))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec, *rest))

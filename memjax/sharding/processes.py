@@ -1,101 +1,158 @@
-"""Several processes as one program: how they find each other, and how they agree."""
+"""Several processes as one program: connecting them, and agreeing on values."""
 
+import contextlib
 import functools
 import hashlib
 import os
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from os import _exit
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from memjax.errors import MemjaxError
+from memjax.sharding import coordination
+from memjax.sharding.roll_call import meet
+
 DEAD_AFTER = float(os.environ.get("MEMJAX_DEAD_AFTER_SECONDS", "60"))
-"""Seconds without a sign of life after which a process counts as dead."""
+"""Seconds without a heartbeat after which a process counts as dead."""
 SLOW_AFTER = float(os.environ.get("MEMJAX_SLOW_AFTER_SECONDS", "20"))
-"""Seconds of waiting, for its data or for the others at the start, after which a process is reported."""
+"""Seconds of waiting, for data or for other processes, after which a process is reported."""
+_CONNECT_WITHIN = float(os.environ.get("MEMJAX_CONNECT_SECONDS", "300"))
+"""Seconds of waiting for the other processes to connect, after which a process ends."""
+_ALONE = ("should be defined", "must be called before")
+"""JAX's reasons, without these variables, to leave a process alone: it detects no cluster, or its
+devices are in use."""
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_CLUSTERS = (
+    *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    *("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+)
+"""Variables from which JAX learns of other processes where those are not given."""
 
 
-class ProcessesError(RuntimeError):
-    """The processes of a program cannot find each other, or differ; the message names which."""
+class ProcessesError(MemjaxError):
+    """The processes of a program cannot connect, or differ; the message names which."""
+
+    status = 1
 
 
-def connect(say: Callable[[str], None] = print) -> None:
-    """Joins the processes of this program, before JAX looks for devices; alone it does nothing.
+def connect(log: Callable[[str], None] = print) -> None:
+    """Connect the processes of this program before JAX initialises devices; no-op if alone.
 
-    On Cloud TPU, GKE and Slurm, JAX finds the others itself. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID say where they are. `say` is told when the others let wait for themselves; after five minutes
-    without them JAX ends the process.
+    On Cloud TPU, GKE and Slurm, JAX discovers the other processes. Elsewhere set
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A
+    process ends if the others do not connect within five minutes (MEMJAX_CONNECT_SECONDS).
+
+    Args:
+      log: called with a message if the others are late, and another one at the end.
 
     Raises:
-      ProcessesError: some of the three variables are missing or wrong.
+      ProcessesError: some of the three variables are missing or wrong, or the port is in use.
     """
     given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     missing = [name for name in _VARIABLES if name not in given]
-    if given and missing:
-        raise ProcessesError(
-            f"{', '.join(given)} is set and {', '.join(missing)} is not; several processes need all three, one process none"
-        )
-    # It counts the steps of a stage, and its notices are lost where the stage ends before all have it; `Watch` has its own.
+    ProcessesError.require(
+        not given or not missing,
+        f"{', '.join(missing)}: not set, expected a value besides {', '.join(given)}. Several"
+        " processes need all three variables, one process none",
+    )
+    # JAX's service counts the steps of a stage and loses notices if the stage ends before all
+    # processes receive them. `ProcessMonitor` replaces it.
     jax.config.update("jax_enable_preemption_service", False)
-    # JAX ends a process without a word on which other is dead: it must not be the first to find that.
-    join = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=int(2 * DEAD_AFTER) + 10)
-    try:
-        if not given:
-            _join_what_is_found(join)
-            return
-        address, count, number = (given[name] for name in _VARIABLES)
-        if int(count) > 1:
-            late = threading.Timer(
-                SLOW_AFTER, say, [f"process {number} of {count} waits for the others; 0 is to be at {address}"]
-            )
-            late.daemon = True
-            late.start()
-            try:
-                join(address, int(count), int(number))
-            finally:
-                late.cancel()
-    except (ValueError, RuntimeError) as error:
-        raise ProcessesError(f"the processes do not come together ({error}); given were {given or 'no variables'}") from error
+    # JAX ends a process without a message of ours, so its timeouts must be the longer ones.
+    join = functools.partial(
+        jax.distributed.initialize,
+        initialization_timeout=int(2 * _CONNECT_WITHIN) + 10,
+        heartbeat_timeout_seconds=int(2 * DEAD_AFTER) + 10,
+    )
+    known = given or {name: os.environ[name] for name in _CLUSTERS if name in os.environ}
+    source = ", ".join(f"{name}={value}" for name, value in known.items()) or "the environment"
+    with _reports(log, source):
+        try:
+            if not given:
+                join()
+            elif int(given["JAX_NUM_PROCESSES"]) > 1:
+                address, count, number = given.values()
+                place = address, int(count), int(number)
+                if int(number) < int(count):  # Otherwise JAX refuses it.
+                    meet(*place, coordination.reserve(*place))
+                join(*place)
+        except (ValueError, RuntimeError, OSError) as error:
+            if not given and any(reason in str(error) for reason in _ALONE):
+                return
+            raise ProcessesError(
+                f"the processes cannot connect ({error}), got {source}. Check these values: process"
+                " 0 needs a free port of its machine, and every process its own number"
+            ) from error
 
 
-def _join_what_is_found(join: Callable[[], None]) -> None:
-    """Joins whatever cluster JAX recognises, if it does and is not at work alone already."""
+@contextlib.contextmanager
+def _reports(log: Callable[[str], None], source: str) -> Iterator[None]:
+    """Report after a while that this process waits, and end it when it has waited too long.
+
+    JAX waits in C++, where no exception can reach it.
+    """
+
+    def waits() -> None:
+        log(f"{coordination.place()} waits for the others to connect: {source}")
+
+    def end() -> None:
+        log(
+            f"{coordination.place()} ends: the others did not connect within"
+            f" {_CONNECT_WITHIN:.0f} s, got {source}. Start all of them, with the same values but"
+            " for their number, or unset these variables to run one process alone"
+        )
+        sys.stdout.flush()
+        _exit(ProcessesError.status)
+
+    timers = [threading.Timer(SLOW_AFTER, waits), threading.Timer(_CONNECT_WITHIN, end)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
-        join()
-    except (ValueError, RuntimeError) as error:
-        if not any(reason in str(error) for reason in ("should be defined", "must be called before")):
-            raise
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def first_process() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Return whether this is process 0, which writes the shared files."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come here."""
+    """Wait until every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def agreed(value: Any) -> Any:
-    """What the first process says of a number or a truth value, on every process; a collective, so all must ask."""
-    if jax.process_count() == 1:
-        return value
+    """Return process 0's number or truth value on every process.
+
+    This is a collective: all processes must call it.
+    """
     return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def require_equal(value: str, what: str) -> None:
-    """Raises ProcessesError, on all processes, if a text is not the same on every one."""
+    """Check that a text is the same on all processes.
+
+    Raises:
+      ProcessesError: a process has another text; raised on all processes.
+    """
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
     everyone = multihost_utils.process_allgather(digest)
     different = [i for i, theirs in enumerate(everyone) if (theirs != everyone[0]).any()]
-    if different:
-        raise ProcessesError(
-            f"{what} of process {', '.join(map(str, different))} is not that of process 0; all processes need the same"
-        )
+    ProcessesError.require(
+        not different,
+        f"{what}: process {', '.join(map(str, different))} has another value than process 0,"
+        " expected the same on all processes",
+    )

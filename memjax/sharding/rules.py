@@ -1,12 +1,12 @@
-"""Where every parameter lies, by ordered rules on its path, and what that costs a device.
+"""Layouts of parameters, by ordered rules on their paths, and bytes per device.
 
-A rule names mesh axes for the last dimensions of a parameter, so that it holds with a leading layer axis and without.
+A rule names mesh axes for the last dimensions of a parameter, so that it applies with and without a
+leading layer axis.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -16,15 +16,23 @@ from jax.tree_util import keystr, tree_map_with_path
 from memjax.config import ConfigError, Rules, match_rules
 
 
-def spec_of(path: str, shape: tuple[int, ...], rules: Rules, mesh: jax.sharding.Mesh) -> PartitionSpec:
-    """The layout of one parameter. An axis of the mesh that does not divide its dimension is left out: the dimension stays whole.
+def spec_of(
+    path: str, shape: tuple[int, ...], rules: Rules, mesh: jax.sharding.Mesh
+) -> PartitionSpec:
+    """Return the layout of one parameter.
+
+    A dimension stays whole if its mesh axis does not divide it.
 
     Raises:
-      ConfigError: no rule matches the path, or the rule that does names more dimensions than there are.
+      ConfigError: no rule matches the path, or the matching rule names more dimensions than there
+        are.
     """
     axes = match_rules(rules, path, "config.mesh.rules")
-    if len(axes) > len(shape):
-        raise ConfigError(f"config.mesh.rules name {len(axes)} dimensions {axes} for {path!r}, which has shape {shape}")
+    ConfigError.require(
+        len(axes) <= len(shape),
+        f"config.mesh.rules: got {len(axes)} dimensions {axes} for {path!r}, expected at most"
+        f" {len(shape)}, its shape being {shape}",
+    )
     aligned = (None,) * (len(shape) - len(axes)) + tuple(axes)
     fits = (
         axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
@@ -34,20 +42,30 @@ def spec_of(path: str, shape: tuple[int, ...], rules: Rules, mesh: jax.sharding.
 
 
 def shardings(params: Any, rules: Rules, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The layout of every parameter of a tree, arrays or abstract; raises as `spec_of`."""
+    """Return the layout of every parameter of a tree, arrays or abstract.
+
+    Raises:
+      ConfigError: as `spec_of`.
+    """
     flat = flatten_dict(params, sep="/")
     return unflatten_dict(
-        {path: NamedSharding(mesh, spec_of(path, leaf.shape, rules, mesh)) for path, leaf in flat.items()}, sep="/"
+        {
+            path: NamedSharding(mesh, spec_of(path, leaf.shape, rules, mesh))
+            for path, leaf in flat.items()
+        },
+        sep="/",
     )
 
 
 def state_shardings(state: Any, params: Any, places: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The layout of an optimizer's state: moments lie as their parameters do, numbers are whole everywhere.
+    """Return the layout of an optimizer's state.
+
+    Moments have the layout of their parameters; scalars are whole everywhere.
 
     Args:
-      state: arrays or abstract; the path of a moment ends in that of its parameter.
-      params: what the optimizer moves, arrays or abstract.
-      places: their layouts.
+      state: arrays or abstract arrays; the path of a moment ends in that of its parameter.
+      params: trainable parameters, arrays or abstract.
+      places: layouts of the parameters.
       mesh: the devices.
     """
     shapes, known = flatten_dict(params, sep="/"), flatten_dict(places, sep="/")
@@ -62,35 +80,36 @@ def state_shardings(state: Any, params: Any, places: Any, mesh: jax.sharding.Mes
 
 
 def abstract(tree: Any, places: Any) -> Any:
-    """Shapes, dtypes and layouts in place of arrays: what a checkpoint is restored onto.
+    """Replace arrays by shapes, dtypes and layouts, the target of restoring a checkpoint.
 
     Args:
       tree: arrays or abstract arrays.
-      places: a layout for every leaf, or one for all.
+      places: a layout for every leaf.
     """
-    if isinstance(places, jax.sharding.Sharding):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places), tree)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """One parameter: where it lies and what it takes."""
+class Placement(NamedTuple):
+    """Layout and size of one parameter."""
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     spec: PartitionSpec
-    bytes_a_device: int
+    bytes_per_device: int
     trainable: bool
 
 
-def placements(params: Any, trainable: Mapping[str, Any], rules: Rules, mesh: jax.sharding.Mesh) -> list[Placement]:
-    """A line of the start-up table for every parameter, in the order of their paths.
+def placements(
+    params: Any, trainable: Mapping[str, Any], rules: Rules, mesh: jax.sharding.Mesh
+) -> list[Placement]:
+    """Return one `Placement` per parameter, in the order of their paths, for the start-up table.
 
     Args:
       params: all parameters, arrays or abstract.
-      trainable: those of them that move.
+      trainable: the trainable parameters among them.
       rules: `config.mesh.rules`.
       mesh: the devices.
     """

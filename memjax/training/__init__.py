@@ -1,22 +1,18 @@
-"""Training: optimizer, step, the loop of a stage, and a whole run."""
+"""Training of one stage: initial state, optimizer, step and loop."""
 
-from memjax.training.curriculum import WorkdirError, run_experiment
-from memjax.training.loop import Interrupted, NonFiniteError, train_stage
+from memjax.training.init_state import Run
+from memjax.training.loop import Evaluator, NonFiniteError, Preempted, train_stage
 from memjax.training.optimizer import make_optimizer
-from memjax.training.progress import Reporter
-from memjax.training.start import Run
 from memjax.training.step import Metrics, TrainState, train_step
 
 __all__ = [
-    "Interrupted",
+    "Evaluator",
     "Metrics",
     "NonFiniteError",
-    "Reporter",
+    "Preempted",
     "Run",
     "TrainState",
-    "WorkdirError",
     "make_optimizer",
-    "run_experiment",
     "train_stage",
     "train_step",
 ]

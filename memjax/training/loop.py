@@ -1,216 +1,297 @@
-"""Training of one stage: resume, step, watch, save.
+"""Training of one stage: resume, step, log, evaluate, save.
 
-On start the weights come from, in this order: the stage's own last whole checkpoint; what `init_from` names; a fresh
-initialisation.
+Weights come from, in this order: the stage's own last complete checkpoint; the source that
+`init_from` names; a fresh initialisation.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 
 from memjax.checkpoints import Checkpoints, Schedule
-from memjax.config import REGRESSIONS, WEIGHTINGS, Stage, to_json
-from memjax.data import Memories, TrainBatches, evaluation_batches, open_attributions
-from memjax.models import build
-from memjax.objectives import Batch, Term
-from memjax.sharding import agreed, batch_shards, check_rows, local_rows, put_batch
+from memjax.config import to_json
+from memjax.data import TrainBatches, open_attributions
+from memjax.errors import MemjaxError
+from memjax.interop.huggingface.settings import folder_of
+from memjax.objectives import OBJECTIVES, Batch, MetricSum
+from memjax.sharding import agreed, local_rows, put_batch, report_params
+from memjax.training.compiled_steps import StageSteps
 from memjax.training.encode_corpus import stored_memories
-from memjax.training.jitted import abstract_state, jit_evaluation_step, jit_train_step
-from memjax.training.optimizer import learning_rate, make_optimizer, split
-from memjax.training.placement import say_placement
-from memjax.training.pretrained import EMPTY, without_memory
-from memjax.training.start import Run, abstract_params, check_origin, first_row, fresh_state
+from memjax.training.init_state import Run, check_origin, data_offset, init_train_state
+from memjax.training.optimizer import Tree, split
 from memjax.training.step import Metrics, TrainState
-from memjax.training.writers import Writer, make_writers
+from memjax.training.writers import Trace, Write, make_writers
 
-WATCHED_ROWS = 64
-"""Held-out rows looked at while training."""
-
-
-class NonFiniteError(FloatingPointError):
-    """A loss became NaN or infinite; the message names step, term and last good checkpoint."""
+Evaluate = Callable[[Tree, Mapping[str, Any]], Mapping[str, Any]]
+"""Numbers of a model on held-out sequences. The arguments are its parameters, and the numbers that
+the evaluators before this one returned."""
 
 
-class Interrupted(Exception):
-    """The process was asked to stop and has saved what it had; `signal` is the number it was asked by."""
+class Evaluator(NamedTuple):
+    """An entry of `config.evaluators`, opened for one stage."""
+
+    every: int
+    """Steps between two evaluations; the last step is evaluated too. 0 is never while training."""
+    evaluate: Evaluate
+
+
+class NonFiniteError(MemjaxError):
+    """A loss is NaN or infinite; the message names step, loss and last good checkpoint."""
+
+    status = 1
+
+
+class Preempted(MemjaxError):
+    """A signal stopped the process, which saved its step first; `signal` is its number."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.signal = number
+        self.status = 128 + number
 
 
-def train_stage(run: Run, name: str) -> dict[str, Any]:
-    """Trains the stage to its last step, from where it stands, and returns what its last checkpoint says of it.
+def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> dict[str, Any]:
+    """Train a stage to its last step and return the metadata of its last checkpoint.
+
+    Args:
+      run: the run.
+      name: the stage.
+      evaluators: those that evaluate while the stage trains.
 
     Raises:
-      NonFiniteError: a loss was NaN or infinite.
-      Interrupted: SIGTERM or SIGINT came; the step it came in is saved.
-      CheckpointError: the weights to start from do not fit, or are of another config or tokenizer.
-      MemoriesError: stored memories are of other rows or of another encoder.
+      NonFiniteError: a loss is NaN or infinite.
+      Preempted: SIGTERM or SIGINT came; the step is saved.
+      CheckpointError: the initial weights do not fit, or have another config or tokenizer.
+      MemoriesError: stored memories belong to other sequences or to another encoder.
       ConfigError: the batch does not divide over the devices.
     """
-    config, stage = run.config, run.config.stages[name]
-    check_rows(stage.rows, stage.microbatches, run.mesh, f"config.stages.{name}.rows")
-    module = build(config, stage)
-    key = f"config.stages.{name}.trainable"
-    trainable_shapes, _ = split(abstract_params(module, config, stage, key), stage.trainable, key)
-    optimizer = make_optimizer(config.optimizer, stage, trainable_shapes)
-    wanted = abstract_state(config, stage, run.mesh, module, optimizer)
-    with Checkpoints(run.checkpoints(name), config.checkpoints_kept, run.reporter.say, config.checkpoint_best) as checkpoints:
-        found = checkpoints.restore_latest(wanted.params, {"opt_state": wanted.opt_state, "step": wanted.step})
-        if found:
-            step, params, saved, meta = found
-            check_origin(run, meta, f"{checkpoints.folder}/{step}")
-            if step == stage.steps:
-                run.reporter.say(f"{name}: all {step} steps are done")
+    config, stage, mesh = run.config, run.config.stages[name], run.mesh
+    steps = StageSteps(config, name, mesh, run.ids)
+    with contextlib.ExitStack() as stack:
+        # State: resumed, or before the first step.
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                run.checkpoints(name),
+                config.checkpoints_kept,
+                run.reporter.log,
+                config.checkpoint_best,
+                run.watch.fail,
+            )
+        )
+        wanted = steps.state
+        saved = checkpoints.restore_latest(
+            wanted.params, {"opt_state": wanted.opt_state, "step": wanted.step}
+        )
+        if saved:
+            start, params, rest, meta = saved
+            check_origin(run, name, meta, f"{checkpoints.folder}/{start}")
+            if start == stage.steps:
+                run.reporter.log(f"{name}: all {start} steps are done")
                 return meta
-            run.reporter.say(f"{name}: going on from step {step}")
+            run.reporter.log(f"{name}: resuming from step {start}")
             trainable, frozen = split(params, stage.trainable, "trainable")
-            state = TrainState(saved["step"], trainable, frozen, saved["opt_state"])
-            seconds = float(meta["seconds"])
+            state = TrainState(rest["step"], trainable, frozen, rest["opt_state"])
         else:
-            state, seconds, meta = fresh_state(run, name, module, optimizer), 0.0, {}
-        say_placement(run.reporter, name, config, run.mesh, state)
-        memories = stored_memories(run, name, state)
-        stage_run = _StageRun(run, name, stage, module, optimizer, checkpoints, seconds, memories, meta.get("before", {}))
-        with jax.set_mesh(run.mesh):
-            return stage_run.train(state)
+            start, meta = 0, {}
+            state = init_train_state(run, name, steps.module, steps.optimizer)
+        report_params(run.reporter, name, state.params, state.trainable, config.mesh.rules, mesh)
+
+        # Data, from the step on where the stage stopped.
+        weighed = any(OBJECTIVES[name].reads_attribution for name in stage.objectives)
+        order = TrainBatches(
+            run.data.train,
+            stage.batch_size,
+            config.seed,
+            data_offset(config, stage),
+            open_attributions(config.data.attributions) if weighed else None,
+            stored_memories(run, name, state),
+            part=local_rows(mesh, stage.batch_size),
+            skip_damaged=config.data.skip_damaged,
+        )
+        batches = order.from_step(
+            start, place=lambda batch: Batch(**put_batch(batch, mesh, stage.batch_size))
+        )
+        stack.callback(batches.close)
+
+        # Logs, checkpoints and what else happens between steps.
+        writers = make_writers(stack, config, name, run.folder(name), start)
+        log = _Log(run, name, checkpoints, writers, order, float(meta.get("seconds", 0.0)))
+        schedule = Schedule(
+            config.checkpoint_every,
+            config.checkpoint_minutes,
+            agree=agreed,
+            ask_every=config.log_every,
+        )
+        trace = stack.enter_context(Trace(run.profile, run.folder(name) / "profile"))
+        stack.enter_context(jax.set_mesh(mesh))
+        train_step = steps.jit_train_step()
+
+        before = meta.get("before", {})
+        if not start and folder_of(stage.init_from):
+            before = _evaluate(evaluators, state.params)
+            log.write_held_out(0, before)
+        metadata = functools.partial(_metadata, run, name, before)
+        bar = stack.enter_context(run.reporter.bar(name, stage.steps, start))
+        stack.enter_context(run.watch.stop_requests())
+        log.since = (time.monotonic(), start)
+        for step in range(start + 1, stage.steps + 1):
+            last = step == stage.steps
+            with trace.step(step):
+                batch, seconds = run.watch.next(batches)
+                log.waited += seconds
+                state, metrics = train_step(state, batch)
+            trace.stop_after(step, metrics)
+            text = None
+            if step % config.log_every == 0:
+                # This step is still being computed: read those before it, and do not wait.
+                text = log.flush()
+            log.pending.append((step, metrics))
+
+            held_out = {}
+            due = [e for e in evaluators if e.every and (last or step % e.every == 0)]
+            if due:
+                text = log.flush() or text
+                held_out = _evaluate(due, state.params)
+                log.write_held_out(step, held_out)
+
+            stopping = run.watch.stop_here()
+            if schedule.due(step) or checkpoints.improves(held_out) or last or stopping:
+                log.flush()
+                with log.blocking():
+                    optimizer_state = {"opt_state": state.opt_state, "step": state.step}
+                    meta = metadata(step, log.elapsed(), held_out)
+                    checkpoints.save(step, state.params, optimizer_state, meta)
+                schedule.saved()
+            bar.advance(1, text)
+            if stopping:
+                break
+        checkpoints.wait()
+        if stopping := stopping or run.watch.stop_here():
+            raise Preempted(
+                f"{name}: stopped by signal {stopping}; step {step} is saved. Run the same command"
+                " to resume",
+                stopping,
+            )
+        return metadata(stage.steps, log.elapsed(), held_out)
+
+
+def _evaluate(evaluators: Sequence[Evaluator], params: Tree) -> dict[str, float]:
+    """Return the numbers of all evaluators; what is not a number is left out."""
+    found: dict[str, Any] = {}
+    for evaluator in evaluators:
+        found |= evaluator.evaluate(params, found)
+    return {key: value for key, value in found.items() if isinstance(value, float)}
+
+
+def _metadata(
+    run: Run,
+    name: str,
+    before: Mapping[str, float],
+    step: int,
+    seconds: float,
+    held_out: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the metadata of a checkpoint.
+
+    Args:
+      run: the run.
+      name: the stage.
+      before: numbers on held-out sequences before the first step, of a pretrained model.
+      step: the step.
+      seconds: seconds trained so far, over all processes that trained the stage in turn.
+      held_out: numbers on held-out sequences at this step.
+    """
+    stage = run.config.stages[name]
+    return {
+        "stage": name,
+        "step": step,
+        "config": to_json(run.config),
+        "tokenizer": run.data.tokenizer.fingerprint,
+        "next_row": data_offset(run.config, stage, step),
+        "seconds": seconds,
+        "metrics": held_out,
+    } | ({"before": before} if before else {})
 
 
 @dataclasses.dataclass
-class _StageRun:
-    """The loop of one stage and what it carries from step to step."""
+class _Log:
+    """Metrics that are not read from the device yet, and where they are written."""
 
     run: Run
     name: str
-    stage: Stage
-    module: nn.Module
-    optimizer: optax.GradientTransformation
     checkpoints: Checkpoints
-    seconds: float
-    """Seconds trained before this process took over."""
-    memories: Memories | None = None
-    """What is read in place of running the encoder."""
-    before: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of a stage that starts from a pretrained language model, numbers on held-out rows before its first step."""
-    began: float = dataclasses.field(default_factory=time.monotonic)
-    logged: tuple[float, int] = (0.0, 0)
-    """When numbers were last written, and at which step."""
-    blocked: float = 0.0
-    """Seconds that training stood still for saves since then."""
+    writers: Sequence[Write]
+    batches: TrainBatches
+    before: float
+    """Seconds trained by earlier processes."""
+    pending: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
     waited: float = 0.0
-    """Seconds that it waited for batches since then."""
-    skipped: int = 0
-    """Rows that this process could not read so far, and read others in their place."""
+    """Seconds of waiting for batches since the last log."""
+    blocked: float = 0.0
+    """Seconds of waiting for saves since the last log."""
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    since: tuple[float, int] = (0.0, 0)
+    """Time and step of the last log."""
 
     def elapsed(self) -> float:
-        """Seconds trained so far, over all processes."""
-        return self.seconds + time.monotonic() - self.began
+        """Return the seconds trained so far, over all processes."""
+        return self.before + time.monotonic() - self.began
 
-    def train(self, state: TrainState) -> dict[str, Any]:
-        run, stage, config = self.run, self.stage, self.run.config
-        first = int(state.step)
-        step_fn = jit_train_step(config, stage, run.mesh, self.module, self.optimizer, run.ids)
-        weighed = set(stage.objectives) & {*WEIGHTINGS, *REGRESSIONS}
-        attributions = open_attributions(config.data.attributions) if weighed else None
-        order = TrainBatches(
-            run.data.train,
-            stage.rows,
-            config.seed,
-            first_row(config, stage),
-            attributions,
-            self.memories,
-            part=local_rows(run.mesh, stage.rows),
-            skip_damaged=config.data.skip_damaged,
-        )
-        batches = order.from_step(first, place=lambda batch: Batch(**put_batch(batch, run.mesh, stage.rows)))
-        watch = self._watcher()
-        writers = make_writers(config, self.name, run.folder(self.name), first)
-        pending: list[tuple[int, Metrics]] = []
-        schedule = Schedule(config.checkpoint_every, config.checkpoint_minutes, agree=agreed, ask_every=config.log_every)
-        held_out: dict[str, float] = {}
-        try:
-            if not first and without_memory(self.module, stage):
-                self.before = watch(state, 0, writers)
-            self.logged = (time.monotonic(), first)
-            with run.reporter.bar(self.name, stage.steps, first) as bar, run.watch.stop_requests():
-                for step in range(first + 1, stage.steps + 1):
-                    batch, waited = run.watch.next(batches)
-                    self.waited += waited
-                    self.skipped = order.skipped
-                    state, metrics = step_fn(state, batch)
-                    text, held_out = None, {}
-                    last = step == stage.steps
-                    if step % config.log_every == 0:
-                        # The newest step is still being computed: read those before it and do not wait.
-                        text = self._log(pending, writers)
-                        pending = []
-                    pending.append((step, metrics))
-                    if step % config.evaluate_every == 0 or last:
-                        text = self._log(pending, writers) or text
-                        pending = []
-                        held_out = watch(state, step, writers)
-                    stopping = run.watch.stop_here()
-                    if schedule.due(step) or self.checkpoints.improves(held_out) or last or stopping:
-                        self._log(pending, writers)
-                        pending = []
-                        self._save(state, step, held_out)
-                        schedule.saved()
-                    bar.advance(1, text)
-                    if stopping:
-                        self.checkpoints.wait()
-                        raise Interrupted(
-                            f"{self.name}: asked to stop; step {step} is saved, the same command goes on from there",
-                            stopping,
-                        )
-                self.checkpoints.wait()
-                if stopping := run.watch.stop_here():
-                    raise Interrupted(
-                        f"{self.name}: asked to stop; all {stage.steps} steps are saved, the same command goes on from there",
-                        stopping,
-                    )
-        finally:
-            batches.close()
-            for writer in writers:
-                writer.close()
-        return self._meta(stage.steps, held_out)
+    @contextlib.contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Add the time of a block to `blocked`."""
+        began = time.monotonic()
+        yield
+        self.blocked += time.monotonic() - began
 
-    def _log(self, pending: list[tuple[int, Metrics]], writers: list[Writer]) -> str | None:
-        """Writes the mean over the pending steps, at the last of them; stops the run if one is not finite."""
-        if not pending:
+    def flush(self) -> str | None:
+        """Write the means over the pending steps, at the last of them, and return a summary.
+
+        Raises:
+          NonFiniteError: a number is not finite.
+        """
+        if not self.pending:
             return None
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
+        fetched = [(step, jax.device_get(metrics)) for step, metrics in self.pending]
+        self.pending = []
         for step, metrics in fetched:
             self._check_finite(step, metrics)
         step, latest = fetched[-1]
-        now, (since, since_step) = time.monotonic(), self.logged
-        self.logged = (now, step)
-        tokens = (step - since_step) * self.stage.rows * self.run.config.data.row_tokens
-        values = {"loss": float(sum(m.loss for _, m in fetched) / len(fetched))}
+        (since, since_step), self.since = self.since, (time.monotonic(), step)
+        tokens = self.run.tokens(self.name, step - since_step)
+        losses = {"loss": float(sum(m.loss for _, m in fetched) / len(fetched))}
         for name in latest.terms:
-            values |= term_values(name, sum_terms([m.terms[name] for _, m in fetched]))
-        rest = {
-            "learning_rate": float(jnp.asarray(learning_rate(self.stage)(step - 1))),
+            losses |= mean_metrics(name, [m.terms[name] for _, m in fetched])
+        values = losses | {
+            "learning_rate": float(latest.learning_rate),
             "gradient_norm": float(sum(m.gradient_norm for _, m in fetched) / len(fetched)),
-            "tokens_per_second": tokens / max(now - since, 1e-9),
+            "tokens_per_second": tokens / max(self.since[0] - since, 1e-9),
             "seconds": self.elapsed(),
+            "loader_seconds": self.waited,
         }
-        rest["loader_seconds"], self.waited = self.waited, 0.0
-        if self.skipped:
-            rest["rows_skipped"] = float(self.skipped)
+        if self.batches.skipped:
+            values["rows_skipped"] = float(self.batches.skipped)
         if self.blocked:
-            rest["checkpoint_seconds"], self.blocked = self.blocked, 0.0
-        for writer in writers:
-            writer.write(step, "train", values | rest)
-        return "  ".join(f"{name} {values[f'{name}/nats']:.3f} nats" for name in latest.terms)
+            values["checkpoint_seconds"] = self.blocked
+        self.waited = self.blocked = 0.0
+        self._write(step, "train", values)
+        found = ((name, losses.get(f"{name}/nats")) for name in latest.terms)
+        return "  ".join(f"{name} {nats:.3f} nats" for name, nats in found if nats is not None)
+
+    def write_held_out(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers on held-out sequences, if there are any."""
+        if values:
+            self._write(step, "validation", values)
+
+    def _write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        for write in self.writers:
+            write(step, split, values)
 
     def _check_finite(self, step: int, metrics: Metrics) -> None:
         bad = [name for name, term in metrics.terms.items() if not math.isfinite(float(term.nats))]
@@ -226,67 +307,23 @@ class _StageRun:
         )
         what = f"the {', '.join(bad)} loss" if bad else "the gradient or the update"
         raise NonFiniteError(
-            f"stage {self.name}, step {step}: {what} is not finite; {where}. Start again in another --workdir with a lower"
-            f" config.stages.{self.name}.learning_rate, a lower config.optimizer.clip_norm or a longer warm-up; init_from can name the"
-            " folders of the stages that are done"
+            f"stage {self.name}, step {step}: {what} is not finite; {where}. Start in another"
+            f" --workdir with a lower config.stages.{self.name}.learning_rate, a lower"
+            " config.optimizer.clip_norm or a longer warm-up; init_from can name the folders of"
+            " finished stages"
         )
 
-    def _watcher(self) -> Callable[[TrainState, int, list[Writer]], dict[str, float]]:
-        """A look at a few held-out rows, written as split `validation` and returned."""
-        run = self.run
-        # Held-out rows have no attributions, so there is nothing to compare an estimate of them with.
-        names = tuple(sorted(set(self.stage.objectives) - set(REGRESSIONS)))
-        step_fn = jit_evaluation_step(self.stage, run.mesh, self.module, names, run.ids)
-        base = without_memory(self.module, self.stage)
-        empty_fn = jit_evaluation_step(self.stage, run.mesh, base, ("next_token",), run.ids) if base else None
-        limit = min(WATCHED_ROWS, len(run.data.validation))
-        shards = batch_shards(run.mesh)
-        batch_rows = -(-limit // shards) * shards
-        part = local_rows(run.mesh, batch_rows)
-        batches = list(evaluation_batches(run.data.validation, batch_rows, limit, run.ids.pad, part))
 
-        def watch(state: TrainState, step: int, writers: list[Writer]) -> dict[str, float]:
-            if not names:
-                return {}
+def mean_metrics(name: str, sums: Sequence[MetricSum]) -> dict[str, float]:
+    """Return the means over all of these metric sums: nats per token, and accuracy.
 
-            def look(step_fn: Any) -> list[dict[str, Term]]:
-                return [jax.device_get(step_fn(state.params, put_batch(batch, run.mesh, batch_rows))) for batch in batches]
-
-            terms, values = look(step_fn), {}
-            if empty_fn:
-                values |= term_values(EMPTY, sum_terms([term["next_token"] for term in look(empty_fn)]))
-            for name in names:
-                values |= term_values(name, sum_terms([t[name] for t in terms]))
-            for writer in writers:
-                writer.write(step, "validation", values)
-            return values
-
-        return watch
-
-    def _meta(self, step: int, held_out: dict[str, float]) -> dict[str, Any]:
-        run = self.run
-        return {
-            "stage": self.name,
-            "step": step,
-            "config": to_json(run.config),
-            "tokenizer": run.data.tokenizer.fingerprint,
-            "next_row": first_row(run.config, self.stage) + step * self.stage.rows,
-            "seconds": self.elapsed(),
-            "metrics": held_out,
-        } | ({"before": self.before} if self.before else {})
-
-    def _save(self, state: TrainState, step: int, held_out: dict[str, float]) -> None:
-        began, optimizer = time.monotonic(), {"opt_state": state.opt_state, "step": state.step}
-        self.checkpoints.save(step, state.params, optimizer, self._meta(step, held_out))
-        self.blocked += time.monotonic() - began
-
-
-def sum_terms(terms: list[Term]) -> Term:
-    """Adds terms up."""
-    return functools.reduce(Term.__add__, terms)
-
-
-def term_values(name: str, term: Term) -> dict[str, float]:
-    """A term as means: nats a token and accuracy."""
-    count = max(float(term.count), 1.0)
-    return {f"{name}/nats": float(term.nats) / count, f"{name}/accuracy": float(term.correct) / count}
+    Without a target there are none.
+    """
+    whole = jax.tree.map(lambda *parts: sum(parts), *sums)
+    if not whole.count:
+        return {}
+    count = max(float(whole.count), 1.0)
+    return {
+        f"{name}/nats": float(whole.nats) / count,
+        f"{name}/accuracy": float(whole.correct) / count,
+    }

@@ -1,89 +1,171 @@
-"""Where a stage's numbers go: a JSON-lines file (what the report reads), TensorBoard, and Weights & Biases if asked."""
+"""Outputs of a stage that trains: its numbers, and a trace of the profiler.
 
+Numbers go into a JSON-lines file, which the report reads, into TensorBoard, and into Weights &
+Biases where `config.wandb_project` is set.
+"""
+
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import jax
 
 from memjax.config import Config, to_json
+from memjax.files import regular, write_text, writing
 from memjax.sharding import first_process
 
-
-class Writer(Protocol):
-    """Takes the numbers of one step."""
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """`split` is train or validation."""
-
-    def close(self) -> None:
-        """Everything is on disk after this."""
+FLUSH_SECONDS = 10.0
+"""Seconds between two writes of TensorBoard's buffer, about."""
+Write = Callable[[int, str, Mapping[str, float]], None]
+"""A destination of numbers: a function of the step, train or validation, and numbers by name."""
 
 
-class JsonLines:
-    """`metrics.jsonl`, one object a line: step, split and the values. Read by the last line of a (step, split)."""
+def json_lines(stack: contextlib.ExitStack, path: Path) -> Write:
+    """Write `metrics.jsonl`: one object per line, with step, split and values.
 
-    def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
-        if path.stat().st_size:
-            # A kill may have cut the last line short; what comes must not be glued to it.
-            self._file.write("\n")
+    The last line of a (step, split) counts.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(writing(path))
+    path.touch()
+    file = stack.enter_context(regular(path).open("a", encoding="utf-8"))
+    stack.callback(os.fsync, file.fileno())
+    if path.stat().st_size:
+        # A kill may have cut the last line short, and the next one must not continue it.
+        file.write("\n")
 
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Appends a line."""
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
+    def write(step: int, split: str, values: Mapping[str, float]) -> None:
+        with writing(path):
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            file.flush()
 
-    def close(self) -> None:
-        """Closes the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-
-class TensorBoard:
-    """Event files, by tensorboardX."""
-
-    def __init__(self, folder: Path, first_step: int):
-        from tensorboardX import SummaryWriter  # Half a second to import.
-
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1, flush_secs=10)
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One scalar a value, under split/name."""
-        for name, value in values.items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)
-
-    def close(self) -> None:
-        """Flushes."""
-        self._writer.close()
+    return write
 
 
-class WeightsAndBiases:
-    """A run of Weights & Biases (extra `wandb`), one a stage, grouped by the config's name."""
+def tensorboard(stack: contextlib.ExitStack, folder: Path, first_step: int) -> Write:
+    """Write event files by tensorboardX: one scalar per value, as split/name.
 
-    def __init__(self, config: Config, stage: str, folder: Path):
-        import wandb
+    Its `SummaryWriter` would write in a thread, and wait for ever once that has failed.
+    """
+    # Half a second to import.
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import scalar
 
-        settings: Any = json.loads(to_json(config))
-        self._run = wandb.init(
-            project=config.wandb_project, group=config.name, name=f"{config.name}/{stage}", dir=str(folder), config=settings
-        )
+    proto: Any = event_pb2  # Its classes are made when it is imported.
+    folder.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(writing(folder))
+    file = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+    events = RecordWriter(str(folder / file))
+    stack.callback(events.close)
+    stack.callback(events.flush)
 
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One log call."""
-        self._run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+    def add(**values: Any) -> None:
+        events.write(proto.Event(wall_time=time.time(), **values).SerializeToString())
 
-    def close(self) -> None:
-        """Ends the run."""
-        self._run.finish()
+    add(file_version="brain.Event:2")
+    # TensorBoard hides what an earlier process wrote from this step on.
+    add(step=first_step + 1, session_log=proto.SessionLog(status=proto.SessionLog.START))
+    flushed = time.monotonic()
+
+    def write(step: int, split: str, values: Mapping[str, float]) -> None:
+        nonlocal flushed
+        with writing(folder):
+            for name, value in values.items():
+                add(step=step, summary=scalar(f"{split}/{name}", value))
+            if time.monotonic() - flushed > FLUSH_SECONDS:
+                events.flush()
+                flushed = time.monotonic()
+
+    return write
 
 
-def make_writers(config: Config, stage: str, folder: Path, first_step: int) -> list[Writer]:
-    """All writers of one stage; none but on the first process."""
+def weights_and_biases(
+    stack: contextlib.ExitStack, config: Config, stage: str, folder: Path
+) -> Write:
+    """Write a run of Weights & Biases, grouped by the config's name (extra `wandb`).
+
+    A stage that resumes continues its run, whose id is in `folder`.
+    """
+    import wandb
+
+    known = folder / "wandb-id.txt"
+    if not known.exists():
+        write_text(known, secrets.token_hex(4))
+    settings: Any = json.loads(to_json(config))
+    run = wandb.init(
+        project=config.wandb_project,
+        group=config.name,
+        name=f"{config.name}/{stage}",
+        id=regular(known).read_text(encoding="utf-8").strip(),
+        resume="allow",
+        dir=str(folder),
+        config=settings,
+    )
+    stack.callback(run.finish)
+
+    def write(step: int, split: str, values: Mapping[str, float]) -> None:
+        run.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+    return write
+
+
+def make_writers(
+    stack: contextlib.ExitStack, config: Config, stage: str, folder: Path, first_step: int
+) -> list[Write]:
+    """Return all writers of a stage in the first process, and none in the others.
+
+    Everything is on disk when `stack` is closed.
+
+    Raises:
+      OSError: the disk refuses, here, in a writer or when `stack` is closed.
+    """
     if not first_process():
         return []
-    writers: list[Writer] = [JsonLines(folder / "metrics.jsonl"), TensorBoard(folder / "tensorboard", first_step)]
+    writers = [
+        json_lines(stack, folder / "metrics.jsonl"),
+        tensorboard(stack, folder / "tensorboard", first_step),
+    ]
     if config.wandb_project:
-        writers.append(WeightsAndBiases(config, stage, folder))
+        writers.append(weights_and_biases(stack, config, stage, folder))
     return writers
+
+
+class Trace(contextlib.ExitStack):
+    """A profiler trace of some steps of a stage, for TensorBoard or Perfetto.
+
+    Every step is annotated; steps outside the window are not traced. Leaving the block ends a trace
+    that is open.
+
+    Args:
+      window: first and last step to trace; None traces nothing.
+      folder: where the trace is written.
+    """
+
+    def __init__(self, window: tuple[int, int] | None, folder: Path):
+        super().__init__()
+        self._first, self._last = window or (0, 0)
+        self._folder = folder
+        self._tracing = False
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Annotate a step, and open the trace where the window begins."""
+        if not self._tracing and self._first <= step <= self._last:
+            self.enter_context(jax.profiler.trace(str(self._folder)))
+            self._tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+
+    def stop_after(self, step: int, metrics: Any) -> None:
+        """Close the trace where the window ends, when the device has computed its last step."""
+        if self._tracing and step >= self._last:
+            jax.block_until_ready(metrics)
+            self.close()
+            self._tracing = False

@@ -1,6 +1,8 @@
 """Saving, restoring, and what is left when a save or a disk fails."""
 
+import errno
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,12 +80,18 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "meta gone": lambda path: shutil.rmtree(path / "meta"),
     "metrics empty": lambda path: (path / "metrics" / "metrics").write_text(""),
     "closing mark gone": lambda path: (path / "_CHECKPOINT_METADATA").unlink(),
+    "closing mark of another shape": lambda path: (path / "_CHECKPOINT_METADATA").write_text(
+        '{"commit_timestamp_nsecs": "1"}'
+    ),
     "empty folder": lambda path: [shutil.rmtree(path), path.mkdir()][0],
 }
 
 
+@pytest.mark.quick_cases("weights cut short")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     save(tmp_path, 2, 4)
     damage(tmp_path / "4")
     found, said = restore(tmp_path)
@@ -100,14 +108,31 @@ def test_when_the_only_one_is_damaged_the_stage_starts_again(tmp_path: Path) -> 
     save(tmp_path, 2)
     truncate_weights(tmp_path / "2")
     found, said = restore(tmp_path)
-    assert found is None and "starting this stage again" in said[0]
+    assert found is None and "training this stage from its beginning" in said[0]
 
 
+def test_what_a_kill_left_of_a_checkpoint_that_was_being_removed_is_removed(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, 8)
+    for step in (10, 12):
+        shutil.copytree(tmp_path / "8", tmp_path / str(step))
+    (tmp_path / "8" / "_CHECKPOINT_METADATA").unlink()
+    said: list[str] = []
+    with Checkpoints(tmp_path, keep=2, report=said.append) as checkpoints:
+        assert checkpoints.steps() == [10, 12]
+    assert said == [f"{tmp_path / '8'}: the removal of this checkpoint was cut short; removed"]
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "12"}
+
+
+@pytest.mark.slow
 def test_when_several_are_damaged_nothing_is_moved_and_the_folder_is_named(tmp_path: Path) -> None:
     save(tmp_path, 2, 4)
     truncate_weights(tmp_path / "2")
     truncate_weights(tmp_path / "4")
-    with pytest.raises(CheckpointError, match="none of the checkpoints can be read; that of step 4"):
+    with pytest.raises(
+        CheckpointError, match="none of the checkpoints can be read; that of step 4"
+    ):
         restore(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"2", "4"}
 
@@ -120,6 +145,51 @@ def test_what_a_killed_save_left_is_removed_and_reported(tmp_path: Path) -> None
     assert found is not None and found[0] == 2
     assert "step 4 was cut short" in said[0]
     assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_a_full_disk_ends_a_save_with_one_line_and_loses_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 2)
+    # Several: those that are still being written when one fails must not be heard of.
+    noise = {f"{i}": jax.random.normal(jax.random.key(i), (200, 200)) for i in range(30)}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    told: list[str] = []
+
+    def fail(late: bool) -> None:
+        with Checkpoints(tmp_path, failed=told.append) as checkpoints:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+            checkpoints.save(4, noise, OPTIMIZER, {})
+            if late:
+                checkpoints.save(6, noise, OPTIMIZER, {})
+
+    for late in (False, True):
+        try:
+            with pytest.raises(OSError, match=f"File too large: '{tmp_path}'") as caught:
+                fail(late)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert caught.value.errno == errno.EFBIG
+        (why,) = set(told)
+        assert why.startswith(f"{tmp_path}: File too large, expected room for it.")
+    out, err = capfd.readouterr()
+    assert not out and "Traceback" not in err and not [x for x in caplog.records if x.exc_info]
+    found, said = restore(tmp_path)
+    assert found is not None and found[0] == 2
+    assert len(said) == 1 and "the save of step 4 was cut short; removed" in said[0]
+    save(tmp_path, 4)
+    assert restore(tmp_path)[0][0] == 4
+
+
+def test_a_save_after_another_error_has_not_failed(tmp_path: Path) -> None:
+    """As in a notebook, whose first try ended with that error."""
+    told: list[str] = []
+    try:
+        raise KeyError("another")
+    except KeyError:
+        with Checkpoints(tmp_path, failed=told.append) as checkpoints:
+            checkpoints.save(2, PARAMS, OPTIMIZER, {})
+    assert not told
 
 
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
@@ -138,7 +208,9 @@ def test_params_are_read_without_module_or_mesh(tmp_path: Path) -> None:
     assert meta["step"] == 4
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b + 4), params, PARAMS)
     assert load_params(tmp_path, 2)[1]["step"] == 2
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 3 here \(steps there: 2, 4\)"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of step 3 here \(steps there: 2, 4\)"
+    ):
         load_params(tmp_path, 3)
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         load_params(tmp_path / "absent")
@@ -156,8 +228,16 @@ def test_transplant_takes_the_named_part_and_leaves_the_rest() -> None:
 @pytest.mark.parametrize(
     ("source", "part", "message"),
     [
-        ({"encoder": {"kernel": jnp.ones((2, 2))}}, "encoder", r"there has parameter 'encoder/kernel' in shape \(2, 2\)"),
-        ({"head": {"bias": jnp.ones(7)}}, "encoder", "there has no parameter 'encoder/kernel'; its parts are head"),
+        (
+            {"encoder": {"kernel": jnp.ones((2, 2))}},
+            "encoder",
+            r"there has parameter 'encoder/kernel' in shape \(2, 2\)",
+        ),
+        (
+            {"head": {"bias": jnp.ones(7)}},
+            "encoder",
+            "there has no parameter 'encoder/kernel'; its parts are head",
+        ),
         (PARAMS, "decoder", "'decoder' is no part of this model; its parts are encoder, head"),
     ],
 )

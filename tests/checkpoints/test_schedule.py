@@ -63,6 +63,7 @@ def test_every_process_follows_the_first_ones_clock_at_every_step() -> None:
         if decisions[-1][1]:
             follower.saved()
     assert [ours for ours, _ in decisions] == [theirs for _, theirs in decisions]
-    # Late at step 3 (75 s); step 4 is due by its number; late again at step 7; step 8 by its number.
+    # Late at step 3 (75 s); step 4 is due by its number; late again at step 7; step 8 by its
+    # number.
     assert [step for step, (ours, _) in enumerate(decisions, 1) if ours] == [3, 4, 7, 8]
     assert len(said) == 8, "asked at every step, at those that are due by their number too"

@@ -9,7 +9,10 @@ from memjax.checkpoints import CheckpointError, parts_of, transplant
 
 LM = {
     "embed": {"embedding": jnp.full((5, 2), 1.0)},
-    "backbone": {"blocks": {"mlp": {"kernel": jnp.full((3, 2, 2), 2.0)}}, "norm": {"scale": jnp.full(2, 3.0)}},
+    "backbone": {
+        "blocks": {"mlp": {"kernel": jnp.full((3, 2, 2), 2.0)}},
+        "norm": {"scale": jnp.full(2, 3.0)},
+    },
     "head": {"kernel": jnp.zeros((2, 5))},
 }
 AUTOENCODER = {
@@ -57,17 +60,32 @@ def test_a_shallower_stack_fills_the_first_layers_only_when_asked():
     kernel = np.asarray(result["encoder"]["backbone"]["blocks"]["mlp"]["kernel"])
     assert (kernel[:2] == 5).all()
     assert (kernel[2] == 0).all()
-    assert float(result["encoder"]["backbone"]["norm"]["scale"].max()) == 0, "the norm that is not there stays"
+    assert float(result["encoder"]["backbone"]["norm"]["scale"].max()) == 0, (
+        "the norm that is not there stays"
+    )
     shapes = jax.eval_shape(lambda: AUTOENCODER)
-    assert jax.eval_shape(lambda: result) == transplant(shapes, SHALLOW, "encoder/backbone", "there", fill_layers=True)
+    assert jax.eval_shape(lambda: result) == transplant(
+        shapes, SHALLOW, "encoder/backbone", "there", fill_layers=True
+    )
 
 
 def test_a_deeper_stack_does_not_fit():
-    deep = {"encoder": {"backbone": {"blocks": {"mlp": {"kernel": jnp.zeros((4, 2, 2))}}, "norm": {"scale": jnp.zeros(2)}}}}
-    with pytest.raises(CheckpointError, match=r"in shape \(4, 2, 2\), this model needs .* in \(3, 2, 2\)"):
+    deep = {
+        "encoder": {
+            "backbone": {
+                "blocks": {"mlp": {"kernel": jnp.zeros((4, 2, 2))}},
+                "norm": {"scale": jnp.zeros(2)},
+            }
+        }
+    }
+    with pytest.raises(
+        CheckpointError, match=r"in shape \(4, 2, 2\), this model needs .* in \(3, 2, 2\)"
+    ):
         transplant(AUTOENCODER, deep, "encoder/backbone", "there", fill_layers=True)
 
 
 def test_what_is_not_there_is_named():
-    with pytest.raises(CheckpointError, match="there has no parameter 'encoder/embed/embedding'; its parts are"):
+    with pytest.raises(
+        CheckpointError, match="there has no parameter 'encoder/embed/embedding'; its parts are"
+    ):
         transplant(AUTOENCODER, LM, "encoder/embed", "there")

@@ -1,4 +1,5 @@
-"""A run whose stages share an encoder that has learned, and a text to compress: for the commands about stores; and one of drawn weights."""
+"""A run whose stages share an encoder that has learned, and a text to compress: for the commands
+about stores; and one of drawn weights."""
 
 import dataclasses
 
@@ -11,21 +12,28 @@ from rich.console import Console
 from memjax.checkpoints import Checkpoints, load_params
 from memjax.config import Optimizer, Stage, to_json
 from memjax.data import prepare
+from memjax.experiment.run import claim_workdir
 from memjax.models import build, example
+from memjax.progress import Reporter
 from memjax.testing import WORDS, tiny_config, write_corpus
-from memjax.training import Reporter, Run, train_stage
-from memjax.training.curriculum import claim_workdir
+from memjax.training.init_state import Run
+from memjax.training.loop import train_stage
 
-OBJECTIVES = {"autoencoder": "reconstruction", "memory_model": "next_token", "causal_lm": "next_token"}
+OBJECTIVES = {
+    "autoencoder": "reconstruction",
+    "memory_model": "next_token",
+    "causal_lm": "next_token",
+}
 
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory, draw):
-    """A folder with a workdir, `run`, whose stages are checkpoints of drawn weights, and `imported`, of weights without a tokenizer."""
+    """A folder with a workdir, `run`, whose stages are checkpoints of drawn weights, and
+    `imported`, of weights without a tokenizer."""
     folder = tmp_path_factory.mktemp("drawn")
     config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2, optimizer=Optimizer())
     stages = {
-        family: Stage(family=family, objectives={name: 1.0}, rows=8, steps=2, warmup_steps=1)
+        family: Stage(family=family, objectives={name: 1.0}, batch_size=8, steps=2, warmup_steps=1)
         for family, name in OBJECTIVES.items()
     }
     config = dataclasses.replace(config, stages=stages, curriculum=tuple(stages), controls=())
@@ -34,7 +42,13 @@ def place(tmp_path_factory, draw):
         for name, stage in stages.items():
             module = build(config, stage)
             params = draw(module, example(module, config))["params"]
-            meta = {"stage": name, "config": to_json(config), "tokenizer": tokenizer, "next_row": 0, "seconds": 0.0}
+            meta = {
+                "stage": name,
+                "config": to_json(config),
+                "tokenizer": tokenizer,
+                "next_row": 0,
+                "seconds": 0.0,
+            }
             with Checkpoints(folder / workdir / "stages" / name / "checkpoints") as checkpoints:
                 checkpoints.save(2, jax.tree.map(jnp.asarray, params), {"step": jnp.int32(2)}, meta)
         (folder / workdir / "config.json").write_text(to_json(config), encoding="utf-8")
@@ -43,11 +57,14 @@ def place(tmp_path_factory, draw):
 
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory, draw):
-    """An autoencoder that has learned, memory models of drawn weights on its encoder, a retriever, and a model without an encoder."""
+    """An autoencoder that has learned, memory models of drawn weights on its encoder, a retriever,
+    and a model without an encoder."""
     folder = tmp_path_factory.mktemp("compress")
     config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2, optimizer=Optimizer())
     stages, workdir = config.stages, folder / "run"
-    autoencoder = dataclasses.replace(stages["autoencoder"], rows=16, steps=80, warmup_steps=5, learning_rate=1e-2)
+    autoencoder = dataclasses.replace(
+        stages["autoencoder"], batch_size=16, steps=80, warmup_steps=5, learning_rate=1e-2
+    )
     others = {
         "blanks": dataclasses.replace(stages["combined"], objectives={"blank_copy": 1.0}),
         "combined": stages["combined"],
@@ -56,8 +73,9 @@ def workdir(tmp_path_factory, draw):
         "causal_control": Stage(family="causal_lm", objectives={"next_token": 1.0}),
     }
     chosen = {"autoencoder": autoencoder, **others}
-    config = dataclasses.replace(config, stages=chosen, curriculum=tuple(chosen), controls=(), checkpoint_every=100)
-    config = dataclasses.replace(config, evaluate_every=100, evaluation_rows=8)
+    config = dataclasses.replace(
+        config, stages=chosen, curriculum=tuple(chosen), controls=(), checkpoint_every=100
+    )
     claim_workdir(config, workdir)
     data = prepare(config.data, workdir / "data", lambda _: None)
     train_stage(Run(config, workdir, data, Reporter(Console(quiet=True))), "autoencoder")

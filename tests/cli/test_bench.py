@@ -10,20 +10,15 @@ from pathlib import Path
 import pytest
 
 from memjax.cli import bench
+from memjax.cli.arguments import parse
 from memjax.cli.main import main
-from memjax.config import to_json
-from memjax.testing import tiny_config
-
-CONFIG_FILE = """
-from memjax.config import from_json, to_config_dict
-def get_config():
-    return to_config_dict(from_json({text!r}))
-"""
+from memjax.testing import tiny_config, write_config
 
 
 @pytest.fixture(autouse=True)
 def untouched_allocator(monkeypatch):
-    """The command tunes the C library's allocator, which is for a process of its own, before its first large allocation."""
+    """The command tunes the C library's allocator, which is for a process of its own, before its
+    first large allocation."""
     monkeypatch.setattr("memjax.cli.bench.keep_freed_memory", lambda: False)
 
 
@@ -31,10 +26,11 @@ def untouched_allocator(monkeypatch):
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config file."""
     path = tmp_path_factory.mktemp("bench") / "tiny.py"
-    path.write_text(CONFIG_FILE.format(text=to_json(tiny_config("unused"))))
+    write_config(path, tiny_config("unused"))
     return path
 
 
+@pytest.mark.slow
 def test_a_comparison_is_printed_and_written(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     args = [
@@ -48,9 +44,12 @@ def test_a_comparison_is_printed_and_written(file: Path, tmp_path: Path) -> None
         f"--out={out}",
     ]
     other = ["--against.model.encoder.width=32", "--against.model.encoder.heads=4"]
-    # In a process of its own: what records steps does not go with the TPU compiler, which others may have loaded.
+    # In a process of its own: what records steps does not go with the TPU compiler, which others
+    # may have loaded.
     command = [sys.executable, "-m", "memjax.cli.main", *args, *other]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"COLUMNS": "200"}).stdout
+    said = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"COLUMNS": "200"}
+    ).stdout
     told = json.loads(out.read_text())
     labels = [report["label"] for report in told["reports"]]
     assert labels == [str(file), f"{file} model.encoder.width=32 model.encoder.heads=4"]
@@ -61,37 +60,66 @@ def test_a_comparison_is_printed_and_written(file: Path, tmp_path: Path) -> None
     assert 0 < profile["products"] < 1
     assert profile["operations"][0]["source"]
     assert re.search(
-        rf"^encode: {re.escape(labels[0])} is \d+\.\d{{3}} times as fast as {re.escape(labels[1])} \(95 %", said, re.M
+        rf"^encode: {re.escape(labels[0])} is \d+\.\d{{3}} times as fast as {re.escape(labels[1])}"
+        r" \(95 %",
+        said,
+        re.M,
     )
     assert re.search(r"model FLOPs allow \d\.\d{3}, of which that is \d+\.\d%$", said, re.M)
-    assert "encode, by kind of operation" in said and re.search(r"matrix products .* \d+\.\d%", said)
-    assert re.search(r"^peak memory since the process began, compiling included: resident \d+\.\d\d GiB", said, re.M)
+    assert "encode, by kind of operation" in said and re.search(
+        r"matrix products .* \d+\.\d%", said
+    )
+    assert re.search(
+        r"^peak memory since the process began, compiling included: resident \d+\.\d\d GiB",
+        said,
+        re.M,
+    )
     shown = [" ".join(line.replace("│", " ").split()) for line in said.splitlines()]
     assert "stage combined combined" in shown and "MFU – –" in shown
 
 
 def test_against_is_a_config_of_its_own_or_this_one_with_changes() -> None:
-    own = ["bench", "--config=a.py:x", "--config.seed=1", "--steps=3"]
-    assert bench.split_against(own) == (own, [])
-    assert bench.split_against([*own, "--against=two_passes"]) == (own, own)
-    assert bench.split_against([*own, "--against=b.py"]) == (own, ["bench", "--config=b.py"])
-    changed = bench.split_against([*own, "--against.seed=2"])
-    assert changed == (own, ["bench", "--config=a.py:x", "--config.seed=1", "--config.seed=2"])
-    other = bench.split_against(["bench", "--against=b.py:y", "--against.model.vectors=2", "--config=a.py"])
-    assert other == (["bench", "--config=a.py"], ["bench", "--config=b.py:y", "--config.model.vectors=2"])
-    assert bench.label(other[1]) == "b.py:y model.vectors=2"
+    def rival(*args: str) -> tuple[str, list[tuple[str, str]]] | None:
+        return bench.rival(parse(bench.ARGUMENTS, args))
+
+    own = ["--config=a.py:x", "--config.seed=1", "--steps=3"]
+    assert rival(*own) is None
+    assert rival(*own, "--against=two_passes") == ("a.py:x", [("seed", "1")])
+    assert rival(*own, "--against=b.py") == ("b.py", [])
+    changed = rival(*own, "--against.seed=2")
+    assert changed == ("a.py:x", [("seed", "1"), ("seed", "2")])
+    other = rival("--against=b.py:y", "--against.model.memory_vectors=2", "--config=a.py")
+    assert other == ("b.py:y", [("model.memory_vectors", "2")])
+    assert bench.label(*other) == "b.py:y model.memory_vectors=2"
 
 
 WRONG = {
-    "no config": ([], "--config is missing; for example: memjax bench"),
-    "against without a value": (["--against", "b.py"], "--against is followed by = and a config file"),
-    "a file that is not there": (["--against=absent.py"], "--config=absent.py cannot be loaded"),
+    "no config": ([], "--config: missing, expected FILE. For example: memjax bench"),
+    "against without a value": (["--against"], "--against: no value, expected --against=VALUE."),
+    "a file that is not there": (["--against=absent.py"], "--against=absent.py cannot be loaded"),
     "a setting that is not there": (["--against.sead=1"], "config.sead is not a setting"),
-    "a stage that is not there": (["--stage=none"], "--stage='none' is no stage of this config"),
-    "a program that is not there": (["--program=serve"], "--program='serve' is not known; it can be train"),
-    "passes of one objective": (["--stage=causal_control", "--against=two_passes"], "two_passes is the step of"),
-    "a mesh that is none": (["--mesh=round"], "--mesh='round' is not a mesh"),
-    "more devices than there are": (["--mesh=data=2,fsdp=64"], "is of 128 devices and there are"),
+    "a stage that is not there": (
+        ["--stage=none"],
+        "--stage: got 'none', expected a stage of this config",
+    ),
+    "a program that is not there": (
+        ["--program=serve"],
+        "--program: 'serve', expected one of train, evaluate, encode,",
+    ),
+    "passes of one objective": (
+        ["--stage=causal_control", "--against=two_passes"],
+        "two_passes: got another stage, expected a memory_model",
+    ),
+    "a mesh that is none": (
+        ["--mesh=round"],
+        "--mesh: 'round', expected ddp, fsdp, fsdp_tp, or axes",
+    ),
+    "a batch size of its own": (["--batch_size=2"], "--batch_size: 2, expected none without"),
+    "a profile from a later step": (
+        ["--profile=2:4"],
+        "--profile: 2:4, expected a number of steps.",
+    ),
+    "more devices than there are": (["--mesh=data=2,fsdp=64"], "which needs 128 devices, expected"),
 }
 
 

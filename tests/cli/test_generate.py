@@ -1,12 +1,14 @@
-"""`memjax generate`: the continuation of a prompt on stdout, as the generator gives it, and every wrong input as one line."""
+"""`memjax generate`: the continuation of a prompt on stdout, as the generator gives it, and every
+wrong input as one line."""
 
 import numpy as np
 import pytest
 
-from memjax.cli.generate import Writer
+from memjax.checkpoints.store import open_store
 from memjax.cli.main import main
-from memjax.inference import Sampling, open_generator
-from memjax.store import MemoryStore, cut, read_sources
+from memjax.inference import Sampling, load
+from memjax.inference.chunking import cut, read_sources
+from memjax.inference.generator import text_pieces
 
 
 def says(capsys, *args):
@@ -15,66 +17,91 @@ def says(capsys, *args):
 
 
 def expected(place, stage, prompt, tokens, sampling=Sampling(), seed=0):  # noqa: B008
-    generator, tokenizer = open_generator(place / "run", stage)
-    (made,) = generator.generate([tokenizer.encode(prompt)], tokens, sampling, seed, stop=(tokenizer.eos_id,))
+    model = load(place / "run", stage)
+    tokenizer = model.tokenizer
+    (made,) = model.generator().generate(
+        [tokenizer.encode(prompt)], tokens, sampling, seed, stop=(tokenizer.eos_id,)
+    )
     return tokenizer.decode(made) + "\n"
 
 
+@pytest.mark.slow
 def test_the_continuation_is_written(place, capsys):
-    workdir = f"--workdir={place / 'run'}"
+    stage = place / "run" / "stages" / "memory_model"
     prompt = "a memory holds what the chunk said and the decoder"
-    greedy = says(capsys, workdir, "--stage=memory_model", f"--prompt={prompt}", "--tokens=30")
+    greedy = says(capsys, stage, f"--prompt={prompt}", "--max_new_tokens=30")
     assert greedy == expected(place, "memory_model", prompt, 30)
     assert len(greedy) > 15
-    (place / "prompt.txt").write_text(prompt, encoding="utf-8")
-    assert says(capsys, workdir, "--stage=memory_model", f"--prompt_file={place / 'prompt.txt'}", "--tokens=30") == greedy
-    # The last stage of the curriculum unless another is named.
-    chance = ("--prompt=", "--tokens=12", "--temperature=1.2", "--top_k=50", "--top_p=0.9", "--seed=5")
-    drawn = says(capsys, workdir, *chance)
+    (place / "prompt.txt").write_text(prompt, encoding="utf-8-sig")
+    assert (
+        says(
+            capsys,
+            stage,
+            f"--prompt_file={place / 'prompt.txt'}",
+            "--max_new_tokens=30",
+        )
+        == greedy
+    )
+    # A workdir is the last stage of its curriculum.
+    chance = (
+        "--prompt=",
+        "--max_new_tokens=12",
+        "--temperature=1.2",
+        "--top_k=50",
+        "--top_p=0.9",
+        "--seed=5",
+    )
+    drawn = says(capsys, place / "run", *chance)
     assert drawn == expected(place, "causal_lm", "", 12, Sampling(1.2, 50, 0.9), 5)
-    assert drawn != says(capsys, workdir, *chance[:-1], "--seed=6")
+    assert drawn != says(capsys, place / "run", *chance[:-1], "--seed=6")
 
 
-def test_characters_are_written_when_they_are_whole(place, capsys):
-    _, tokenizer = open_generator(place / "run", "memory_model")
+def test_characters_are_written_when_they_are_whole(place):
+    tokenizer = load(place / "run", "memory_model").tokenizer
     text = "naïve – 𝄞 λόγος\n\N{REPLACEMENT CHARACTER} end"
-    writer, written = Writer(tokenizer), []
-    for token in tokenizer.encode(text):
-        writer.add(token)
-        written.append(capsys.readouterr().out)
-    writer.end()
-    assert "".join(written) + capsys.readouterr().out == text + "\n"
-    assert not any("\N{REPLACEMENT CHARACTER}" in part for part in written[:-4] if part.strip("\N{REPLACEMENT CHARACTER}"))
+    written = list(text_pieces(tokenizer, tokenizer.encode(text)))
+    assert "".join(written) == text and len(written) > 10
+    assert not any(
+        "\N{REPLACEMENT CHARACTER}" in part
+        for part in written[:-4]
+        if part.strip("\N{REPLACEMENT CHARACTER}")
+    )
     broken = [6 + 0xE2, 6 + 0x82, *tokenizer.encode("abcd")]
-    for token in broken:
-        writer.add(token)
-    writer.end()
-    assert capsys.readouterr().out == tokenizer.decode(broken) + "\n"
+    assert "".join(text_pieces(tokenizer, broken)) == tokenizer.decode(broken)
+    assert "".join(text_pieces(tokenizer, broken[:2])) == tokenizer.decode(broken[:2])
 
 
 WRONG = {
-    "no workdir": (["--prompt=a"], "--workdir is missing"),
-    "no prompt": (["--workdir={run}"], "--prompt and --prompt_file are both missing"),
-    "two prompts": (["--workdir={run}", "--prompt=a", "--prompt_file=b"], "--prompt and --prompt_file are both given"),
-    "a stray word": (["--workdir={run}", "--prompt=a", "word"], "'word' is no flag"),
-    "no file": (["--workdir={run}", "--prompt_file=/nowhere/at/all"], "/nowhere/at/all"),
-    "no text": (["--workdir={run}", "--prompt_file={bytes}"], "is no UTF-8 text"),
+    "no stage": (["--prompt=a"], "PATH: missing, expected PATH."),
+    "no prompt": (["{run}"], "--prompt, --prompt_file: both missing, expected one"),
+    "two prompts": (
+        ["{run}", "--prompt=a", "--prompt_file=b"],
+        "--prompt, --prompt_file: both given, expected one",
+    ),
+    "a stray word": (["{run}", "--prompt=a", "word"], "'word': unexpected argument"),
+    "no file": (["{run}", "--prompt_file=/nowhere/at/all"], "/nowhere/at/all"),
+    "a device": (["{run}", "--prompt_file=/dev/zero"], "/dev/zero has more than 16,777,216 char"),
+    "no text": (["{run}", "--prompt_file={bytes}"], "expected UTF-8 text"),
     "an unknown stage": (
-        ["--workdir={run}", "--prompt=a", "--stage=copy"],
-        "has no stage 'copy'; its stages are autoencoder, causal_lm, memory_model",
+        ["{run}/stages/copy", "--prompt=a"],
+        "stages/copy: no folder of a stage, expected a workdir",
     ),
     "a family without a next token": (
-        ["--workdir={run}", "--prompt=a", "--stage=autoencoder"],
-        "stage autoencoder: Autoencoder does not say what comes next in a text; MemoryModel, CausalLM, RecurrentMemory do",
+        ["{run}/stages/autoencoder", "--prompt=a"],
+        "stage autoencoder: a model of family autoencoder does not generate or score text"
+        " token by token; memory_model, causal_lm, recurrent_memory do",
     ),
-    "imported weights": (["--workdir={imported}", "--prompt=a"], "holds imported weights, whose tokenizer is not known"),
+    "imported weights": (
+        ["{imported}", "--prompt=a"],
+        "imported, stage causal_lm: weights without a tokenizer, expected one",
+    ),
     "a negative temperature": (
-        ["--workdir={run}", "--prompt=a", "--temperature=-1"],
-        "temperature=-1.0 must be a number from 0",
+        ["{run}", "--prompt=a", "--temperature=-1"],
+        "--temperature: -1, expected a number of at least 0.",
     ),
-    "no tokens": (["--workdir={run}", "--prompt=a", "--tokens=0"], "--tokens"),
+    "no tokens": (["{run}", "--prompt=a", "--max_new_tokens=0"], "--max_new_tokens: 0, expected"),
     "too many tokens": (
-        ["--workdir={run}", "--prompt=a", "--tokens=100", "--beyond=error"],
+        ["{run}", "--prompt=a", "--max_new_tokens=100", "--overflow=error"],
         "max_new_tokens=100 are more than the 32 tokens",
     ),
 }
@@ -101,7 +128,11 @@ LENGTH, CHUNKS = 8, 4
 def novel(book, tmp_path_factory):
     """The book without the last characters of its texts, which then fill no chunk."""
     path = tmp_path_factory.mktemp("novel") / "novel.txt"
-    path.write_text("<|endoftext|>\n".join(text[:-9] + "\n" for text in book.read_text().split("<|endoftext|>\n")))
+    path.write_text(
+        "<|endoftext|>\n".join(
+            text[:-9] + "\n" for text in book.read_text().split("<|endoftext|>\n")
+        )
+    )
     return path
 
 
@@ -116,14 +147,21 @@ def stores(workdir, novel, tmp_path_factory):
         ("retriever", "float32"),
     ):
         out = f"--out={folder / stage}-{dtype}"
-        args = [str(novel), f"--checkpoint={workdir / 'stages' / stage}", out, f"--dtype={dtype}", "--sample=0"]
+        args = [
+            str(workdir / "stages" / stage),
+            str(novel),
+            out,
+            f"--dtype={dtype}",
+            "--eval_examples=0",
+        ]
         assert main(["compress", *args]) == 0
     return folder
 
 
 def test_a_text_goes_on_from_its_memories(workdir, novel, stores, capsys):
     """As from the text itself, of which a model keeps three chunks and what follows them."""
-    generator, tokenizer = open_generator(workdir, "combined")
+    model = load(workdir, "combined")
+    generator, tokenizer = model.generator(), model.tokenizer
     chunks = cut(read_sources([str(novel)]), tokenizer, LENGTH)
     document, full = chunks.spans[:, 0], chunks.spans[:, 2] == LENGTH
     prompt = "the memory"
@@ -131,15 +169,18 @@ def test_a_text_goes_on_from_its_memories(workdir, novel, stores, capsys):
     assert LENGTH <= len(ids) < 2 * LENGTH and not full.all()
 
     def text(picked):
-        capsys.readouterr()
-        writer, prompt = Writer(tokenizer), np.concatenate([*chunks.tokens[picked], ids])
-        generator.generate([prompt], 30, stop=(tokenizer.eos_id,), on_token=lambda _, token: writer.add(token))
-        writer.end()
-        return capsys.readouterr().out
+        prompt = np.concatenate([*chunks.tokens[picked], ids])
+        (made,) = generator.generate([prompt], 30, stop=(tokenizer.eos_id,))
+        return "".join(text_pieces(tokenizer, made)) + "\n"
 
     def said(store, *flags):
-        args = ["generate", f"--workdir={workdir}", "--stage=combined", f"--memory={stores / store}", f"--prompt={prompt}"]
-        assert main([*args, "--tokens=30", *flags]) == 0
+        args = [
+            "generate",
+            str(workdir / "stages" / "combined"),
+            f"--memory={stores / store}",
+            f"--prompt={prompt}",
+        ]
+        assert main([*args, "--max_new_tokens=30", *flags]) == 0
         return capsys.readouterr()
 
     capsys.readouterr()
@@ -156,39 +197,76 @@ def test_a_text_goes_on_from_its_memories(workdir, novel, stores, capsys):
         found = said("autoencoder-float32", *flags)
         assert found.out == text(picked) != last.out
     assert len(said("autoencoder-int8").out) > 15
-    generate = ["generate", f"--workdir={workdir}", "--stage=combined", f"--memory={stores / 'autoencoder-float32'}"]
-    assert main([*generate, "--prompt=", "--chunks=-3:", "--tokens=8", "--beyond=error"]) == 0
-    assert main([*generate, "--prompt=", "--tokens=8", "--beyond=error"]) == 2
-    assert f"{full.sum()} memories of 8 tokens each, a prompt of 0 tokens" in " ".join(capsys.readouterr().err.split())
+    generate = [
+        "generate",
+        str(workdir / "stages" / "combined"),
+        f"--memory={stores / 'autoencoder-float32'}",
+    ]
+    assert (
+        main([*generate, "--prompt=", "--chunks=-3:", "--max_new_tokens=8", "--overflow=error"])
+        == 0
+    )
+    assert main([*generate, "--prompt=", "--max_new_tokens=8", "--overflow=error"]) == 2
+    assert f"{full.sum()} memories of 8 tokens each, a prompt of 0 tokens" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_what_fills_no_chunk_is_named(workdir, novel, stores, capsys):
     """The bytes that are named are the text that the memories lack."""
-    store = MemoryStore.load(stores / "autoencoder-float32")
+    store = open_store(stores / "autoencoder-float32")
     number, name = next((n, d.name) for n, d in enumerate(store.documents) if d.tokens % LENGTH)
     spans = store.of_document(number).spans
     _, _, tokens, first, last = spans[-1].tolist()
-    args = [f"--workdir={workdir}", "--stage=combined", f"--memory={stores / 'autoencoder-float32'}", f"--document={number}"]
-    assert main(["generate", *args, "--prompt=", "--tokens=1"]) == 0
+    args = [
+        str(workdir / "stages" / "combined"),
+        f"--memory={stores / 'autoencoder-float32'}",
+        f"--document={number}",
+    ]
+    assert main(["generate", *args, "--prompt=", "--max_new_tokens=1"]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert f"{tokens} tokens that follow ({name}, bytes {first} to {last}) fill no chunk" in said
+    assert f"the next {tokens} tokens ({name}, bytes {first} to {last}) fill no chunk" in said
     assert novel.read_bytes()[first:last].decode().strip()
-    assert main(["generate", *args, "--prompt=", "--tokens=1", "--chunks=:-1"]) == 0
+    assert main(["generate", *args, "--prompt=", "--max_new_tokens=1", "--chunks=:-1"]) == 0
     assert "fill no chunk" not in capsys.readouterr().err
 
 
 REFUSED = {
-    "no store": (["--memory=/nowhere/at/all", "--prompt="], "/nowhere/at/all/store.json: no such file"),
-    "a document of none": (["--document=1", "--prompt="], "--document is of a store, and --memory is missing"),
-    "chunks of none": (["--chunks=1:", "--prompt="], "--chunks is of a store, and --memory is missing"),
-    "chunks that are none": (["--memory={store}", "--chunks=3", "--prompt="], "--chunks=3 does not say which; give FIRST:END"),
-    "words for chunks": (["--memory={store}", "--chunks=a:b", "--prompt="], "--chunks=a:b does not say which; give FIRST:END"),
-    "no such chunk": (["--memory={store}", "--chunks=900:", "--prompt="], "full chunks is chosen"),
-    "no such document": (["--memory={store}", "--document=7", "--prompt="], "there is no document 7; there are 2"),
-    "another encoder": (["--memory={other}", "--prompt="], "compressed by the encoder of stage retriever (retriever, step 1)"),
+    "no store": (
+        ["--memory=/nowhere/at/all", "--prompt="],
+        "/nowhere/at/all: No such file or directory, expected a store",
+    ),
+    "a document of none": (
+        ["--document=1", "--prompt="],
+        "--document: given without a store. Add --memory=STORE.",
+    ),
+    "chunks of none": (
+        ["--chunks=1:", "--prompt="],
+        "--chunks: given without a store. Add --memory=STORE.",
+    ),
+    "chunks that are none": (
+        ["--memory={store}", "--chunks=3", "--prompt="],
+        "--chunks: '3', expected a slice such as 10:20",
+    ),
+    "words for chunks": (
+        ["--memory={store}", "--chunks=a:b", "--prompt="],
+        "--chunks: 'a:b', expected a slice such as 10:20",
+    ),
+    "no such chunk": (
+        ["--memory={store}", "--chunks=900:", "--prompt="],
+        "--chunks: 900:, expected at least one of the",
+    ),
+    "no such document": (
+        ["--memory={store}", "--document=7", "--prompt="],
+        "document 7: expected a number from 0 to 1",
+    ),
+    "another encoder": (
+        ["--memory={other}", "--prompt="],
+        "made by the encoder of stage retriever (retriever, step 1)",
+    ),
     "another family": (
-        ["--memory={store}", "--stage=causal_control", "--prompt="],
-        "CausalLM reads no memories; a MemoryModel does",
+        ["--memory={store}", "--prompt="],
+        "a model of family causal_lm reads no memories; models of family",
     ),
 }
 
@@ -196,23 +274,38 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_memories_that_cannot_be_read_are_refused(workdir, stores, capsys, case):
     args, message = REFUSED[case]
-    args = [arg.format(store=stores / "autoencoder-float32", other=stores / "retriever-float32") for arg in args]
-    assert main(["generate", f"--workdir={workdir}", "--stage=combined", "--tokens=3", *args]) == 2
+    args = [
+        arg.format(store=stores / "autoencoder-float32", other=stores / "retriever-float32")
+        for arg in args
+    ]
+    stage = workdir / "stages" / ("causal_control" if case == "another family" else "combined")
+    assert main(["generate", str(stage), "--max_new_tokens=3", *args]) == 2
     said = capsys.readouterr()
     assert message in " ".join(said.err.split())
     assert said.err.count("memjax:") == 1 and not said.out
 
 
+def test_a_text_shorter_than_a_chunk_belongs_in_the_prompt(workdir, tmp_path, capsys):
+    text, stage = tmp_path / "short.txt", str(workdir / "stages" / "combined")
+    text.write_text("a memory")
+    store = f"{tmp_path / 'store'}"
+    assert main(["compress", stage, str(text), f"--out={store}", "--eval_examples=0"]) == 0
+    capsys.readouterr()
+    args = ["generate", stage, "--max_new_tokens=2"]
+    assert main([*args, f"--memory={store}", "--prompt="]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(f"memjax: {store}: ") and "--chunks" not in said
+    assert "tokens in texts shorter than a chunk, expected 8 or more. Begin the prompt" in said
+    assert main([*args, f"--prompt={text.read_text()}"]) == 0
+
+
 def test_a_store_of_another_run_is_refused(place, stores, capsys):
     """Its words are others."""
-    args = [f"--workdir={place / 'run'}", "--stage=memory_model", f"--memory={stores / 'autoencoder-float32'}", "--prompt="]
+    args = [
+        str(place / "run" / "stages" / "memory_model"),
+        f"--memory={stores / 'autoencoder-float32'}",
+        "--prompt=",
+    ]
     assert main(["generate", *args]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "text in the words of tokenizer" in said or "sha256 of parameters" in said
-
-
-def test_help_says_how(capsys):
-    assert main(["generate", "--help"]) == 0
-    said = capsys.readouterr().out
-    assert "--top_p" in said and "memjax generate --workdir=" in said
-    assert np.all([name in said for name in ("--temperature", "--beyond", "--prompt_file")])
+    assert ": tokenizer " in said or ": sha256 is " in said

@@ -16,12 +16,25 @@ from memjax.testing import tiny_config
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stage's folder with one checkpoint."""
     folder = tmp_path_factory.mktemp("run") / "stages" / "combined"
-    params = {"encoder": {"embed": {"embedding": jnp.ones((300, 16))}}, "head": {"kernel": jnp.ones((16, 300))}}
-    said = {"stage": "combined", "tokenizer": "0123456789abcdef", "next_row": 1600, "seconds": 3723.4}
+    params = {
+        "encoder": {"embed": {"embedding": jnp.ones((300, 16))}},
+        "head": {"kernel": jnp.ones((16, 300))},
+    }
+    said = {
+        "stage": "combined",
+        "tokenizer": "0123456789abcdef",
+        "next_row": 1600,
+        "seconds": 3723.4,
+    }
     config = tiny_config("corpus.jsonl", steps=400)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         metrics = {"copy/nats": 1.25, "copy/accuracy": 0.5}
-        checkpoints.save(200, params, {"step": jnp.int32(200)}, said | {"config": to_json(config), "metrics": metrics})
+        checkpoints.save(
+            200,
+            params,
+            {"step": jnp.int32(200)},
+            said | {"config": to_json(config), "metrics": metrics},
+        )
     return folder
 
 
@@ -49,32 +62,43 @@ def test_people_see_what_it_is_and_holds(stage: Path, capsys: pytest.CaptureFixt
     assert not [line for line in shown if line.startswith("config.model.layout")], "the default"
 
 
-def test_all_settings_are_shown_when_asked(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "--config=full", str(stage)]) == 0
-    assert 'config.model.layout="fixed"' in capsys.readouterr().out.splitlines()
-
-
-def test_programs_read_json(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(stage / "checkpoints" / "200"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+def test_programs_read_json(
+    stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(stage / "checkpoints" / "200"), "--out=-"]) == 0
+    printed = capsys.readouterr().out
+    told = json.loads(printed)
     assert told["step"] == 200 and told["metrics"]["copy/nats"] == 1.25
     assert told["parameters"]["frozen"] == {"count": 4800, "bytes": 19200}
-    assert told["config"]["model"]["layout"] == "fixed" and told["changed"]["stages.combined.steps"] == 400
+    assert (
+        told["config"]["model"]["layout"] == "fixed"
+        and told["changed"]["stages.combined.steps"] == 400
+    )
+    out = tmp_path / "contents.json"
+    assert main(["inspect", str(stage / "checkpoints" / "200"), f"--out={out}"]) == 0
+    assert out.read_text() == printed and "step 200 of 400" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 WRONG = {
-    "no folder": ([], "give one folder of checkpoints and flags (it is missing); for example: memjax inspect runs/quickstart"),
-    "two folders": (["a", "b"], "'b' is one too many"),
+    "no folder": (
+        [],
+        "PATH: missing, expected PATH. For example: memjax inspect runs/quickstart",
+    ),
+    "two folders": (["a", "b"], "'b': unexpected argument, expected PATH."),
     "a folder that is not there": (
         ["nowhere"],
         "nowhere: no finished checkpoint here; give a workdir of `memjax train`, a stage's",
     ),
-    "a word that --config does not know": (["a", "--config=some"], "--config=some: value should be one of <changed|full>"),
+    "a flag of another command": (["a", "--config=some"], "--config: unknown flag, expected"),
 }
 
 
 @pytest.mark.parametrize(("args", "message"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_command_line_is_one_clear_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_is_one_clear_line(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", *args]) == 2
     said = capsys.readouterr().err
     assert message in said

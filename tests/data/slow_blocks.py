@@ -11,7 +11,8 @@ DONE = 2
 
 
 def stuck(place: int, number: int):
-    """In a worker process: the first two blocks as ever; of the others something half is written."""
+    """In a worker process: the first two blocks as ever; of the others something half is
+    written."""
     assert "jax" not in sys.modules, "a worker imported JAX"
     if number < DONE:
         return _task(place, number)
@@ -35,4 +36,9 @@ def main(corpus: str, folder: str) -> None:
     """Prepares data and is stuck."""
     blocks.BLOCK_BYTES = 8000
     workers._task = stuck
-    prepare(Data(corpus=corpus, vocabulary=320, row_tokens=32, validation_share=0.25), folder, print, workers=2)
+    prepare(
+        Data(corpus=corpus, vocab_size=320, sequence_length=32, validation_share=0.25),
+        folder,
+        print,
+        workers=2,
+    )

@@ -1,4 +1,5 @@
-"""Memories of rows on disk: what is written is read, batches hold it, and what is not of these rows or this encoder is refused.
+"""Memories of rows on disk: what is written is read, batches hold it, and what is not of these rows
+or this encoder is refused.
 
 Shapes: C chunk, K vector, E width.
 """
@@ -9,11 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.data import MemoriesError, TrainBatches, open_memories, open_rows, write_memories, write_rows
+from memjax.data import (
+    MemoriesError,
+    TrainBatches,
+    open_memories,
+    open_rows,
+    write_memories,
+)
+from memjax.files import sealed, write_json
 
 SHAPE = (2, 3, 5)
 SETTINGS = {"chunk_length": 2, "encoder": {"kind": "mixer", "heads": 2}, "compat": []}
-ENCODER = {"checkpoint": "/runs/a/stages/autoencoder", "step": 8, "settings": SETTINGS, "sha256": "ab" * 32}
+ENCODER = {
+    "checkpoint": "/runs/a/stages/autoencoder",
+    "step": 8,
+    "settings": SETTINGS,
+    "sha256": "ab" * 32,
+}
 
 
 def memories_of(count: int, dtype: str = "float32") -> np.ndarray:
@@ -59,30 +72,39 @@ def test_memories_come_with_their_rows(tmp_path, numbered_rows, dtype):
     for step, batch in zip((9, 10), batches.from_step(9, threads=2), strict=False):
         np.testing.assert_array_equal(batch["tokens"], plain.batch(step)["tokens"])
         assert batch["memories"].dtype == jnp.dtype(dtype)
-        np.testing.assert_array_equal(batch["memories"], memories_of(37, dtype)[batch["tokens"][:, 0]])
+        np.testing.assert_array_equal(
+            batch["memories"], memories_of(37, dtype)[batch["tokens"][:, 0]]
+        )
         np.testing.assert_array_equal(batch["memories"], batches.batch(step)["memories"])
 
 
 # What is not whole
 
 
-def test_writing_that_is_cut_short_leaves_nothing_to_open_and_may_be_done_again(tmp_path, numbered_rows):
+def test_writing_that_is_cut_short_leaves_nothing_to_open_and_may_be_done_again(
+    tmp_path, numbered_rows
+):
     def killed():
         yield from memories_of(20)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_memories(tmp_path, "train", numbered_rows, killed(), ENCODER)
-    with pytest.raises(MemoriesError, match=r"train\.json: no such file.*`memjax encode-corpus`"):
+    with pytest.raises(MemoriesError, match=r"train\.json: no such file.*`memjax compress`"):
         open_memories(tmp_path, "train")
     write_memories(tmp_path, "train", numbered_rows, memories_of(37), ENCODER)
     assert open_memories(tmp_path, "train")[36].tobytes() == memories_of(37)[36].tobytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-00000-of-00001.arrayrecord", "train.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "train-00000-of-00001.arrayrecord",
+        "train.json",
+    ]
 
 
 @pytest.mark.parametrize("count", [36, 38])
 def test_there_must_be_memories_of_every_row(tmp_path, numbered_rows, count):
-    with pytest.raises(MemoriesError, match=rf"{count} memories of shapes .* were given for 37 rows"):
+    with pytest.raises(
+        MemoriesError, match=rf"{count} memories of shapes .* were given for 37 rows"
+    ):
         write_memories(tmp_path, "train", numbered_rows, memories_of(count), ENCODER)
     assert not (tmp_path / "train.json").exists()
 
@@ -96,7 +118,7 @@ def test_all_rows_have_memories_of_one_shape(tmp_path, numbered_rows):
 def test_a_split_that_is_there_is_not_written_over(written, numbered_rows):
     folder, _ = written
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(MemoriesError, match=r"train\.json: there are train memories here already"):
+    with pytest.raises(MemoriesError, match=r"train\.json: train memories exist, expected none"):
         write_memories(folder, "train", numbered_rows, memories_of(37) + 1, ENCODER)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -114,21 +136,36 @@ def fill_with_zeros(folder):
 def rewrite(**changes):
     def damage(folder):
         about = folder / "train.json"
-        about.write_text(json.dumps(json.loads(about.read_text()) | changes))
+        write_json(about, sealed(json.loads(about.read_text()) | changes))
 
     return damage
 
 
 DAMAGE = {
-    "truncated": (cut_shard, r"train-00000-of-00001\.arrayrecord: holds \d+ bytes, where \d+ bytes were written"),
-    "no shard": (lambda f: (f / "train-00000-of-00001.arrayrecord").unlink(), r"arrayrecord: no such file"),
-    "zeros": (fill_with_zeros, r"unreadable|are stored"),
+    "truncated": (
+        cut_shard,
+        r"train-00000-of-00001\.arrayrecord: \d+ bytes, expected \d+",
+    ),
+    "no shard": (
+        lambda f: (f / "train-00000-of-00001.arrayrecord").unlink(),
+        r"arrayrecord: no such file",
+    ),
+    "zeros": (fill_with_zeros, r"unreadable|expected \d+ by"),
     "no description": (lambda f: (f / "train.json").unlink(), r"train\.json: no such file"),
-    "half a description": (lambda f: (f / "train.json").write_text('{"of": '), r"train\.json: does not describe memories"),
-    "another description": (lambda f: (f / "train.json").write_text("[]"), r"train\.json: does not describe memories"),
-    "future format": (rewrite(format=99), r"format 99"),
-    "no dtype of ours": (rewrite(dtype="float1"), r"the train memories are unreadable \(.*float1"),
-    "miscounted": (rewrite(of={"rows": 3}), r"37 train memories are stored, where train\.json counts 3"),
+    "half a description": (
+        lambda f: (f / "train.json").write_text('{"of": '),
+        r"train\.json: no JSON",
+    ),
+    "another description": (
+        lambda f: (f / "train.json").write_text("[]"),
+        r"train\.json: \[\], expected an object",
+    ),
+    "future format": (rewrite(format=99), r"format: 99, expected 1"),
+    "no dtype of ours": (rewrite(dtype="float1"), r"dtype: 'float1', expected 'bfloat16' or"),
+    "miscounted": (
+        rewrite(of={"tokenizer": "", "row_tokens": 4, "rows": 3, "sha256": []}),
+        r"37 train memories, expected 3 by train\.json",
+    ),
 }
 
 
@@ -140,7 +177,7 @@ def test_damage_is_named_with_its_remedy(written, damage):
     with pytest.raises(MemoriesError, match=message) as caught:
         open_memories(folder, "train")
     assert str(folder) in str(caught.value)
-    assert "write them again with `memjax encode-corpus`" in str(caught.value)
+    assert "Write them again with `memjax compress`" in str(caught.value)
 
 
 def test_a_record_of_another_size_is_named(written):
@@ -156,7 +193,7 @@ def test_a_flipped_byte_fails_the_checksum(written):
     contents = bytearray(shard.read_bytes())
     contents[-1] ^= 1
     shard.write_bytes(contents)
-    with pytest.raises(MemoriesError, match=r"arrayrecord: the contents are not those that were written"):
+    with pytest.raises(MemoriesError, match=r"arrayrecord: sha256 .*, expected"):
         open_memories(folder, "train").verify()
 
 
@@ -171,12 +208,17 @@ def test_a_flipped_byte_fails_the_checksum(written):
         (37, 4, r"sha256 \['[0-9a-f]{64}'\] there, \['[0-9a-f]{64}'\] here"),
     ],
 )
-def test_memories_of_other_rows_are_refused(written, tmp_path_factory, tokenizer, rows, row_tokens, message):
+def test_memories_of_other_rows_are_refused(
+    written, tmp_path_factory, tokenizer, write_rows, rows, row_tokens, message
+):
     folder, _ = written
     elsewhere = tmp_path_factory.mktemp("other")
     write_rows(elsewhere, "train", [np.arange(rows * row_tokens) % 300], row_tokens, tokenizer)
     other = open_rows(elsewhere, "train", tokenizer.fingerprint)
-    with pytest.raises(MemoriesError, match=f"the train memories are of other rows than those in {elsewhere}: {message}"):
+    with pytest.raises(
+        MemoriesError,
+        match=f"the train memories are of other rows than those in {elsewhere}: {message}",
+    ):
         TrainBatches(other, 2, seed=0, memories=open_memories(folder, "train"))
 
 
@@ -184,19 +226,52 @@ def test_memories_of_another_tokenizer_are_refused(written, numbered_rows):
     folder, info = written
     rewrite(of=info["of"] | {"tokenizer": "0123456789abcdef"})(folder)
     ours = numbered_rows.info["fingerprint"]
-    with pytest.raises(MemoriesError, match=f"other rows .*: tokenizer 0123456789abcdef there, {ours} here"):
+    with pytest.raises(
+        MemoriesError, match=f"other rows .*: tokenizer 0123456789abcdef there, {ours} here"
+    ):
         open_memories(folder, "train").check_rows(numbered_rows)
 
 
 @pytest.mark.parametrize(
     ("changes", "sha256", "shape", "message"),
     [
-        ({"chunk_length": 4}, "ab" * 32, SHAPE, r"config\.model\.chunk_length=2, this run has config\.model\.chunk_length=4"),
-        ({"encoder": {"kind": "mixer", "heads": 4}}, "ab" * 32, SHAPE, r"config\.model\.encoder=.*'heads': 2.*'heads': 4"),
-        ({"compat": ["residual_noise"]}, "ab" * 32, SHAPE, r"config\.model\.compat=\[\], this run has .*residual_noise"),
-        ({}, "ab" * 32, (2, 1, 5), r"of shape \(2, 3, 5\) \(chunks, vectors, width\), this run's of \(2, 1, 5\)"),
-        ({}, "ab" * 32, (2, 3, 6), r"of shape \(2, 3, 5\) \(chunks, vectors, width\), this run's of \(2, 3, 6\)"),
-        ({}, "cd" * 32, SHAPE, r"/runs/a/stages/autoencoder, step 8 \(sha256 a(ba){7}b\).* another \(sha256 c(dc){7}d\)"),
+        (
+            {"chunk_length": 4},
+            "ab" * 32,
+            SHAPE,
+            r"config\.model\.chunk_length=2, this run has config\.model\.chunk_length=4",
+        ),
+        (
+            {"encoder": {"kind": "mixer", "heads": 4}},
+            "ab" * 32,
+            SHAPE,
+            r"config\.model\.encoder=.*'heads': 2.*'heads': 4",
+        ),
+        (
+            {"compat": ["residual_noise"]},
+            "ab" * 32,
+            SHAPE,
+            r"config\.model\.compat=\[\], this run has .*residual_noise",
+        ),
+        (
+            {},
+            "ab" * 32,
+            (2, 1, 5),
+            r"of shape \(2, 3, 5\) \(chunks, vectors, width\), this run's of \(2, 1, 5\)",
+        ),
+        (
+            {},
+            "ab" * 32,
+            (2, 3, 6),
+            r"of shape \(2, 3, 5\) \(chunks, vectors, width\), this run's of \(2, 3, 6\)",
+        ),
+        (
+            {},
+            "cd" * 32,
+            SHAPE,
+            r"/runs/a/stages/autoencoder, step 8 \(sha256 a(ba){7}b\).* another \(sha256"
+            r" c(dc){7}d\)",
+        ),
     ],
 )
 def test_memories_of_another_encoder_are_refused(written, changes, sha256, shape, message):

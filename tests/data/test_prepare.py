@@ -10,16 +10,30 @@ import numpy as np
 import pytest
 
 from memjax.config import Data
-from memjax.data import CorpusError, RowsError, Tokenizer, TokenizerError, is_validation, prepare, read_corpus, rows
+from memjax.data import (
+    CorpusError,
+    RowsError,
+    Tokenizer,
+    TokenizerError,
+    is_validation,
+    open_source,
+    prepare,
+    rows,
+    train_tokenizer,
+    vocabulary,
+)
 from memjax.data.sources.files import FilesSource
+from memjax.errors import MemjaxError
 
 
 @pytest.fixture
 def data(tmp_path, stories) -> Data:
     """Settings over 60 stories in a .jsonl file, some of them held out."""
     file = tmp_path / "stories.jsonl"
-    file.write_text("".join(json.dumps({"text": text, "title": text[:30]}) + "\n" for text in stories))
-    return Data(corpus=str(file), vocabulary=320, row_tokens=32, validation_share=0.25)
+    file.write_text(
+        "".join(json.dumps({"text": text, "title": text[:30]}) + "\n" for text in stories)
+    )
+    return Data(corpus=str(file), vocab_size=320, sequence_length=32, validation_share=0.25)
 
 
 @pytest.fixture
@@ -30,7 +44,10 @@ def folder(tmp_path):
 def contents(folder) -> dict[str, tuple[bytes, int]]:
     """Every file with its time, to tell a file kept from one written anew."""
     files = (file for file in folder.rglob("*") if file.is_file())
-    return {str(file.relative_to(folder)): (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    return {
+        str(file.relative_to(folder)): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in files
+    }
 
 
 def text_of(split: rows.Rows, tokenizer: Tokenizer) -> str:
@@ -44,7 +61,7 @@ def test_splits_are_disjoint_and_the_vocabulary_saw_only_training_text(data, fol
     assert 5 < len(held_out) < 30
     assert "".join(kept).startswith(text_of(prepared.train, prepared.tokenizer))
     assert "".join(held_out).startswith(text_of(prepared.validation, prepared.tokenizer))
-    assert prepared.tokenizer.fingerprint == Tokenizer.train(kept, 320).fingerprint
+    assert prepared.tokenizer.fingerprint == train_tokenizer(kept, 320).fingerprint
 
 
 def test_info_describes_the_data(data, folder, stories):
@@ -53,7 +70,8 @@ def test_info_describes_the_data(data, folder, stories):
     assert (info["documents"], info["characters"]) == (60, sum(map(len, stories)))
     assert info["train"]["documents"] + info["validation"]["documents"] == 60
     assert (info["tokenizer"], info["row_tokens"]) == (prepared.tokenizer.fingerprint, 32)
-    # Both splits together lose less than two rows, so what is in rows says what the whole corpus would.
+    # Both splits together lose less than two rows, so what is in rows says what the whole corpus
+    # would.
     tokens = sum(map(len, prepared.tokenizer.encode_batch(stories))) + 58
     assert info["bytes_per_token"] == pytest.approx(info["characters"] / tokens, rel=0.02)
 
@@ -67,12 +85,19 @@ def test_a_second_call_changes_nothing(data, folder, monkeypatch):
     assert again.info == first.info
     assert len(lines) == 1, "nothing but what there is was reported"
     with monkeypatch.context() as patch:
-        patch.setattr(FilesSource, "read", None)  # While the file stands untouched it is not even read.
+        patch.setattr(
+            FilesSource, "read", None
+        )  # While the file stands untouched it is not even read.
         prepare(data, folder)
     # Touched, or elsewhere: the text is what counts.
     os.utime(data.corpus, (1, 1))
     prepare(data, folder)
-    prepare(dataclasses.replace(data, corpus=shutil.copy(data.corpus, data.corpus.replace("stories", "copied"))), folder)
+    prepare(
+        dataclasses.replace(
+            data, corpus=shutil.copy(data.corpus, data.corpus.replace("stories", "copied"))
+        ),
+        folder,
+    )
     assert contents(folder) == before
 
 
@@ -87,10 +112,12 @@ def test_two_builds_are_equal(data, folder, tmp_path):
 def test_another_row_length_keeps_vocabulary_and_rows(data, folder):
     first = prepare(data, folder)
     before = contents(folder)
-    longer = prepare(dataclasses.replace(data, row_tokens=48), folder)
+    longer = prepare(dataclasses.replace(data, sequence_length=48), folder)
     assert longer.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert longer.train.row_tokens == 48
-    assert {name: file for name, file in contents(folder).items() if not name.startswith("rows-48")} == before
+    assert {
+        name: file for name, file in contents(folder).items() if not name.startswith("rows-48")
+    } == before
 
 
 def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(data, folder, monkeypatch):
@@ -98,7 +125,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(data, folder, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_sha256", killed)
+        patch.setattr(rows, "entries", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(data, folder)
     assert list(folder.parent.iterdir()) == []
@@ -108,40 +135,58 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(data, folder, mon
     (left / ".train-00000-of-00001.arrayrecord.9.tmp").write_bytes(b"half")
     (left.parent / "plan.json").write_text("{}")
     assert len(prepare(data, folder).train) >= 8
-    assert sorted(file.name for file in folder.iterdir()) == ["prepared.json", "rows-32", "tokenizer.model"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "prepared.json",
+        "rows-32",
+        "tokenizer.model",
+    ]
     assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_one_of_two_processes_waits_for_the_other(data, folder, monkeypatch):
-    train, lines, started = Tokenizer.train, [], []
+    lines, started = [], []
 
-    def train_once(texts, vocabulary):
+    def train_once(texts, vocabulary, kind):
         assert not started, "trained twice"
         other = threading.Thread(target=prepare, args=(data, folder, lines.append))
         started.append(other)
         other.start()
         while not lines:
             time.sleep(0.01)
-        return train(texts, vocabulary)
+        return train_tokenizer(texts, vocabulary, kind)
 
-    monkeypatch.setattr(Tokenizer, "train", train_once)
+    monkeypatch.setattr(vocabulary, "train_tokenizer", train_once)
     assert len(prepare(data, folder).train) >= 8
     started[0].join(20)
-    assert lines[0].endswith("another process is making " + str(folder) + "; waiting for it")
+    assert lines[0] == f"data: waiting for another process that is making {folder}"
     assert len(lines) == 2 and "rows to train on" in lines[1]
     assert list(folder.parent.iterdir()) == [folder]
 
 
 CHANGES = {
-    "vocabulary": ({"vocabulary": 330}, r"config\.data\.vocabulary=320, not 330.*another --workdir"),
-    "validation_share": ({"validation_share": 0.3}, r"config\.data\.validation_share=0\.25, not 0\.3.*another --workdir"),
-    "text_field": ({"text_field": "title"}, r"config\.data\.text_field='text', not 'title'.*another --workdir"),
-    "corpus": ({"corpus": "python-docs"}, r"config\.data\.corpus='.*stories\.jsonl', not 'python-docs'.*another --workdir"),
+    "vocabulary": (
+        {"vocab_size": 330},
+        r"config\.data\.vocab_size=320, not 330.*another --workdir",
+    ),
+    "validation_share": (
+        {"validation_share": 0.3},
+        r"config\.data\.validation_share=0\.25, not 0\.3.*another --workdir",
+    ),
+    "text_field": (
+        {"text_field": "title"},
+        r"config\.data\.text_field='text', not 'title'.*another --workdir",
+    ),
+    "corpus": (
+        {"corpus": "other.jsonl"},
+        r"config\.data\.corpus='.*stories\.jsonl', not 'other\.jsonl'.*another --workdir",
+    ),
 }
 
 
 @pytest.mark.parametrize("key", CHANGES)
-def test_a_folder_of_other_settings_is_refused(data, folder, key):
+def test_a_folder_of_other_settings_is_refused(data, folder, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("other.jsonl").write_text('{"text": "Something else."}\n' * 60)
     changes, message = CHANGES[key]
     prepare(data, folder)
     before = contents(folder)
@@ -154,26 +199,43 @@ def test_a_corpus_that_has_changed_is_refused(data, folder):
     prepare(data, folder)
     with open(data.corpus, "a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(RowsError, match=r"another text of config\.data\.corpus=.*60 documents.*61 and.*another --workdir"):
+    with pytest.raises(
+        RowsError,
+        match=r"another text of config\.data\.corpus=.*60 documents.*61 and.*another --workdir",
+    ):
         prepare(data, folder)
 
 
-def test_a_corpus_that_changes_while_it_is_read_is_refused(data, folder, monkeypatch):
-    train = Tokenizer.train
+def test_a_corpus_that_is_gone_is_not_needed_for_rows_that_are_there(data, folder):
+    built = prepare(data, folder)
+    os.rename(data.corpus, f"{data.corpus}.moved")
+    said = []
+    again = prepare(data, folder, said.append)
+    np.testing.assert_array_equal(again.train[0], built.train[0])
+    assert data.corpus in said[0] and said[0].endswith(f"The rows in {folder} are used as they are")
+    with pytest.raises(CorpusError):
+        prepare(dataclasses.replace(data, sequence_length=64), folder)
+    with pytest.raises(CorpusError):
+        prepare(dataclasses.replace(data, corpus=f"{data.corpus}.other"), folder)
 
-    def grow(texts, vocabulary):
-        tokenizer = train(texts, vocabulary)
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(data, folder, monkeypatch):
+    def grow(texts, vocabulary, kind):
+        tokenizer = train_tokenizer(texts, vocabulary, kind)
         with open(data.corpus, "a") as file:
             file.write('{"text": "one more"}\n')
         return tokenizer
 
-    monkeypatch.setattr(Tokenizer, "train", grow)
-    with pytest.raises(CorpusError, match=r"changed while it was read"):
+    monkeypatch.setattr(vocabulary, "train_tokenizer", grow)
+    with pytest.raises(CorpusError, match=r"changed during reading"):
         prepare(data, folder)
     assert not folder.exists()
 
 
-NO_VALIDATION = r"gives 0 validation rows of 32 tokens, from 0 of 60 documents; at least 2.*config\.data\.validation_share"
+NO_VALIDATION = (
+    r"gives 0 validation rows of 32 tokens, from 0 of 60 documents, expected at"
+    r" least 2.*config\.data\.validation_share"
+)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +256,11 @@ def test_too_little_text(data, folder, lines, share, message):
 
 
 def test_rows_too_long_for_the_corpus(data, folder):
-    with pytest.raises(CorpusError, match=r"gives \d train rows of 4096 tokens.*at least 8.*config\.data\.row_tokens"):
-        prepare(dataclasses.replace(data, row_tokens=4096), folder)
+    with pytest.raises(
+        CorpusError,
+        match=r"gives \d train rows of 4096 tokens.*at least 8.*config\.data\.sequence_length",
+    ):
+        prepare(dataclasses.replace(data, sequence_length=4096), folder)
 
 
 def test_a_folder_that_is_not_ours(data, folder):
@@ -207,23 +272,37 @@ def test_a_folder_that_is_not_ours(data, folder):
 
 
 def replaced_tokenizer(folder):
-    Tokenizer.train(["other words " * 99, "entirely different text, told twice " * 50], 270).save(folder / "tokenizer.model")
+    train_tokenizer(["other words " * 99, "entirely different text, told twice " * 50], 270).save(
+        folder / "tokenizer.model"
+    )
 
 
 DAMAGE = {
     "other tokenizer": (
         replaced_tokenizer,
         RowsError,
-        r"tokenizer\.model: is tokenizer \w+, while .*prepared\.json was written with",
+        r"tokenizer\.model: tokenizer \w+, expected \w+ as in .*prepared\.json",
     ),
-    "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), TokenizerError, r"tokenizer\.model: cannot be read"),
-    "cut description": (lambda f: (f / "prepared.json").write_text("{"), RowsError, r"prepared\.json: is damaged"),
+    "no tokenizer": (
+        lambda f: (f / "tokenizer.model").unlink(),
+        TokenizerError,
+        r"tokenizer\.model: cannot be read",
+    ),
+    "cut description": (
+        lambda f: (f / "prepared.json").write_text("{"),
+        RowsError,
+        r"prepared\.json: no JSON",
+    ),
     "future format": (
         lambda f: (f / "prepared.json").write_text('{"format": 9}'),
         RowsError,
-        r"prepared\.json: data of format 9",
+        r"prepared\.json: format: 9, expected 1 or 2",
     ),
-    "no rows": (lambda f: (f / "rows-32" / "train.json").unlink(), RowsError, r"train\.json: no such file"),
+    "no rows": (
+        lambda f: (f / "rows-32" / "train.json").unlink(),
+        RowsError,
+        r"train\.json: no such file",
+    ),
 }
 
 
@@ -236,9 +315,23 @@ def test_damage_is_named(data, folder, damage):
         prepare(data, folder)
 
 
+@pytest.mark.slow
 def test_python_docs_by_default(folder):
     prepared = prepare(Data(), folder)
     assert len(prepared.train) > 4000
     assert len(prepared.validation) > 200
     assert 2.0 < prepared.info["bytes_per_token"] < 3.5
-    assert prepared.info["documents"] == sum(1 for _ in read_corpus("python-docs"))
+    assert prepared.info["documents"] == sum(1 for _ in open_source("python-docs"))
+
+
+def test_what_is_no_file_in_a_data_folder_is_named(data, folder, put_no_file):
+    prepare(data, folder)
+    for file in [file for file in sorted(folder.rglob("*")) if file.is_file()]:
+        kept = file.rename(file.with_name("kept"))
+        put_no_file(file)
+        with pytest.raises(ValueError, match=rf"{file.name}.*(not a file|no such file)") as error:
+            prepare(data, folder)
+        assert isinstance(error.value, MemjaxError) and "\n" not in str(error.value)
+        file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
+        kept.rename(file)
+    prepare(data, folder)

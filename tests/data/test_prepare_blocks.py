@@ -1,4 +1,5 @@
-"""Preparation in blocks: the same bytes whoever does them, whatever was done before, and whatever went wrong."""
+"""Preparation in blocks: the same bytes whoever does them, whatever was done before, and whatever
+went wrong."""
 
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 from memjax.config import Data
 from memjax.data import CorpusError, RowsError, blocks, is_validation, pack, prepare, workers
 from memjax.data.sources import open_source
+from memjax.testing.progress import Recorder
 
 HERE = Path(__file__).parent
 SPLITS = ("train", "validation")
@@ -30,11 +32,15 @@ def data(tmp_path, stories) -> Data:
     """Sixty stories, which are five or six blocks."""
     file = tmp_path / "stories.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in stories))
-    return Data(corpus=str(file), vocabulary=320, row_tokens=32, validation_share=0.25)
+    return Data(corpus=str(file), vocab_size=320, sequence_length=32, validation_share=0.25)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 @pytest.fixture
@@ -72,7 +78,9 @@ def test_any_number_of_processes_writes_the_same_bytes(data, whole, tmp_path, co
     assert 4 < found["blocks"] < 10
     assert f"wrote {found['blocks']} blocks" in lines[2]
     assert "tokens/s" in lines[2] and "MB/s" in lines[2]
-    assert not any(name.endswith((".npy", ".tmp")) or "block-" in name for name in whole), "only what is read stays"
+    assert not any(name.endswith((".npy", ".tmp")) or "block-" in name for name in whole), (
+        "only what is read stays"
+    )
 
 
 def test_each_block_is_packed_on_its_own(data, tmp_path):
@@ -80,9 +88,13 @@ def test_each_block_is_packed_on_its_own(data, tmp_path):
     source = open_source(data.corpus)
     expected = {split: [] for split in SPLITS}
     dropped = dict.fromkeys(SPLITS, 0)
-    for block in blocks.cut(source):
+    for block in blocks.split_blocks(source):
         for split in SPLITS:
-            own = [d.text for d in source.read(block) if is_validation(d.text, 0.25) == (split == "validation")]
+            own = [
+                d.text
+                for d in source.read(block)
+                if is_validation(d.text, 0.25) == (split == "validation")
+            ]
             arrays = prepared.tokenizer.encode_batch(own)
             rows = list(pack(arrays, 32, prepared.tokenizer.eos_id))
             expected[split] += rows
@@ -96,41 +108,44 @@ def test_each_block_is_packed_on_its_own(data, tmp_path):
 
 
 def test_a_bar_shows_the_blocks(data, tmp_path):
-    shown = []
-
-    class Bar:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            shown.append("closed")
-
-        def advance(self, steps=1, text=None):
-            shown.append((steps, text))
-
-    prepared = prepare(data, tmp_path / "data", workers=1, bar=lambda *args: shown.append(args) or Bar())
+    recorder = Recorder()
+    with recorder.active():
+        prepared = prepare(data, tmp_path / "data", workers=1)
     count = prepared.info["blocks"]
-    assert shown[0] == ("data", count) and shown[-1] == "closed"
-    assert [steps for steps, _ in shown[1:-1]] == [1] * count
-    assert all("tokens/s" in text for _, text in shown[1:-1])
+    assert recorder.bars == {"data": [1] * count}
+    assert recorder.totals == {"data": count}
+    assert all("tokens/s" in text for text in recorder.texts)
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="tells processes by /proc")
 def test_a_run_killed_at_once_goes_on_where_it_was(data, whole, tmp_path):
     folder = tmp_path / "run" / "data"
-    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import slow_blocks; slow_blocks.main(*sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, data.corpus, str(folder)], stdout=subprocess.PIPE, text=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import slow_blocks;"
+        " slow_blocks.main(*sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, data.corpus, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     rows = partial(folder) / "rows-32"
     try:
         while len(list(rows.glob("block-*.json"))) < 2 or len(list(rows.glob(".half*"))) < 2:
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
         # The resource tracker of multiprocessing is a child too.
-        workers_there = [pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers_there = [
+            pid
+            for pid in children(process.pid)
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
         assert len(workers_there) == 2
     finally:
         process.send_signal(signal.SIGKILL)
@@ -143,7 +158,7 @@ def test_a_run_killed_at_once_goes_on_where_it_was(data, whole, tmp_path):
     lines = []
     prepare(data, folder, lines.append, workers=1)
     assert contents(folder) == whole
-    assert "with 2 more that were there" in lines[0], "nor was the vocabulary trained again"
+    assert "after 2 of an earlier process" in lines[0], "nor was the vocabulary trained again"
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -160,7 +175,9 @@ def test_a_killed_worker_is_one_clear_error(data, whole, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(workers, "_task", slow_blocks.killed)
-        with pytest.raises(RowsError, match=r"a process that prepared data was killed.*--workers, now 2"):
+        with pytest.raises(
+            RowsError, match=r"a process that prepared data was killed.*--workers, now 2"
+        ):
             prepare(data, tmp_path / "data", workers=2)
     prepare(data, tmp_path / "data", workers=1)
     assert contents(tmp_path / "data") == whole
@@ -196,12 +213,14 @@ def test_what_was_done_is_checked_before_it_is_kept(data, whole, tmp_path, monke
     harm(partial(folder) / "rows-32")
     lines = []
     prepare(data, folder, lines.append, workers=1)
-    assert f"with {kept} more that were there" in lines[0]
+    assert f"after {kept} of an earlier process" in lines[0]
     assert contents(folder) == whole
 
 
 @pytest.mark.parametrize(("which", "kept"), [("first", 2), ("last", 3)])
-def test_a_block_that_changed_between_two_runs_is_done_again(data, tmp_path, monkeypatch, which, kept):
+def test_a_block_that_changed_between_two_runs_is_done_again(
+    data, tmp_path, monkeypatch, which, kept
+):
     folder, corpus = tmp_path / "run" / "data", Path(data.corpus)
     stop_after(monkeypatch, 3, data, folder)
     texts = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
@@ -213,7 +232,7 @@ def test_a_block_that_changed_between_two_runs_is_done_again(data, tmp_path, mon
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     lines = []
     prepare(data, folder, lines.append, workers=1)
-    assert f"with {kept} more that were there" in lines[-3]
+    assert f"after {kept} of an earlier process" in lines[-3]
     prepare(data, tmp_path / "anew", workers=1)
     assert contents(folder) == contents(tmp_path / "anew")
 
@@ -231,7 +250,7 @@ def test_a_disk_that_refuses_leaves_nothing_half(data, whole, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(workers, "done_or_do", full)
         try:
-            with pytest.raises(OSError, match=r"-00002-of-\d+\.arrayrecord: cannot be written .*File too large"):
+            with pytest.raises(OSError, match=r"File too large: '.*-00002-of-\d+\.arrayrecord'$"):
                 prepare(data, folder, workers=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -262,7 +281,7 @@ def test_a_damaged_document_is_named_or_left_out(data, tmp_path, tokenizer):
     tolerant = Data(**{**vars(data), "skip_damaged": True})
     prepared = prepare(tolerant, tmp_path / "data", said.append, workers=2)
     assert (prepared.info["skipped"], prepared.info["documents"]) == ({"not JSON": 1}, 60)
-    assert any("left out 1 damaged document (1 not JSON)" in line for line in said)
+    assert any("skipped 1 damaged document (1 not JSON)" in line for line in said)
     with pytest.raises(RowsError, match=r"config\.data\.skip_damaged=True, not False"):
         prepare(data, tmp_path / "data")
 
@@ -271,7 +290,10 @@ def test_damage_after_the_fact_is_named(data, tmp_path):
     folder = tmp_path / "data"
     prepare(data, folder, workers=1)
     flip(folder / "rows-32", "train-00001-of-*.arrayrecord")
-    with pytest.raises(RowsError, match=r"train-00001-of-\d+\.arrayrecord: the contents are not those that were written"):
+    with pytest.raises(
+        RowsError,
+        match=r"train-00001-of-\d+\.arrayrecord: sha256 .*, expected",
+    ):
         prepare(data, folder).train.verify()
     next((folder / "rows-32").glob("validation-00002-of-*")).unlink()
     with pytest.raises(RowsError, match=r"validation-00002-of-\d+\.arrayrecord: no such file"):
@@ -282,7 +304,7 @@ def test_another_row_length_of_many_blocks(data, tmp_path):
     folder = tmp_path / "data"
     prepare(data, folder, workers=1)
     before = contents(folder)
-    longer = prepare(Data(**{**vars(data), "row_tokens": 48}), folder, workers=2)
+    longer = prepare(Data(**{**vars(data), "sequence_length": 48}), folder, workers=2)
     assert longer.train.row_tokens == 48
     assert before.items() <= contents(folder).items()
     assert not list(folder.glob(".*"))
@@ -305,13 +327,14 @@ def test_folders_of_the_first_format_are_read(data, tmp_path, monkeypatch):
         before = prepare(data, folder)
         rows = before.train.read(range(len(before.train)))
     old = json.loads((folder / "prepared.json").read_text())
-    for key in ("tokenizer_from", "rows", "skip_damaged", "blocks", "skipped", "near_duplicates"):
+    new = ("tokenizer_from", "rows", "skip_damaged", "blocks", "skipped", "near_duplicates")
+    for key in (*new, "sha256"):
         del old[key]
     old |= {"format": 1, "corpus_stamp": old["corpus_stamp"][0]}
     (folder / "prepared.json").write_text(json.dumps(old))
     for split in SPLITS:
         about = json.loads((folder / "rows-32" / f"{split}.json").read_text())
-        for key in ("padding", "mode", "side"):
+        for key in ("padding", "mode", "side", "sha256"):
             del about[key]
         for file in about["files"].values():
             del file["rows"]
@@ -322,9 +345,11 @@ def test_folders_of_the_first_format_are_read(data, tmp_path, monkeypatch):
     # Read again, in many blocks, the text has the fingerprint that it had.
     os.utime(data.corpus, (1, 1))
     prepare(data, folder)
-    assert len(prepare(Data(**{**vars(data), "row_tokens": 48}), folder).train.info["files"]) > 2
-    with pytest.raises(RowsError, match=r"config\.data\.rows=packed, not first_n"):
-        prepare(Data(**{**vars(data), "rows": "first_n"}), folder)
+    assert (
+        len(prepare(Data(**{**vars(data), "sequence_length": 48}), folder).train.info["files"]) > 2
+    )
+    with pytest.raises(RowsError, match=r"config\.data\.packing=packed, not first_n"):
+        prepare(Data(**{**vars(data), "packing": "first_n"}), folder)
     Path(data.corpus).write_text('{"text": "other"}\n' * 9)
     with pytest.raises(RowsError, match=r"60 documents.*9 and"):
         prepare(data, folder)
@@ -332,18 +357,21 @@ def test_folders_of_the_first_format_are_read(data, tmp_path, monkeypatch):
 
 def test_blocks_grow_with_the_corpus(monkeypatch):
     class Source:
-        def stamp(self):
+        def mtime_signature(self):
             return [["a", 4_000_000, 1], ["b", 6_000_000, 1], ["version"]]
 
         def blocks(self, size):
             return [size]
 
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 8000)
-    assert blocks.cut(Source()) == (10_000_000 // blocks.MOST_BLOCKS,)
+    assert blocks.split_blocks(Source()) == (10_000_000 // blocks.MOST_BLOCKS,)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 80_000)
-    assert blocks.cut(Source()) == (80_000,)
+    assert blocks.split_blocks(Source()) == (80_000,)
 
 
 def test_no_jax_in_what_workers_import():
-    code = "import sys, memjax.data, memjax.data.workers; sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
+    code = (
+        "import sys, memjax.data, memjax.data.workers; sys.exit('jax' in sys.modules or 'grain'"
+        " in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,5 @@
-"""Sketches against the Jaccard index itself, and near-duplicates across the splits of a corpus written for it."""
+"""Sketches against the Jaccard index itself, and near-duplicates across the splits of a corpus
+written for it."""
 
 import json
 
@@ -35,8 +36,12 @@ def test_a_sketch_is_of_the_document_alone():
     documents = [rng.integers(0, 300, size) for size in (3, 9, 5000, 8, 20_000, 1, 700, 0, 12)]
     together = sketch(documents)
     assert together.shape == (9, PLACES) and together.dtype == np.uint64
-    np.testing.assert_array_equal(together, np.concatenate([sketch([document]) for document in documents]))
-    np.testing.assert_array_equal(together, sketch([document.astype(np.int32) for document in documents]))
+    np.testing.assert_array_equal(
+        together, np.concatenate([sketch([document]) for document in documents])
+    )
+    np.testing.assert_array_equal(
+        together, sketch([document.astype(np.int32) for document in documents])
+    )
     assert len(np.unique(together, axis=0)) == 9
     assert sketch([]).shape == (0, PLACES)
     # Runs in another order are the same set.
@@ -73,20 +78,26 @@ def test_held_out_documents_like_one_to_train_on_are_counted(tmp_path, monkeypat
     rng = np.random.default_rng(3)
     vocabulary = ["".join(rng.choice(list("abcdefghij"), 5)) for _ in range(300)]
     stories = [rng.choice(vocabulary, 150).tolist() for _ in range(40)]
-    # Twelve stories come in two versions that differ in a word, on either side; of twelve more only the first tenth is the same.
+    # Twelve stories come in two versions that differ in a word, on either side; of twelve more only
+    # the first tenth is the same.
     texts = [on_side(words, False, range(100, 150)) for words in stories]
     close = [on_side(words, True, range(100)) for words in stories[:12]]
-    far = [on_side([*words[:15], *rng.choice(vocabulary, 135).tolist()], True, range(20, 100)) for words in stories[12:24]]
+    far = [
+        on_side([*words[:15], *rng.choice(vocabulary, 135).tolist()], True, range(20, 100))
+        for words in stories[12:24]
+    ]
     texts += [*close, *far, *close[:3]]  # Exact duplicates fall on one side.
     order = rng.permutation(len(texts))
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": texts[i]}) + "\n" for i in order))
-    data = Data(corpus=str(corpus), vocabulary=320, row_tokens=32, validation_share=0.25)
+    data = Data(corpus=str(corpus), vocab_size=320, sequence_length=32, validation_share=0.25)
     lines = []
     prepared = prepare(data, tmp_path / "data", lines.append, workers=1)
     ids = prepared.tokenizer.encode_batch(texts)
     closest = [max(jaccard(mine, other) for other in ids[:40]) for mine in ids[40:]]
-    assert min([*closest[:12], *closest[24:]]) > 0.9 and max(closest[12:24]) < 0.2, "the corpus is what it should be"
+    assert min([*closest[:12], *closest[24:]]) > 0.9 and max(closest[12:24]) < 0.2, (
+        "the corpus is what it should be"
+    )
     assert prepared.info["near_duplicates"] == {"validation": 15, "of": 27}
     assert any("15 of 27 held-out documents are near-duplicates" in line for line in lines)
     assert prepared.info["blocks"] > 3

@@ -1,7 +1,8 @@
-"""Generation on one device and on eight: run by test_many_devices.py in a process of its own.
+"""Generation on one device and on eight: test_generator_many_devices.py runs it in a process of its
+own.
 
-Prints, as JSON for each case and mesh, whether the tokens are the same, the largest difference of logits, how often the step was compiled,
-and how large a part of the cache a device holds.
+Prints, as JSON for each case and mesh, whether the tokens are the same, the largest difference of
+logits, how often the step was compiled, and how large a part of the cache a device holds.
 """
 
 import dataclasses
@@ -19,7 +20,9 @@ from memjax.sharding import make_mesh, shardings
 from memjax.testing import tiny_config, tiny_model
 
 MESHES = {"ddp": Mesh(), "fsdp_tp": Mesh(data=1, fsdp=-1, tensor=2)}
-REPEAT = Backbone(kind="combined_repeat", width=16, layers=1, heads=2, mlp_ratio=2.0, decay_length=2.0)
+REPEAT = Backbone(
+    kind="combined_repeat", width=16, layers=1, heads=2, mlp_ratio=2.0, decay_length=2.0
+)
 CASES = {
     "memory_model": ("ddp", "fsdp_tp"),
     "memory_model from memories": ("fsdp_tp",),
@@ -30,12 +33,21 @@ CASES = {
 NEW = 12
 PROMPTS = [np.random.default_rng(row).integers(6, 320, 2 * row) for row in range(8)]
 """Of 0 to 14 tokens, in chunks of 8."""
-MEMORIES = [np.random.default_rng(row).normal(0, 1, (row % 4, 1, 16)).astype(np.float32) for row in range(8)]
+MEMORIES = [
+    np.random.default_rng(row).normal(0, 1, (row % 4, 1, 16)).astype(np.float32) for row in range(8)
+]
 
 
-def run(generator: Generator, memories: list[np.ndarray] | None) -> tuple[np.ndarray, np.ndarray, float]:
+def run(
+    generator: Generator, memories: list[np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray, float]:
     """(tokens, logits, share of the cache on one device)."""
-    state, key, tokens, logits = generator.prefill(PROMPTS, memories=memories), jax.random.key(0), [], []
+    state, key, tokens, logits = (
+        generator.prefill(PROMPTS, memories=memories),
+        jax.random.key(0),
+        [],
+        [],
+    )
     for _ in range(NEW):
         logits.append(np.asarray(state.logits))
         token, state = generator.step(state, key)
@@ -49,12 +61,16 @@ def main() -> None:
     tiny, found = tiny_config("unused"), {}
     for case, layouts in CASES.items():
         family, _, how = case.partition(" ")
-        config = dataclasses.replace(tiny, model=tiny_model(decoder=REPEAT)) if "repeat" in how else tiny
+        config = (
+            dataclasses.replace(tiny, model=tiny_model(decoder=REPEAT)) if "repeat" in how else tiny
+        )
         memories = MEMORIES if "memories" in how else None
         module = build(config, Stage(family=family))
         shapes = jax.eval_shape(module.init, jax.random.key(0), example(module, config))["params"]
         rng = np.random.default_rng(0)
-        params = jax.tree.map(lambda s, rng=rng: rng.normal(0, 0.4, s.shape).astype(s.dtype), shapes)
+        params = jax.tree.map(
+            lambda s, rng=rng: rng.normal(0, 0.4, s.shape).astype(s.dtype), shapes
+        )
         one = Generator(module, jax.device_put(params, jax.devices()[0]), SpecialIds())
         tokens, logits, _ = run(one, memories)
         for name in layouts:
@@ -65,7 +81,7 @@ def main() -> None:
             found[f"{case}, {name}"] = {
                 "same": bool(np.array_equal(tokens, our_tokens)),
                 "difference": float(np.max(np.abs(logits - our_logits)) / np.max(np.abs(logits))),
-                "compiled": compiled(many.reader, mesh).jitted_append._cache_size(),
+                "compiled": compiled(many.strategy, mesh).append.__wrapped__._cache_size(),
                 "share": share,
             }
     print(json.dumps(found))

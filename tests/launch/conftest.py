@@ -1,6 +1,8 @@
-"""A cloud without machines: programs in place of gcloud and uv, and a folder for every worker they speak of.
+"""A cloud without machines: programs in place of gcloud and uv, and a folder for every worker they
+speak of.
 
-Everything else is real: the scripts, git, and what runs on a worker, with a small program in memjax's place.
+Everything else is real: the scripts, git, and what runs on a worker, with a small program in
+memjax's place.
 """
 
 import dataclasses
@@ -16,17 +18,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
 
-# Commands are appended to calls.jsonl. What the queue does is in queue.json: `left` are the states of the queued resource that
-# is there, one for each time it is asked for, of which the last one stays, and `lives` those of the resources still to come. A
-# state is QUEUE or QUEUE/NODES; RUNNING stands for an ACTIVE that stays until memjax was started on every worker; `!` is a call
-# that fails.
+# Commands are appended to calls.jsonl. What the queue does is in queue.json: `left` are the states
+# of the queued resource that is there, one for each time it is asked for, of which the last one
+# stays, and `lives` those of the resources still to come. A state is QUEUE or QUEUE/NODES; RUNNING
+# stands for an ACTIVE that stays until memjax was started on every worker; `!` is a call that
+# fails.
 GCLOUD = f"""#!{sys.executable} -IS
 import json, os, pathlib, shutil, signal, subprocess, sys
 
 cloud, args = pathlib.Path(os.environ["CLOUD"]), sys.argv[1:]
 with open(cloud / "calls.jsonl", "a") as file:
     file.write(json.dumps(args) + "\\n")
-assert args[:2] == ["compute", "tpus"] and "--project=tests" in args and "--zone=here-1" in args, args
+assert args[:2] == ["compute", "tpus"] and {{"--project=tests", "--zone=here-1"}} <= set(args), args
 flags = dict(arg[2:].split("=", 1) for arg in args if arg.startswith("--") and "=" in arg)
 kind, verb, *rest = (arg for arg in args[2:] if not arg.startswith("--"))
 queue = json.loads((cloud / "queue.json").read_text())
@@ -59,7 +62,8 @@ elif (kind, verb) == ("queued-resources", "create"):
     assert left is None, "it is there already"
     queue["left"] = queue["lives"].pop(0)
     queue["created"] += 1
-    queue["nodes"] = [rest[0]] if "node-id" in flags else [f"{{rest[0]}}-{{i}}" for i in range(int(flags["node-count"]))]
+    several = [f"{{rest[0]}}-{{i}}" for i in range(int(flags.get("node-count", 0)))]
+    queue["nodes"] = [rest[0]] if "node-id" in flags else several
 elif (kind, verb) == ("queued-resources", "delete"):
     assert left is not None and "--force" in args
     for node in queue["nodes"]:
@@ -83,7 +87,8 @@ elif (kind, verb) == ("tpu-vm", "scp"):
         shutil.copy(there(source), there(target))
 elif (kind, verb) == ("tpu-vm", "ssh"):
     for folder in workers(rest[0]):
-        done = subprocess.run(["bash", "-c", flags["command"]], cwd=folder, env=os.environ | {{"HOME": str(folder)}})
+        env = os.environ | {{"HOME": str(folder)}}
+        done = subprocess.run(["bash", "-c", flags["command"]], cwd=folder, env=env)
         status = status or done.returncode
 else:
     sys.exit(f"what is {{kind}} {{verb}}?")
@@ -130,23 +135,38 @@ class Cloud:
         )
 
     def memjax(self, script: str) -> None:
-        """The program that the next installation installs in memjax's place. It notes its arguments."""
+        """The program that the next installation installs in memjax's place. It notes its
+        arguments."""
         path = self.folder / "memjax"
-        path.write_text(f'#!/usr/bin/env bash\necho "$*" >>"$CLOUD/started-$(basename "$HOME")"\n{script}\n')
+        path.write_text(
+            f'#!/usr/bin/env bash\necho "$*" >>"$CLOUD/started-$(basename "$HOME")"\n{script}\n'
+        )
         path.chmod(0o755)
 
     def calls(self) -> list[list[str]]:
         """Arguments of gcloud, of all calls so far."""
         path = self.folder / "calls.jsonl"
-        return [json.loads(line)[2:] for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [json.loads(line)[2:] for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def changes(self) -> list[str]:
         """What was done, in order, of all that is not only looking."""
-        names = {"queued-resources create": "create", "queued-resources delete": "delete", "tpu-vm scp": "copy"}
+        names = {
+            "queued-resources create": "create",
+            "queued-resources delete": "delete",
+            "tpu-vm scp": "copy",
+        }
         found = []
         for call in self.calls():
             commands = [arg for arg in call if arg.startswith("--command=")]
-            verbs = [verb for verb in ("install", "run") if commands and f"worker.sh {verb} " in commands[0]]
+            verbs = [
+                verb
+                for verb in ("install", "run")
+                if commands and f"worker.sh {verb} " in commands[0]
+            ]
             found += verbs or [names[name] for name in [" ".join(call[:2])] if name in names]
         return found
 
@@ -166,14 +186,28 @@ def cloud(tmp_path):
     for path in (folder, programs, checkout / "memjax", checkout / "configs"):
         path.mkdir(parents=True)
     shutil.copytree(ROOT / "launch", checkout / "launch")
-    files = ("LICENSE", "README.md", "configs/tiny.py", "memjax/__init__.py", "pyproject.toml", "requirements.txt", "setup.py")
+    files = (
+        "LICENSE",
+        "README.md",
+        "configs/tiny.py",
+        "memjax/__init__.py",
+        "pyproject.toml",
+        "requirements.txt",
+        "setup.py",
+    )
     for file in files:
         (checkout / file).write_text(f"# {file}\n")
     subprocess.run(["git", "init", "--quiet", checkout], check=True)
     for name, text in (("gcloud", GCLOUD), ("uv", UV)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    settings = {"PROJECT": "tests", "ZONE": "here-1", "RUN_NAME": "tiny", "BUCKET": "gs://bucket", "CONFIG": "configs/tiny.py"}
+    settings = {
+        "PROJECT": "tests",
+        "ZONE": "here-1",
+        "RUN_NAME": "tiny",
+        "BUCKET": "gs://bucket",
+        "CONFIG": "configs/tiny.py",
+    }
     system = {name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG") if name in os.environ}
     path = {"PATH": f"{programs}:{os.environ['PATH']}", "CLOUD": str(folder), "POLL_SECONDS": "0"}
     cloud = Cloud(folder, checkout, system | path | settings)
@@ -184,4 +218,6 @@ def cloud(tmp_path):
     for pid in folder.glob("*/*/memjax/pid"):
         if (pid.parent / "ended").exists():
             continue
-        subprocess.run(["kill", "-KILL", pid.read_text().strip()], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            ["kill", "-KILL", pid.read_text().strip()], check=False, stderr=subprocess.DEVNULL
+        )

@@ -1,4 +1,5 @@
-"""The files of launch/ as such: shell that shellcheck passes, an image whose parts exist, a README that tells the truth."""
+"""The files of launch/ as such: shell that shellcheck passes, an image whose parts exist, a README
+that tells the truth."""
 
 import os
 import re
@@ -20,7 +21,9 @@ README = (LAUNCH / "README.md").read_text(encoding="utf-8")
 
 def program(name: str) -> str:
     """A program of this environment, or of this machine."""
-    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    found = shutil.which(
+        name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
     if not found:
         pytest.skip(f"there is no {name} here")
     return found
@@ -29,7 +32,11 @@ def program(name: str) -> str:
 def test_shellcheck_passes():
     assert len(SCRIPTS) == 6
     done = subprocess.run(
-        [program("shellcheck"), "--external-sources", *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False
+        [program("shellcheck"), "--external-sources", *SCRIPTS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
@@ -73,7 +80,11 @@ def test_the_image_has_both_targets_and_runs_memjax_as_no_root():
 
 
 def test_what_the_image_copies_is_there_and_is_let_through():
-    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    let_through = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     copied = set()
     for word, rest in instructions():
         if word == "COPY":
@@ -89,19 +100,30 @@ def test_what_is_installed_is_offered(monkeypatch):
     given: dict = {}
     monkeypatch.setattr(setuptools, "setup", lambda **kwargs: given.update(kwargs))
     runpy.run_path(str(ROOT / "setup.py"))
-    named = re.findall(r"\.\[([a-z,]+)\]", "".join((LAUNCH / name).read_text() for name in ("Dockerfile", "README.md")))
+    named = re.findall(
+        r"\.\[([a-z,]+)\]",
+        "".join((LAUNCH / name).read_text() for name in ("Dockerfile", "README.md")),
+    )
     named += re.findall(r"/src\[([a-z,]+)\]", (LAUNCH / "worker.sh").read_text())
     assert len(named) >= 3
-    assert {extra for extras in named for extra in extras.split(",")} <= set(given["extras_require"])
+    assert {extra for extras in named for extra in extras.split(",")} <= set(
+        given["extras_require"]
+    )
 
 
 def test_hadolint_passes():
-    done = subprocess.run([program("hadolint"), LAUNCH / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program("hadolint"), LAUNCH / "Dockerfile"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_the_readme_has_every_setting_with_its_default():
-    defaults = dict(re.findall(r'^: "\$\{([A-Z_]+):=(.*)\}"$', (LAUNCH / "settings.sh").read_text(), re.MULTILINE))
+    defaults = dict(
+        re.findall(
+            r'^: "\$\{([A-Z_]+):=(.*)\}"$', (LAUNCH / "settings.sh").read_text(), re.MULTILINE
+        )
+    )
     assert len(defaults) > 20
     table = dict(re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`)? *\|", README, re.MULTILINE))
     assert table == defaults
@@ -110,11 +132,19 @@ def test_the_readme_has_every_setting_with_its_default():
 def test_the_readme_names_commands_that_there_are():
     used = set(
         re.findall(
-            r"launch/(\S+\.sh|slurm\.sbatch)(?: ([a-z]+))?", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+            r"launch/(\S+\.sh|slurm\.sbatch)(?: ([a-z]+))?",
+            "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)),
         )
     )
-    assert {name for name, _ in used} == {"tpu_vm.sh", "gke.sh", "local_multiprocess.sh", "slurm.sbatch"}
+    assert {name for name, _ in used} == {
+        "tpu_vm.sh",
+        "gke.sh",
+        "local_multiprocess.sh",
+        "slurm.sbatch",
+    }
     for name, command in used:
         if name in ("tpu_vm.sh", "gke.sh"):
-            usage = subprocess.run([LAUNCH / name, "help"], capture_output=True, text=True, check=True).stdout
+            usage = subprocess.run(
+                [LAUNCH / name, "help"], capture_output=True, text=True, check=True
+            ).stdout
             assert re.search(rf"^  {command}\b", usage, re.MULTILINE), f"{name} {command}"

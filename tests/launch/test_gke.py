@@ -21,7 +21,11 @@ SETTINGS = {"IMAGE": "pkg.dev/tests/memjax:1", "BUCKET": "gs://bucket", "RUN_NAM
 
 def gke(*args: str, status: int = 0, **settings: str) -> str:
     done = subprocess.run(
-        [LAUNCH / "gke.sh", *args], env=os.environ | SETTINGS | settings, capture_output=True, text=True, check=False
+        [LAUNCH / "gke.sh", *args],
+        env=os.environ | SETTINGS | settings,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == status, done.stderr
     return done.stdout if status == 0 else done.stderr
@@ -37,7 +41,9 @@ def test_a_whole_v5e_256_by_default():
     assert manifest["metadata"] == {
         "name": "tiny",
         "namespace": "default",
-        "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        "annotations": {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        },
     }
     assert manifest["spec"]["network"]["subdomain"] == "tiny"
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 50
@@ -53,11 +59,20 @@ def test_a_whole_v5e_256_by_default():
     assert pod["terminationGracePeriodSeconds"] == 300
     (container,) = pod["containers"]
     assert container["image"] == "pkg.dev/tests/memjax:1"
-    assert container["command"] == ["memjax", "train", "--config=configs/scaling.py:1.3b-512x8", "--workdir=gs://bucket/tiny"]
+    assert container["command"] == [
+        "memjax",
+        "train",
+        "--config=configs/scaling.py:1.3b-512x8",
+        "--workdir=gs://bucket/tiny",
+    ]
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     # What memjax calls wrong input ends the whole, and nothing else does.
     (rule,) = spec["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+    assert rule["onExitCodes"] == {
+        "containerName": container["name"],
+        "operator": "In",
+        "values": [2],
+    }
     (rule,) = manifest["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
@@ -76,7 +91,9 @@ def test_every_setting_arrives():
         "CONFIG": "configs/copying.py:mixer",
         "WORKDIR": "gs://elsewhere/x",
     }
-    manifest = yaml.safe_load(gke("render", '--config.data.corpus=a "b" $HOME \\n: #\'', **settings))
+    manifest = yaml.safe_load(
+        gke("render", '--config.data.corpus=a "b" $HOME \\n: #\'', **settings)
+    )
     jsonschema.validate(manifest, SCHEMA)
     (job,) = manifest["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
@@ -87,9 +104,24 @@ def test_every_setting_arrives():
             *pod["nodeSelector"].values(),
             job["template"]["spec"]["parallelism"],
         ),
-        *(pod["terminationGracePeriodSeconds"], pod["serviceAccountName"], manifest["spec"]["network"]["subdomain"]),
+        *(
+            pod["terminationGracePeriodSeconds"],
+            pod["serviceAccountName"],
+            manifest["spec"]["network"]["subdomain"],
+        ),
     ]
-    assert found == ["other", "research", 4, 7, "tpu-v5p-slice", "4x4x8", 32, 90, "trainer", "other"]
+    assert found == [
+        "other",
+        "research",
+        4,
+        7,
+        "tpu-v5p-slice",
+        "4x4x8",
+        32,
+        90,
+        "trainer",
+        "other",
+    ]
     assert pod["containers"][0]["command"] == [
         "memjax",
         "train",
@@ -100,13 +132,25 @@ def test_every_setting_arrives():
 
 
 def test_setup_comes_before_memjax():
-    manifest = yaml.safe_load(gke("render", "--a=b c", SETUP="echo first $0\nprintf '%s' \"second\"; memjax() { false; }"))
-    command = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
-    assert command[4:] == ["memjax", "train", "--config=configs/scaling.py:1.3b-512x8", "--workdir=gs://bucket/tiny", "--a=b c"]
-    done = subprocess.run([*command[:4], "printf", " <%s>", *command[5:]], capture_output=True, text=True, check=True)
+    manifest = yaml.safe_load(
+        gke("render", "--a=b c", SETUP="echo first $0\nprintf '%s' \"second\"; memjax() { false; }")
+    )
+    command = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"][
+        "containers"
+    ][0]["command"]
+    assert command[4:] == [
+        "memjax",
+        "train",
+        "--config=configs/scaling.py:1.3b-512x8",
+        "--workdir=gs://bucket/tiny",
+        "--a=b c",
+    ]
+    done = subprocess.run(
+        [*command[:4], "printf", " <%s>", *command[5:]], capture_output=True, text=True, check=True
+    )
     assert (
-        done.stdout
-        == "first bash\nsecond <train> <--config=configs/scaling.py:1.3b-512x8> <--workdir=gs://bucket/tiny> <--a=b c>"
+        done.stdout == "first bash\nsecond <train> <--config=configs/scaling.py:1.3b-512x8>"
+        " <--workdir=gs://bucket/tiny> <--a=b c>"
     )
 
 
@@ -142,7 +186,10 @@ def test_the_schema_refuses_what_a_cluster_would():
 WRONG = {
     "no image": ({"IMAGE": ""}, "IMAGE is not set"),
     "no bucket": ({"BUCKET": ""}, "WORKDIR=runs/tiny is not in a bucket"),
-    "machines": ({"PODS_PER_SLICE": "16"}, "GKE_TOPOLOGY=16x16 has 256 chips, 16 pods of 4 chips have 64"),
+    "machines": (
+        {"PODS_PER_SLICE": "16"},
+        "GKE_TOPOLOGY=16x16 has 256 chips, 16 pods of 4 chips have 64",
+    ),
     "topology": ({"GKE_TOPOLOGY": "256"}, "GKE_TOPOLOGY=256; it is like 16x16"),
 }
 
@@ -155,7 +202,9 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_what_kubectl_is_asked(tmp_path):
     kubectl = tmp_path / "kubectl"
-    kubectl.write_text('#!/usr/bin/env bash\necho "$*"\n[[ $* == *--filename=-* ]] && cat\nexit 0\n')
+    kubectl.write_text(
+        '#!/usr/bin/env bash\necho "$*"\n[[ $* == *--filename=-* ]] && cat\nexit 0\n'
+    )
     kubectl.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NAMESPACE": "research"}
     first, manifest = gke("apply", "--config.seed=1", **path).split("\n", 1)
@@ -164,4 +213,7 @@ def test_what_kubectl_is_asked(tmp_path):
     assert gke("delete", **path) == "--namespace=research delete jobsets tiny --ignore-not-found\n"
     assert "job-completion-index=0 --follow" in gke("logs", **path)
     assert "get pods --selector=jobset.sigs.k8s.io/jobset-name=tiny" in gke("status", **path)
-    assert gke("delete", DRY_RUN="1", **path) == "kubectl --namespace=research delete jobsets tiny --ignore-not-found \n"
+    assert (
+        gke("delete", DRY_RUN="1", **path)
+        == "kubectl --namespace=research delete jobsets tiny --ignore-not-found \n"
+    )

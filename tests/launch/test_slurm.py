@@ -40,20 +40,33 @@ def test_a_process_for_each_gpu_of_a_node_and_time_to_save():
 
 @pytest.fixture
 def batch(tmp_path):
-    """Runs the script where srun leaves with a status, and squeue tells a state; gives its status and what was called."""
+    """Runs the script where srun leaves with a status, and squeue tells a state; gives its status
+    and what was called."""
 
     def run(status: int, state: str = "RUNNING", *args: str, **env: str) -> tuple[int, list[str]]:
         calls = tmp_path / "calls"
         calls.unlink(missing_ok=True)
-        for name, rest in (("srun", f"exit {status}"), ("squeue", f"echo {state}"), ("scontrol", "")):
+        for name, rest in (
+            ("srun", f"exit {status}"),
+            ("squeue", f"echo {state}"),
+            ("scontrol", ""),
+        ):
             path = tmp_path / name
             path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>"{calls}"\n{rest}\n')
             path.chmod(0o755)
         copied = tmp_path / "slurm_script"
         copied.write_bytes(SCRIPT.read_bytes())
-        slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "12", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        slurm = {
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_JOB_ID": "12",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        }
         done = subprocess.run(
-            ["bash", copied, *args], env=os.environ | slurm | env, cwd=tmp_path, check=False, capture_output=True
+            ["bash", copied, *args],
+            env=os.environ | slurm | env,
+            cwd=tmp_path,
+            check=False,
+            capture_output=True,
         )
         return done.returncode, calls.read_text().splitlines()
 
@@ -62,10 +75,17 @@ def batch(tmp_path):
 
 def test_the_command(batch):
     status, calls = batch(
-        0, "RUNNING", "--config.seed=1", WORKDIR="/shared/run", CONFIG="configs/copying.py:mixer", MEMJAX="/env/memjax"
+        0,
+        "RUNNING",
+        "--config.seed=1",
+        WORKDIR="/shared/run",
+        CONFIG="configs/copying.py:mixer",
+        MEMJAX="/env/memjax",
     )
     assert status == 0
-    command = "/env/memjax train --config=configs/copying.py:mixer --workdir=/shared/run --config.seed=1"
+    command = (
+        "/env/memjax train --config=configs/copying.py:mixer --workdir=/shared/run --config.seed=1"
+    )
     assert calls == [f"srun --kill-on-bad-exit=0 {command}"]
     _, calls = batch(0, RUN_NAME="other", BUCKET="")
     assert f"--workdir={ROOT}/runs/other" in calls[0]

@@ -6,7 +6,8 @@ import shlex
 import pytest
 
 STAY = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
-ONCE = f'(($(wc -l <"$CLOUD/started-$(basename "$HOME")") > 1)) && exit 0; {STAY}'  # stays the first time, is done the second
+# stays the first time, is done the second
+ONCE = f'(($(wc -l <"$CLOUD/started-$(basename "$HOME")") > 1)) && exit 0; {STAY}'
 TRAIN = "train --config=configs/tiny.py --workdir=gs://bucket/tiny"
 
 
@@ -33,7 +34,13 @@ def test_what_is_created(cloud, settings, expected):
     cloud.queue(["ACTIVE"])
     cloud("create", ACCELERATOR_TYPE="v6e-64", RUNTIME_VERSION="v2-alpha-tpuv6e", **settings)
     assert cloud.calls()[-1] == [
-        *("queued-resources", "create", "tiny", "--accelerator-type=v6e-64", "--runtime-version=v2-alpha-tpuv6e"),
+        *(
+            "queued-resources",
+            "create",
+            "tiny",
+            "--accelerator-type=v6e-64",
+            "--runtime-version=v2-alpha-tpuv6e",
+        ),
         *expected.split(),
         *("--project=tests", "--zone=here-1"),
     ]
@@ -102,7 +109,8 @@ def test_an_installation_that_failed_on_one_machine_is_done_again(cloud):
 def test_run_starts_once_on_every_machine_and_stop_ends_it(cloud):
     cloud.queue(left=["ACTIVE"])
     cloud.memjax(
-        f'echo "said in $HOME"; mkdir -p bucket/tiny/data bucket/tiny/stages; touch bucket/tiny/{{data/x,stages/y}}; {STAY}'
+        'echo "said in $HOME"; mkdir -p bucket/tiny/data bucket/tiny/stages; touch'
+        f" bucket/tiny/{{data/x,stages/y}}; {STAY}"
     )
     cloud("install")
     flag = "--config.objectives={'next token': \"$1\"}"
@@ -134,10 +142,14 @@ def test_several_slices(cloud):
     assert cloud("status", SLICES="2").count(": exit 0") == 4
 
 
+@pytest.mark.quick_cases("SUSPENDED")
 @pytest.mark.parametrize("end", ["SUSPENDED", "FAILED", "ACTIVE/PREEMPTED"])
 def test_watch_goes_on_after_a_preemption(cloud, end):
-    """Created, waited for, installed, started, seen running, preempted; and all of it again, to the end."""
-    cloud.queue(["WAITING_FOR_RESOURCES", "!", "ACTIVE", "RUNNING", end], ["PROVISIONING", "ACTIVE"])
+    """Created, waited for, installed, started, seen running, preempted; and all of it again, to the
+    end."""
+    cloud.queue(
+        ["WAITING_FOR_RESOURCES", "!", "ACTIVE", "RUNNING", end], ["PROVISIONING", "ACTIVE"]
+    )
     cloud.memjax(f"mkdir -p bucket/tiny; echo {{}} >bucket/tiny/results.json; {ONCE}")
     said = cloud("watch", "--config.seed=3")
     life = ["create", "copy", "install", "run"]
@@ -145,9 +157,16 @@ def test_watch_goes_on_after_a_preemption(cloud, end):
     assert cloud.changes() == [*life, "delete", *life, *collected]
     assert (cloud.folder / "runs/launch/tiny/results/results.json").read_text() == "{}\n"
     assert cloud.started() == [f"{TRAIN} --config.seed=3"] * 2
-    lines = [line.removeprefix("launch: tiny: ") for line in said.splitlines() if line.startswith("launch: tiny: ")]
+    lines = [
+        line.removeprefix("launch: tiny: ")
+        for line in said.splitlines()
+        if line.startswith("launch: tiny: ")
+    ]
     seen = [line for line, _ in itertools.groupby(lines)]
-    before, after = ["absent", "WAITING_FOR_RESOURCES", "gcloud failed", "none", "running", "lost"], ["PROVISIONING", "none"]
+    before, after = (
+        ["absent", "WAITING_FOR_RESOURCES", "gcloud failed", "none", "running", "lost"],
+        ["PROVISIONING", "none"],
+    )
     assert seen == [*before, *after, "finished"]
 
 
@@ -209,7 +228,7 @@ WRONG = {
     "a name": ({"RUN_NAME": "Tiny"}, "RUN_NAME=Tiny; use at most 40"),
     "a long name": ({"RUN_NAME": "t" * 41}, "use at most 40"),
     "no slice": ({"SLICES": "0"}, "SLICES=0"),
-    "no number": ({"MAX_RESTARTS": "many"}, "MAX_RESTARTS=many is not a whole number"),
+    "no number": ({"MAX_RESTARTS": "many"}, "MAX_RESTARTS=many is not an integer"),
     "capacity": ({"CAPACITY": "cheap"}, "CAPACITY=cheap; use spot, reserved or on-demand"),
 }
 

@@ -61,7 +61,11 @@ def test_what_came_of_a_run_is_kept_and_logs_add_up(worker):
 
 def test_a_shutdown_is_noted_as_memjax_took_it(worker):
     """SIGTERM goes to every process of the machine, the one that waits for memjax included."""
-    worker("run", "train", script="trap 'sleep 0.2; exit 143' TERM; echo up; while :; do sleep 0.05; done")
+    worker(
+        "run",
+        "train",
+        script="trap 'sleep 0.2; exit 143' TERM; echo up; while :; do sleep 0.05; done",
+    )
     while "up" not in (worker.home / "run.log").read_text():
         pass
     assert worker("status") == "running\n"

@@ -1,4 +1,5 @@
-"""XLA's attention over long rows, a block of queries at a time, against the whole in one product."""
+"""XLA's attention over long rows, a block of queries at a time, against the whole in one
+product."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +7,8 @@ import numpy as np
 import pytest
 
 import memjax.layers.attend as module
-from memjax.aot.flops import counted_flops
 from memjax.layers.attend import attend
+from memjax.training.flops import counted_flops
 
 OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 VALID = {
@@ -21,18 +22,24 @@ VALID = {
 def draw(length, heads, kv_heads, width, dtype=np.float32):
     """Query, key, value, and a direction the output's gradient is taken in."""
     rng = np.random.default_rng(length + width)
-    return [rng.normal(size=(2, length, n, width)).astype(dtype) for n in (heads, kv_heads, kv_heads, heads)]
+    return [
+        rng.normal(size=(2, length, n, width)).astype(dtype)
+        for n in (heads, kv_heads, kv_heads, heads)
+    ]
 
 
 def run(quick, tensors, valid, causal):
-    """Output and gradients of query, key and value. Outputs where there is padding are 0: nothing reads them."""
+    """Output and gradients of query, key and value. Outputs where there is padding are 0: nothing
+    reads them."""
 
     def probe(query, key, value, direction):
         y = attend(query, key, value, jnp.asarray(valid), causal, "xla")
         read = jnp.where(valid[..., None, None], y, 0)
         return jnp.sum(read.astype(jnp.float32) * direction), (read, jnp.all(jnp.isfinite(y)))
 
-    (_, (read, finite)), gradients = quick(jax.value_and_grad(probe, argnums=(0, 1, 2), has_aux=True))(*tensors)
+    (_, (read, finite)), gradients = quick(
+        jax.value_and_grad(probe, argnums=(0, 1, 2), has_aux=True)
+    )(*tensors)
     assert finite and read.dtype == tensors[0].dtype
     return [np.asarray(x, np.float32) for x in (read, *gradients)]
 
@@ -100,7 +107,9 @@ def lower(length, gradient, causal=True):
         return jnp.sum(value(*tensors) ** 2)
 
     shape = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
-    return jax.jit(jax.grad(total, argnums=(0, 1, 2)) if gradient else value).trace(shape, shape, shape)
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2)) if gradient else value).trace(
+        shape, shape, shape
+    )
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
@@ -124,7 +133,9 @@ def test_memory_grows_with_length_and_not_with_its_square(monkeypatch, gradient)
 def test_rows_up_to_the_limit_are_one_product_as_before():
     for length, loops in ((module.LONGEST_WHOLE, 0), (module.LONGEST_WHOLE + 1, module.PREFIXES)):
         assert str(lower(length, gradient=False).jaxpr).count("scan[") == loops
-        assert str(lower(length, gradient=False, causal=False).jaxpr).count("scan[") == min(loops, 1)
+        assert str(lower(length, gradient=False, causal=False).jaxpr).count("scan[") == min(
+            loops, 1
+        )
 
 
 def test_keys_that_no_query_of_a_part_reads_are_left_out():

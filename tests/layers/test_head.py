@@ -16,7 +16,11 @@ RNG = np.random.default_rng(0)
 HIDDEN = RNG.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
 KERNEL = RNG.normal(size=(WIDTH, VOCABULARY)).astype(np.float32)
 # Every other label is the most likely token.
-LABELS = np.where(np.arange(LENGTH) % 2, RNG.integers(0, VOCABULARY, (BATCH, LENGTH)), np.argmax(HIDDEN @ KERNEL, -1))
+LABELS = np.where(
+    np.arange(LENGTH) % 2,
+    RNG.integers(0, VOCABULARY, (BATCH, LENGTH)),
+    np.argmax(HIDDEN @ KERNEL, -1),
+)
 WEIGHT = RNG.uniform(size=(BATCH, LENGTH)).astype(np.float32)
 
 
@@ -36,7 +40,9 @@ def with_gradients(nats_and_correct):
 
 def reference(hidden, kernel):
     logits = jnp.einsum("btd,dv->btv", hidden, kernel)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS), jnp.argmax(logits, -1) == LABELS
+    return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS), jnp.argmax(
+        logits, -1
+    ) == LABELS
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +60,13 @@ def test_values_and_gradients_are_those_of_optax(quick, expected, block):
 
 
 def test_bfloat16_hidden_states_lose_their_own_precision_and_no_more(quick):
-    """Against optax in float32 on the rounded inputs: sums are in float32, only d_logits and d_hidden are rounded."""
+    """Against optax in float32 on the rounded inputs: sums are in float32, only d_logits and
+    d_hidden are rounded."""
     narrow = HIDDEN.astype(jnp.bfloat16)
     found = quick(with_gradients(lambda h, k: cross_entropy(h, k, LABELS, 4)))(narrow, KERNEL)
-    exact = quick(with_gradients(reference))(narrow.astype(np.float32), KERNEL.astype(jnp.bfloat16).astype(np.float32))
+    exact = quick(with_gradients(reference))(
+        narrow.astype(np.float32), KERNEL.astype(jnp.bfloat16).astype(np.float32)
+    )
     assert [a.dtype.name for a in found] == ["float32", "bool", "bfloat16", "float32"]
     np.testing.assert_allclose(found[0], exact[0], atol=1e-4)
     assert np.array_equal(found[1], exact[1])
@@ -68,7 +77,9 @@ def test_bfloat16_hidden_states_lose_their_own_precision_and_no_more(quick):
 def test_score_is_the_cross_entropy_of_the_logits(quick, draw):
     head = Head(WIDTH, VOCABULARY)
     variables = draw(head, HIDDEN)
-    logits, (nats, correct) = quick(lambda v: (head.apply(v, HIDDEN), head.apply(v, HIDDEN, LABELS, method="score")))(variables)
+    logits, (nats, correct) = quick(
+        lambda v: (head.apply(v, HIDDEN), head.apply(v, HIDDEN, LABELS, method="token_losses"))
+    )(variables)
     at_label = np.take_along_axis(logits, LABELS[..., None], -1)[..., 0]
     np.testing.assert_allclose(nats, np.log(np.exp(logits).sum(-1)) - at_label, atol=1e-5)
     assert np.array_equal(correct, np.argmax(logits, -1) == LABELS)
@@ -77,7 +88,9 @@ def test_score_is_the_cross_entropy_of_the_logits(quick, draw):
 
 
 def test_head_that_knows_nothing_pays_the_logarithm_of_the_vocabulary(quick):
-    nats, correct = quick(lambda k: cross_entropy(HIDDEN, k, LABELS, 4))(np.zeros((WIDTH, VOCABULARY), np.float32))
+    nats, correct = quick(lambda k: cross_entropy(HIDDEN, k, LABELS, 4))(
+        np.zeros((WIDTH, VOCABULARY), np.float32)
+    )
     np.testing.assert_allclose(nats, np.log(VOCABULARY), rtol=1e-6)
     assert np.array_equal(correct, LABELS == 0)
 
@@ -92,7 +105,9 @@ def sizes(jaxpr):
     found = set()
     for equation in jaxpr.eqns:
         found |= {v.aval.size for v in equation.outvars}
-        for value in jax.tree.leaves(equation.params, is_leaf=lambda p: isinstance(p, jax.extend.core.ClosedJaxpr)):
+        for value in jax.tree.leaves(
+            equation.params, is_leaf=lambda p: isinstance(p, jax.extend.core.ClosedJaxpr)
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 found |= sizes(inner)
@@ -102,17 +117,24 @@ def sizes(jaxpr):
 def test_full_logits_never_exist_in_forward_or_backward():
     batch, length, vocabulary = 8, 4 * BLOCK_TOKENS // 8, 50
     head = Head(WIDTH, vocabulary)
-    hidden, labels = np.zeros((batch, length, WIDTH), np.float32), np.zeros((batch, length), np.int32)
+    hidden, labels = (
+        np.zeros((batch, length, WIDTH), np.float32),
+        np.zeros((batch, length), np.int32),
+    )
     variables = {"params": {"kernel": np.zeros((WIDTH, vocabulary), np.float32)}}
 
     def blocked(variables, hidden):
-        return head.apply(variables, hidden, labels, method="score")[0].mean()
+        return head.apply(variables, hidden, labels, method="token_losses")[0].mean()
 
     def plain(variables, hidden):
-        return optax.softmax_cross_entropy_with_integer_labels(head.apply(variables, hidden), labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            head.apply(variables, hidden), labels
+        ).mean()
 
     largest = {
-        f.__name__: max(sizes(jax.make_jaxpr(jax.value_and_grad(f, argnums=(0, 1)))(variables, hidden).jaxpr))
+        f.__name__: max(
+            sizes(jax.make_jaxpr(jax.value_and_grad(f, argnums=(0, 1)))(variables, hidden).jaxpr)
+        )
         for f in (blocked, plain)
     }
     assert largest == {"blocked": BLOCK_TOKENS * vocabulary, "plain": batch * length * vocabulary}
@@ -131,7 +153,8 @@ def test_block_length_is_a_large_divisor_or_leaves_few_blocks(batch, length, tok
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "block"), [(32, 128, 32), (1, 1000, 1000), (1024, 7, 1), (3, 700, 175), (8, 509, 128)]
+    ("batch", "length", "block"),
+    [(32, 128, 32), (1, 1000, 1000), (1024, 7, 1), (3, 700, 175), (8, 509, 128)],
 )
 def test_block_length_by_hand(batch, length, block):
     assert block_length(batch, length) == block

@@ -30,12 +30,17 @@ def by_hand(x, weight, bias, causal):
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 8])
 def test_mixing_is_a_convolution_over_channels(quick, taps, causal):
     x = RNG.normal(size=(2, 4, 2, 5)).astype(np.float32)
-    weight, bias = RNG.normal(size=(2, taps, 4, 4)).astype(np.float32), RNG.normal(size=(2, 4)).astype(np.float32)
+    weight, bias = (
+        RNG.normal(size=(2, taps, 4, 4)).astype(np.float32),
+        RNG.normal(size=(2, 4)).astype(np.float32),
+    )
     mixed = quick(mix_tokens, static_argnums=3)(x, weight, bias, causal)
     np.testing.assert_allclose(mixed, by_hand(x, weight, bias, causal), atol=1e-5)
 
 
-@pytest.mark.parametrize(("taps", "offsets"), [(1, [0]), (2, [-1, 0]), (4, [-2, -1, 0, 1]), (8, list(range(-4, 4)))])
+@pytest.mark.parametrize(
+    ("taps", "offsets"), [(1, [0]), (2, [-1, 0]), (4, [-2, -1, 0, 1]), (8, list(range(-4, 4)))]
+)
 def test_an_impulse_reaches_the_channels_it_does_in_the_reference(quick, taps, offsets):
     """From channel 8 of token 1 to token 3; an even kernel's extra tap is on the right."""
     impulse = np.zeros((1, 4, 1, 16), np.float32)
@@ -67,7 +72,7 @@ def test_nothing_in_the_dead_triangle_is_ever_read(quick):
 def test_another_length_is_refused_with_both_lengths(draw):
     mixer = TokenMixer(Settings(kind="mixer", width=8, heads=0), 6, jnp.float32)
     variables = draw(mixer, np.zeros((1, 6, 8), np.float32), np.ones((1, 6), bool))
-    with pytest.raises(ValueError, match="built for 6 positions was given 5"):
+    with pytest.raises(ValueError, match="built for 6 positions got 5"):
         mixer.apply(variables, np.zeros((1, 5, 8), np.float32), np.ones((1, 5), bool))
 
 
@@ -77,7 +82,9 @@ def mixer_by_hand(p, settings, x, valid):
     if settings.heads:
         h = np.where(valid[..., None], h @ p["in"]["kernel"] + p["in"]["bias"], 0)
     heads = max(settings.heads, 1)
-    h = by_hand(h.reshape(batch, length, heads, -1), p["mixing"], p["mixing_bias"], True).reshape(batch, length, width)
+    h = by_hand(h.reshape(batch, length, heads, -1), p["mixing"], p["mixing_bias"], True).reshape(
+        batch, length, width
+    )
     if settings.output_gate:
         h = h * (x @ p["gate"]["kernel"])
     return h @ p["out"]["kernel"] + p["out"]["bias"] if settings.heads else h
@@ -86,9 +93,9 @@ def mixer_by_hand(p, settings, x, valid):
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(kind="mixer", width=8, heads=0, kernel=2),
-        Settings(kind="mixer", width=8, heads=2, kernel=1),
-        Settings(kind="mixer", width=8, heads=4, kernel=2, output_gate=True),
+        Settings(kind="mixer", width=8, heads=0, channel_kernel=2),
+        Settings(kind="mixer", width=8, heads=2, channel_kernel=1),
+        Settings(kind="mixer", width=8, heads=4, channel_kernel=2, output_gate=True),
     ],
     ids=["flat", "heads", "gate"],
 )

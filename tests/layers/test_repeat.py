@@ -1,4 +1,5 @@
-"""Repeat mixers against an explicit matrix over positions, and their two forms against each other."""
+"""Repeat mixers against an explicit matrix over positions, and their two forms against each
+other."""
 
 import flax.traverse_util
 import jax
@@ -19,7 +20,13 @@ SMALL = {"width": WIDTH, "layers": 2, "mlp_ratio": 1, "mlp": "silu"}
 
 
 def settings(kind, heads=2, decay_length=1.5, gate=True, **kwargs):
-    return Settings(kind=kind, heads=heads, decay_length=decay_length, output_gate=gate and heads > 0, **SMALL | kwargs)
+    return Settings(
+        kind=kind,
+        heads=heads,
+        decay_length=decay_length,
+        output_gate=gate and heads > 0,
+        **SMALL | kwargs,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,10 @@ def by_hand(p, config, x, valid):
     if config.heads:
         h = np.where(valid[..., None], h @ p["in"]["kernel"] + p["in"]["bias"], 0)
     m = matrix(p, config.kind, config.decay_length)
-    h = np.einsum("hts,bshe->bthe", m, h.reshape(*x.shape[:2], len(m), -1)) + p["mixing_bias"].T[:, :, None]
+    h = (
+        np.einsum("hts,bshe->bthe", m, h.reshape(*x.shape[:2], len(m), -1))
+        + p["mixing_bias"].T[:, :, None]
+    )
     h = h.reshape(x.shape)
     if config.output_gate:
         h = h * (x @ p["gate"]["kernel"])
@@ -89,7 +99,9 @@ def by_hand(p, config, x, valid):
 
 @pytest.mark.parametrize("decay_length", [0, 1.5])
 @pytest.mark.parametrize("heads", [0, 2])
-def test_mixing_is_a_product_with_the_matrix_and_padding_adds_nothing(quick, draw, kind, heads, decay_length):
+def test_mixing_is_a_product_with_the_matrix_and_padding_adds_nothing(
+    quick, draw, kind, heads, decay_length
+):
     config = settings(kind, heads, decay_length)
     mixer = RepeatMixer(config, LENGTH, jnp.float32)
     variables = draw(mixer, X, VALID)
@@ -109,12 +121,17 @@ def test_only_the_vectors_a_kind_uses_exist(kind):
 
     def shapes(config):
         mixer = RepeatMixer(config, LENGTH, jnp.float32)
-        return jax.tree.map(np.shape, jax.eval_shape(mixer.init, jax.random.key(0), X, VALID)["params"])
+        return jax.tree.map(
+            np.shape, jax.eval_shape(mixer.init, jax.random.key(0), X, VALID)["params"]
+        )
 
     sums = 2 if kind == "combined_repeat" else 1
     common = {"mixing_bias": (4, LENGTH), "in": linear, "out": linear}
     assert shapes(settings(kind, 4, 0, gate=False)) == vectors | common
-    assert shapes(settings(kind, 4)) == vectors | common | {"decay": (sums, 4), "gate": {"kernel": (WIDTH, WIDTH)}}
+    assert shapes(settings(kind, 4)) == vectors | common | {
+        "decay": (sums, 4),
+        "gate": {"kernel": (WIDTH, WIDTH)},
+    }
 
 
 @pytest.mark.parametrize("kind", ["combined_repeat", "diagonal_repeat"])
@@ -149,12 +166,15 @@ def test_running_sum_and_its_gradients_are_those_of_a_matrix(quick, length):
         return jax.grad(loss, argnums=(0, 1), has_aux=True)(x, factor)
 
     found, expected = quick(lambda: (run(running_sum), run(product)))()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+    )
 
 
 @pytest.mark.parametrize("factor", [0.9, 0.999, 1.0])
 def test_running_sum_stays_exact_where_powers_underflow(quick, factor):
-    """0.9^4096 is far below the smallest float32; what is forgotten is forgotten and nothing else is lost."""
+    """0.9^4096 is far below the smallest float32; what is forgotten is forgotten and nothing else
+    is lost."""
     x = RNG.normal(size=4096).astype(np.float32)
     expected, y = np.zeros(4096), 0.0
     for t in range(4096):
@@ -180,15 +200,29 @@ def test_gamma_is_clipped_and_has_its_gradient_at_its_bounds_and_past_them(quick
 
     def unclipped(gamma):
         m = jnp.where(lag >= 0, gamma ** (np.maximum(lag, 0) / 2.0) * row, 0)
-        return jnp.sum((jnp.where(VALID[..., None], m @ jnp.where(VALID[..., None], X, 0) + bias[0][:, None], 0)) ** 2)
+        return jnp.sum(
+            (
+                jnp.where(
+                    VALID[..., None], m @ jnp.where(VALID[..., None], X, 0) + bias[0][:, None], 0
+                )
+            )
+            ** 2
+        )
 
     def clipped(gamma):
         y = mixer.apply({"params": variables["params"] | {"decay": gamma.reshape(1, 1)}}, X, VALID)
         return jnp.sum(jnp.where(VALID[..., None], y, 0) ** 2)
 
-    both = quick(lambda gamma, acts_as: (jax.value_and_grad(clipped)(gamma), jax.value_and_grad(unclipped)(acts_as)))
+    both = quick(
+        lambda gamma, acts_as: (
+            jax.value_and_grad(clipped)(gamma),
+            jax.value_and_grad(unclipped)(acts_as),
+        )
+    )
     for gamma, acts_as in [(1, 1), (0.9, 0.9), (0.95, 0.95), (1.7, 1), (0.2, 0.9)]:
-        (value, slope), (expected_value, expected_slope) = both(np.float32(gamma), np.float32(acts_as))
+        (value, slope), (expected_value, expected_slope) = both(
+            np.float32(gamma), np.float32(acts_as)
+        )
         np.testing.assert_allclose(value, expected_value, rtol=1e-5)
         np.testing.assert_allclose(slope, expected_slope, rtol=1e-4)
         assert abs(slope) > 0.1
@@ -206,17 +240,26 @@ def stack(kind, draw):
 def test_an_output_depends_on_all_earlier_inputs_and_on_no_later_one(quick, stack):
     module, variables = stack
     direction = RNG.normal(size=WIDTH).astype(np.float32)
-    reach = quick(lambda: abs(jax.jacrev(lambda x: module.apply(variables, x)[0] @ direction)(X[:1])).sum(axis=(1, 3)))()
+    reach = quick(
+        lambda: abs(jax.jacrev(lambda x: module.apply(variables, x)[0] @ direction)(X[:1])).sum(
+            axis=(1, 3)
+        )
+    )()
     assert np.array_equal(reach != 0, np.tril(np.ones((LENGTH, LENGTH), bool)))
 
 
+@pytest.mark.quick_cases("combined_repeat", "mixed_repeat")
 def test_every_entry_of_every_weight_over_positions_has_a_gradient(quick, draw, kind):
     """With gamma where it starts, on the bound of its range."""
     module = Backbone(settings(kind), LENGTH)
     variables = draw(module, X)
-    variables["params"]["blocks"]["mix"]["decay"] = np.ones_like(variables["params"]["blocks"]["mix"]["decay"])
+    variables["params"]["blocks"]["mix"]["decay"] = np.ones_like(
+        variables["params"]["blocks"]["mix"]["decay"]
+    )
     target = RNG.normal(size=X.shape).astype(np.float32)
-    gradient = quick(jax.grad(lambda v: jnp.sum(module.apply(v, X) * target)))(variables)["params"]["blocks"]
+    gradient = quick(jax.grad(lambda v: jnp.sum(module.apply(v, X) * target)))(variables)["params"][
+        "blocks"
+    ]
     for name in {"row", "column", "diagonal", "mixing_bias", "decay"} & set(gradient["mix"]):
         assert np.all(gradient["mix"].pop(name) != 0), name
     for layers in jax.tree.leaves(gradient):
@@ -238,7 +281,9 @@ def test_block_has_the_channel_mlp_first(quick, draw, kind):
         x = X + mlp.apply({"params": p["mlp"]}, norm(X, p["mlp_norm"]))
         return x + mixer.apply({"params": p["mix"]}, norm(x, p["mix_norm"]), VALID)
 
-    found, expected = quick(lambda: (block.apply(variables, X, positions, VALID)[0], one_by_one()))()
+    found, expected = quick(
+        lambda: (block.apply(variables, X, positions, VALID)[0], one_by_one())
+    )()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -253,11 +298,16 @@ def stepped(module, variables, x, start=0):
     return jnp.moveaxis(y, 0, 1), state
 
 
+@pytest.mark.quick_cases(
+    "row_repeat-0-0-False", "combined_repeat-2-1.5-True", "mixed_repeat-2-1.5-True"
+)
 @pytest.mark.parametrize(("heads", "decay_length", "final_norm"), [(2, 1.5, True), (0, 0, False)])
 def test_one_position_at_a_time_is_all_at_once(quick, draw, kind, heads, decay_length, final_norm):
     module = Backbone(settings(kind, heads, decay_length, final_norm=final_norm), LENGTH)
     variables = draw(module, X)
-    (found, state), expected = quick(lambda: (stepped(module, variables, X), module.apply(variables, X)))()
+    (found, state), expected = quick(
+        lambda: (stepped(module, variables, X), module.apply(variables, X))
+    )()
     assert_close(found, expected, 1e-5)
     parts = heads or (2 if kind == "mixed_repeat" else 1)
     assert state.shape == (2, 3, 2 if kind == "combined_repeat" else 1, parts, WIDTH // parts)
@@ -269,14 +319,18 @@ def test_one_position_at_a_time_is_all_at_once(quick, draw, kind, heads, decay_l
 def test_a_row_that_begins_with_padding_can_be_stepped_from_its_first_token(quick, stack):
     module, variables = stack
     valid = np.broadcast_to(np.arange(LENGTH) >= 2, X.shape[:2])
-    (found, _), expected = quick(lambda: (stepped(module, variables, X, start=2), module.apply(variables, X, None, valid)))()
+    (found, _), expected = quick(
+        lambda: (stepped(module, variables, X, start=2), module.apply(variables, X, None, valid))
+    )()
     assert_close(found, expected[:, 2:], 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["diagonal_repeat"], indirect=True)
 def test_past_the_last_position_there_is_no_output(quick, stack):
     module, variables = stack
-    step = quick(lambda at: module.apply(variables, X[:, 0], module.initial_state(3), at, method="step")[0])
+    step = quick(
+        lambda at: module.apply(variables, X[:, 0], module.initial_state(3), at, method="step")[0]
+    )
     assert np.all(np.isfinite(step(LENGTH - 1)))
     assert np.all(np.isnan(step(LENGTH)))
 
@@ -286,7 +340,13 @@ def test_bfloat16_keeps_float32_parameters_and_states_and_stays_close(quick, dra
     narrow, wide = Backbone(settings(kind), LENGTH, jnp.bfloat16), Backbone(settings(kind), LENGTH)
     variables = draw(narrow, X)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
-    a, (b, state), c = quick(lambda: (narrow.apply(variables, X), stepped(narrow, variables, X), wide.apply(variables, X)))()
+    a, (b, state), c = quick(
+        lambda: (
+            narrow.apply(variables, X),
+            stepped(narrow, variables, X),
+            wide.apply(variables, X),
+        )
+    )()
     assert (a.dtype, b.dtype, state.dtype) == (jnp.bfloat16, jnp.bfloat16, np.float32)
     # 8 bits of mantissa through two layers of outputs of order one.
     assert np.abs(np.float32(a) - c).mean() < 0.03
@@ -303,7 +363,9 @@ def test_recomputation_changes_neither_values_nor_gradients(quick, stack):
 
     a, b = quick(lambda v: [jax.value_and_grad(loss)(v, m) for m in (module, again)])(variables)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), a, b)
-    assert np.array_equal(again.initial_state(2), np.zeros((2, 2, *again.initial_state(2).shape[2:])))
+    assert np.array_equal(
+        again.initial_state(2), np.zeros((2, 2, *again.initial_state(2).shape[2:]))
+    )
 
 
 # What is refused
@@ -312,11 +374,14 @@ def test_recomputation_changes_neither_values_nor_gradients(quick, stack):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"causal": False}, "causal=False"),
-        ({"kernel": 2}, "kernel=2"),
-        ({"heads": 3}, "heads=3.*cannot be cut into 3 parts"),
-        ({"heads": 3, "width": 6, "kind": "mixed_repeat"}, "heads=3.*even number"),
-        ({"heads": 0, "width": 7, "kind": "mixed_repeat"}, "heads=0.*cannot be cut into 2 parts"),
+        ({"causal": False}, "causal: got False, expected True"),
+        ({"channel_kernel": 2}, "channel_kernel: got 2, expected 1"),
+        ({"heads": 3}, r"heads: got 3, expected a divisor of the width .*\(3 parts\)"),
+        ({"heads": 3, "width": 6, "kind": "mixed_repeat"}, "heads: got 3, expected an even number"),
+        (
+            {"heads": 0, "width": 7, "kind": "mixed_repeat"},
+            r"heads: got 0, expected a divisor of the width 7 .*\(2 parts\)",
+        ),
     ],
     ids=str,
 )
@@ -330,7 +395,7 @@ def test_impossible_settings_are_refused_by_name(wrong, message):
 @pytest.mark.parametrize("kind", ["row_repeat"], indirect=True)
 def test_another_length_is_refused_with_both_lengths(stack):
     module, variables = stack
-    with pytest.raises(ValueError, match="built for 6 positions was given 5"):
+    with pytest.raises(ValueError, match="built for 6 positions got 5"):
         jax.eval_shape(module.apply, variables, X[:, :5])
 
 

@@ -13,9 +13,20 @@ SMALL = {"layers": 1, "heads": 2, "mlp_ratio": 1}
 NARROW, WIDE = Backbone(kind="mixer", width=8, **SMALL), Backbone(width=12, **SMALL)
 MODELS = {
     "unroll": Model(chunk_length=LENGTH, encoder=NARROW, reconstructor=NARROW),
-    "unroll-bridge-vectors": Model(chunk_length=LENGTH, encoder=NARROW, reconstructor=WIDE, readout="memory_tokens", vectors=2),
+    "unroll-bridge-vectors": Model(
+        chunk_length=LENGTH,
+        encoder=NARROW,
+        reconstructor=WIDE,
+        readout="memory_tokens",
+        memory_vectors=2,
+    ),
     "repeat-vectors": Model(
-        chunk_length=LENGTH, encoder=NARROW, reconstructor=NARROW, readout="memory_tokens", vectors=2, expansion="repeat"
+        chunk_length=LENGTH,
+        encoder=NARROW,
+        reconstructor=NARROW,
+        readout="memory_tokens",
+        memory_vectors=2,
+        expansion="repeat",
     ),
 }
 TOKENS = np.random.default_rng(0).integers(1, VOCABULARY, (3, LENGTH))
@@ -51,7 +62,11 @@ def parts(name, quick, draw):
     @quick
     def whole(tokens, valid):
         memory = module.apply(variables, tokens, valid, method="encode")
-        return module.apply(variables, tokens, valid), module.apply(variables, tokens, valid, method="score"), memory
+        return (
+            module.apply(variables, tokens, valid),
+            module.apply(variables, tokens, valid, method="score"),
+            memory,
+        )
 
     return whole, quick(lambda memory: module.apply(variables, memory, method="decode"))
 
@@ -78,7 +93,8 @@ def test_padding_is_not_read(parts):
     assert np.array_equal(logits, other)
 
 
-# Two vectors of 12 channels in windows of 12: the second vector enters the window at the second position.
+# Two vectors of 12 channels in windows of 12: the second vector enters the window at the second
+# position.
 FIRST_HEARD = {"unroll": [0], "unroll-bridge-vectors": [0, 1], "repeat-vectors": [0, 2]}
 
 
@@ -93,7 +109,9 @@ def test_a_vector_is_heard_from_its_first_position_on(parts, name):
         assert changed.tolist() == [[t >= first for t in range(LENGTH)]] * 3
 
 
-@pytest.mark.parametrize(("length", "width", "read"), [(8, 8, 8), (5, 8, 8), (4, 8, 7), (32, 128, 95), (4, 24, 15)])
+@pytest.mark.parametrize(
+    ("length", "width", "read"), [(8, 8, 8), (5, 8, 8), (4, 8, 7), (32, 128, 95), (4, 24, 15)]
+)
 def test_windows_of_a_short_chunk_leave_the_end_of_a_wide_memory_unread(length, width, read):
     """As in the reference; width / 2 + length - 1 channels are read."""
     assert len(np.unique(unroll(np.arange(width)[None], length))) == read
@@ -104,7 +122,9 @@ def test_repeated_vector_is_the_input_at_all_its_positions(draw, quick):
     module = Autoencoder(model, VOCABULARY)
     variables = draw(module, TOKENS)
     # With every block silent and unit gains the backbone only normalises what it is given.
-    variables["params"]["backbone"]["blocks"] = jax.tree.map(np.zeros_like, variables["params"]["backbone"]["blocks"])
+    variables["params"]["backbone"]["blocks"] = jax.tree.map(
+        np.zeros_like, variables["params"]["backbone"]["blocks"]
+    )
     variables["params"]["backbone"]["norm"] = {"scale": np.ones(8, np.float32)}
     memory = np.random.default_rng(1).normal(size=(3, 2, 8)).astype(np.float32)
     hidden = quick(lambda m: module.apply(variables, m, method="hidden"))(memory)
@@ -113,7 +133,9 @@ def test_repeated_vector_is_the_input_at_all_its_positions(draw, quick):
 
 
 def test_logits_are_float32_in_bfloat16():
-    module = Autoencoder(Model(chunk_length=LENGTH, encoder=NARROW, reconstructor=WIDE, dtype="bfloat16"), VOCABULARY)
+    module = Autoencoder(
+        Model(chunk_length=LENGTH, encoder=NARROW, reconstructor=WIDE, dtype="bfloat16"), VOCABULARY
+    )
     logits, variables = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), TOKENS))
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -13,14 +13,18 @@ from memjax.models.encoder import fold, unfold
 
 LENGTH, VOCABULARY = 4, 24
 TRANSFORMER = Backbone(width=8, layers=2, heads=2, mlp_ratio=2)
-MIXER = Backbone(kind="mixer", width=8, layers=2, heads=2, kernel=2, mlp_ratio=2)
+MIXER = Backbone(kind="mixer", width=8, layers=2, heads=2, channel_kernel=2, mlp_ratio=2)
 MODELS = {
     "transformer-last": Model(chunk_length=LENGTH, encoder=TRANSFORMER),
     "transformer-second": Model(chunk_length=LENGTH, encoder=TRANSFORMER, readout="second_to_last"),
-    "transformer-tokens": Model(chunk_length=LENGTH, encoder=TRANSFORMER, readout="memory_tokens", vectors=3),
+    "transformer-tokens": Model(
+        chunk_length=LENGTH, encoder=TRANSFORMER, readout="memory_tokens", memory_vectors=3
+    ),
     "mixer-last": Model(chunk_length=LENGTH, encoder=MIXER, bottleneck=3),
     "mixer-second": Model(chunk_length=LENGTH, encoder=MIXER, readout="second_to_last"),
-    "mixer-tokens": Model(chunk_length=LENGTH, encoder=MIXER, readout="memory_tokens", vectors=2),
+    "mixer-tokens": Model(
+        chunk_length=LENGTH, encoder=MIXER, readout="memory_tokens", memory_vectors=2
+    ),
 }
 TOKENS = np.random.default_rng(0).integers(1, VOCABULARY, (20, LENGTH))
 ALL = np.ones(TOKENS.shape, bool)
@@ -44,9 +48,10 @@ def changed(tokens, position):
     return tokens
 
 
+@pytest.mark.quick_cases("transformer-tokens", "mixer-last", "mixer-second")
 def test_memory_has_read_the_whole_chunk_or_all_but_its_last_token(encode, name):
     before = encode(TOKENS, ALL)
-    assert before.shape == (20, MODELS[name].vectors, 8)
+    assert before.shape == (20, MODELS[name].memory_vectors, 8)
     for position in range(LENGTH):
         after = encode(changed(TOKENS, position), ALL)
         if "second" in name and position == LENGTH - 1:
@@ -58,7 +63,7 @@ def test_memory_has_read_the_whole_chunk_or_all_but_its_last_token(encode, name)
 def test_vectors_of_a_chunk_differ(encode, name):
     memory = encode(TOKENS, ALL)
     gaps = np.abs(memory[:, :, None] - memory[:, None]).max(-1)
-    assert np.all(gaps[:, ~np.eye(MODELS[name].vectors, dtype=bool)] > 1e-3)
+    assert np.all(gaps[:, ~np.eye(MODELS[name].memory_vectors, dtype=bool)] > 1e-3)
 
 
 def test_bottleneck_leaves_as_many_dimensions_as_it_is_wide(encode, name):
@@ -110,8 +115,12 @@ def test_positions_the_backbone_runs_over_include_memory_tokens():
 
 
 def test_parameters_are_float32_whatever_is_computed_in():
-    model = dataclasses.replace(MODELS["mixer-last"], dtype="bfloat16", readout="memory_tokens", vectors=2)
-    memory, variables = jax.eval_shape(lambda: Encoder(model, VOCABULARY).init_with_output(jax.random.key(0), TOKENS))
+    model = dataclasses.replace(
+        MODELS["mixer-last"], dtype="bfloat16", readout="memory_tokens", memory_vectors=2
+    )
+    memory, variables = jax.eval_shape(
+        lambda: Encoder(model, VOCABULARY).init_with_output(jax.random.key(0), TOKENS)
+    )
     assert memory.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 

@@ -27,15 +27,22 @@ MODELS = {
         encoder=Backbone(width=8, layers=1, **SMALL),
         decoder=Backbone(width=12, layers=1, **SMALL),
         readout="memory_tokens",
-        vectors=2,
+        memory_vectors=2,
         bottleneck=4,
         layout="variable",
     ),
     "mixer": Model(
-        chunk_length=LENGTH, encoder=MIXER, decoder=Backbone(kind="mixer", width=8, layers=1, heads=0, kernel=2, mlp_ratio=1)
+        chunk_length=LENGTH,
+        encoder=MIXER,
+        decoder=Backbone(kind="mixer", width=8, layers=1, heads=0, channel_kernel=2, mlp_ratio=1),
     ),
     "plain": Model(
-        chunk_length=LENGTH, encoder=MIXER, decoder=TRANSFORMER, token_positions=False, chunk_positions=False, task_mark=False
+        chunk_length=LENGTH,
+        encoder=MIXER,
+        decoder=TRANSFORMER,
+        token_positions=False,
+        chunk_positions=False,
+        task_embedding=False,
     ),
 }
 RNG = np.random.default_rng(0)
@@ -55,7 +62,16 @@ class Compiled:
         self.encode = quick(lambda tokens: self.module.apply(variables, tokens, method="encode"))
         self._decode = quick(lambda *args: self.module.apply(variables, *args, method="decode"))
 
-    def decode(self, tokens, memories, slots=READING_ON, chunk=None, task=None, memory_valid=NO_PADDING, token_valid=None):
+    def decode(
+        self,
+        tokens,
+        memories,
+        slots=READING_ON,
+        chunk=None,
+        task=None,
+        memory_valid=NO_PADDING,
+        token_valid=None,
+    ):
         n = tokens.shape[1]
         chunk = np.arange(n) if chunk is None else chunk
         task = np.full(n, PREDICT) if task is None else task
@@ -94,13 +110,16 @@ def test_default_slot_table_holds_all_earlier_chunks():
     assert EMPTY == -1
 
 
+@pytest.mark.quick_cases("vectors-bridge-variable", "mixer")
 def test_call_encodes_and_decodes_and_defaults_are_reading_on(model, memories):
     np.testing.assert_allclose(model.call(TOKENS), model.decode(TOKENS, memories), atol=1e-5)
 
 
 def test_all_chunks_at_once_are_each_chunk_alone(model, memories):
     for c in range(SLOTS):
-        np.testing.assert_allclose(model.encode(TOKENS[:, c : c + 1])[:, 0], memories[:, c], atol=1e-5)
+        np.testing.assert_allclose(
+            model.encode(TOKENS[:, c : c + 1])[:, 0], memories[:, c], atol=1e-5
+        )
     together = model.decode(TOKENS, memories)
     for c in range(CHUNKS):
         alone = model.decode(TOKENS[:, c : c + 1], memories, READING_ON[c : c + 1], np.array([c]))
@@ -119,13 +138,15 @@ def test_memories_fixed_a_token_is_seen_only_by_its_own_chunk_and_only_from_it_o
 
 def test_memories_are_those_of_their_own_chunk(model, memories):
     for c in range(SLOTS):
-        assert same_chunks(memories, model.encode(other_tokens(c)[:, :-1])) == [other != c for other in range(SLOTS)]
+        assert same_chunks(memories, model.encode(other_tokens(c)[:, :-1])) == [
+            other != c for other in range(SLOTS)
+        ]
 
 
 def test_a_memory_is_seen_by_all_tokens_of_later_chunks_and_by_no_other(model, memories):
     before = model.decode(TOKENS, memories)
     for m in range(SLOTS):
-        for vector in range(model.module.config.vectors):
+        for vector in range(model.module.config.memory_vectors):
             other = memories.copy()
             other[:, m, vector] += 1
             after = model.decode(TOKENS, other)
@@ -196,7 +217,11 @@ def test_place_of_a_chunk_is_on_its_tokens_and_on_its_slot(name, quick, draw):
     module = MemoryModel(MODELS[name], CHUNKS, VOCABULARY)
     variables = draw(module, TOKENS)
     table = variables["params"].pop("chunk_position")
-    call = quick(lambda table: module.apply({"params": variables["params"] | {"chunk_position": table}}, TOKENS))
+    call = quick(
+        lambda table: module.apply(
+            {"params": variables["params"] | {"chunk_position": table}}, TOKENS
+        )
+    )
     before = call(table)
     for place in range(CHUNKS):
         after = call(table.at[place, 0].add(1.0))
@@ -217,7 +242,9 @@ def test_score_is_the_cross_entropy_of_decode(model, memories, quick):
     labels = RNG.integers(0, VOCABULARY, TOKENS.shape)
     logits = model.decode(TOKENS, memories)
     args = (TOKENS, labels, memories, READING_ON)
-    nats, correct = quick(lambda *args: model.module.apply(model.variables, *args, method="score"))(*args)
+    nats, correct = quick(lambda *args: model.module.apply(model.variables, *args, method="score"))(
+        *args
+    )
     at_label = np.take_along_axis(logits, labels[..., None], -1)[..., 0]
     np.testing.assert_allclose(nats, np.log(np.exp(logits).sum(-1)) - at_label, atol=2e-5)
     assert np.array_equal(correct, logits.argmax(-1) == labels)
@@ -266,9 +293,11 @@ def test_control_is_the_model_with_every_slot_empty(control, quick, draw):
     assert np.array_equal(none, without)
 
 
+@pytest.mark.quick_cases("False")
 @pytest.mark.parametrize("left", [True, False])
 def test_padding_on_either_side_scores_tokens_alike(draw, quick, left):
-    """Rotary positions count real tokens and the start token stands before the first one; nothing else tells places apart."""
+    """Rotary positions count real tokens and the start token stands before the first one; nothing
+    else tells places apart."""
     config = tiny_model(
         token_positions=False,
         encoder=tiny_model().decoder,
@@ -279,7 +308,11 @@ def test_padding_on_either_side_scores_tokens_alike(draw, quick, left):
     variables = draw(model, tokens)
     short = np.where(np.arange(8) < 5, tokens, 0)
     padded = np.roll(short, 3, axis=-1) if left else short
-    found = quick(lambda v, rows: objectives.score(model, v, rows, ["next_token", "copy"], objectives.SpecialIds()))
+    found = quick(
+        lambda v, rows: objectives.score(
+            model, v, rows, ["next_token", "copy"], objectives.SpecialIds()
+        )
+    )
     plain, moved = found(variables, short.reshape(2, 16)), found(variables, padded.reshape(2, 16))
     for name in plain:
         one, other = (x[name].nats[x[name].weight > 0] for x in (plain, moved))

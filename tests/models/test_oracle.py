@@ -1,4 +1,5 @@
-"""Oracle: what its decoder is given in each combination, and that the future reaches it through the memory only."""
+"""Oracle: what its decoder is given in each combination, and that the future reaches it through the
+memory only."""
 
 import dataclasses
 
@@ -13,13 +14,20 @@ from memjax.config import Backbone, Model, Stage
 from memjax.layers import Backbone as BackboneModule
 from memjax.layers import Embed
 from memjax.models import Encoder, Oracle
-from memjax.objectives import Batch, SpecialIds, score, total, weights
+from memjax.objectives import Batch, SpecialIds, score, total
+from memjax.testing.families import weights_of
 
 IDS = SpecialIds()
 LENGTH, VOCABULARY = 4, 24
 SMALL = {"layers": 2, "heads": 2, "mlp_ratio": 1}
 KINDS = {
-    "mixer": {"kind": "mixer", "kernel": 2, "mlp": "gelu", "norm": "layer", "final_norm": False},
+    "mixer": {
+        "kind": "mixer",
+        "channel_kernel": 2,
+        "mlp": "gelu",
+        "norm": "layer",
+        "final_norm": False,
+    },
     "transformer": {"kind": "transformer"},
 }
 
@@ -27,14 +35,14 @@ KINDS = {
 def make(combine, encoder, decoder, width=8, **settings):
     return Model(
         chunk_length=LENGTH,
-        combine=combine,
+        memory_injection=combine,
         encoder=Backbone(width=8, **SMALL, **KINDS[encoder]),
         decoder=Backbone(width=width, **SMALL, **KINDS[decoder]),
         **settings,
     )
 
 
-TWO = {"readout": "memory_tokens", "vectors": 2}
+TWO = {"readout": "memory_tokens", "memory_vectors": 2}
 MODELS = {
     "token": make("token", "mixer", "mixer", bottleneck=3),
     "token-bridge-vectors": make("token", "mixer", "transformer", width=12, **TWO),
@@ -64,7 +72,9 @@ def model(name, draw):
 
 
 def tree(model):
-    variables = jax.eval_shape(Oracle(model, VOCABULARY).init, jax.random.key(0), jnp.asarray(TOKENS))
+    variables = jax.eval_shape(
+        Oracle(model, VOCABULARY).init, jax.random.key(0), jnp.asarray(TOKENS)
+    )
     flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
 
@@ -76,7 +86,9 @@ def test_a_combination_has_the_parameters_it_reads_and_no_other(combine, encoder
     bottleneck = 3 if encoder == "mixer" else 0
     model = make(combine, encoder, decoder, width=12, bottleneck=bottleneck)
     found = tree(model)
-    parts = {"encoder", "embed", "backbone", "head"} | ({"bridge"} if combine != "embedding" else set())
+    parts = {"encoder", "embed", "backbone", "head"} | (
+        {"bridge"} if combine != "embedding" else set()
+    )
     assert {path.split("/")[0] for path in found} == parts
     squeeze = {"down", "up"} if combine != "embedding" else {"down"}
     inside = {path.split("/")[1] for path in found if path.startswith("encoder/")}
@@ -100,25 +112,43 @@ def test_memory_as_tokens_needs_no_bridge_at_equal_width_and_adding_always_has_o
 
 
 def test_vectors_are_tokens_or_lie_side_by_side():
-    assert tree(make("token", "mixer", "mixer", **TWO))["backbone/blocks/mix/mixing"] == (2, 2, 2, 6, 6)
-    assert tree(MODELS["embedding-bottleneck-vectors"])["embed/embedding"] == (VOCABULARY, 8 - 2 * 3)
+    assert tree(make("token", "mixer", "mixer", **TWO))["backbone/blocks/mix/mixing"] == (
+        2,
+        2,
+        2,
+        6,
+        6,
+    )
+    assert tree(MODELS["embedding-bottleneck-vectors"])["embed/embedding"] == (
+        VOCABULARY,
+        8 - 2 * 3,
+    )
     assert tree(make("add", "mixer", "mixer", width=12, **TWO))["bridge/kernel"] == (16, 12)
 
 
 @pytest.mark.parametrize(("width", "settings"), [(8, {}), (6, {"bottleneck": 3, **TWO})], ids=str)
 def test_memory_that_leaves_tokens_no_channel_is_refused(width, settings):
-    with pytest.raises(ValueError, match=rf"config\.model\.decoder\.width={width} .* use more than {width}"):
+    with pytest.raises(
+        ValueError, match=rf"config\.model\.decoder\.width={width} .* use more than {width}"
+    ):
         tree(make("embedding", "mixer", "mixer", width=width, **settings))
 
 
-@pytest.mark.parametrize("name", ["token-bridge-vectors", "embedding-bottleneck-vectors", "add-bottleneck-vectors"])
+@pytest.mark.parametrize(
+    "name", ["token-bridge-vectors", "embedding-bottleneck-vectors", "add-bottleneck-vectors"]
+)
 def test_parameters_and_logits_are_float32_whatever_is_computed_in(name):
     module = Oracle(dataclasses.replace(MODELS[name], dtype="bfloat16"), VOCABULARY)
 
     def everything():
         logits, variables = module.init_with_output(jax.random.key(0), TOKENS)
         memory = module.apply(variables, TOKENS, method="encode")
-        return variables, logits, memory, module.apply(variables, TOKENS, TOKENS, memory, method="score")[0]
+        return (
+            variables,
+            logits,
+            memory,
+            module.apply(variables, TOKENS, TOKENS, memory, method="score")[0],
+        )
 
     variables, logits, memory, nats = jax.eval_shape(everything)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -133,10 +163,25 @@ MASKED = {"kind": "mixer", "heads": 0, "mlp": "gelu", "norm": "layer", "final_no
 @pytest.mark.parametrize(
     ("combine", "length", "bottleneck", "encoder", "decoder", "parameters"),
     [
-        # Its transformers carry the unused token table of the decoder, and one that puts the memory beside tokens an unused map up.
-        ("token", 1024, 64, {"width": 256, "layers": 16}, {"width": 512, "layers": 16}, 98_412_096 - 8000 * 512),
+        # Its transformers carry the unused token table of the decoder, and one that puts the memory
+        # beside tokens an unused map up.
+        (
+            "token",
+            1024,
+            64,
+            {"width": 256, "layers": 16},
+            {"width": 512, "layers": 16},
+            98_412_096 - 8000 * 512,
+        ),
         ("token", 1024, 0, {"width": 1024, "layers": 8}, None, 301_238_272 - 8000 * 1024),
-        ("token", 512, 0, MASKED | {"width": 1024, "layers": 8, "kernel": 8}, None, 192_569_416),
+        (
+            "token",
+            512,
+            0,
+            MASKED | {"width": 1024, "layers": 8, "channel_kernel": 8},
+            None,
+            192_569_416,
+        ),
         (
             "embedding",
             1024,
@@ -152,8 +197,13 @@ def test_an_oracle_is_as_large_as_that_of_the_reference_without_its_dead_weights
     combine, length, bottleneck, encoder, decoder, parameters
 ):
     backbones = {"encoder": Backbone(**encoder), "decoder": Backbone(**(decoder or encoder))}
-    module = Oracle(Model(chunk_length=length, combine=combine, bottleneck=bottleneck, **backbones), 8000)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, length), jnp.int32))
+    module = Oracle(
+        Model(chunk_length=length, memory_injection=combine, bottleneck=bottleneck, **backbones),
+        8000,
+    )
+    shapes = jax.eval_shape(
+        module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, length), jnp.int32)
+    )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 
 
@@ -179,6 +229,7 @@ def runs(model, quick):
     return whole
 
 
+@pytest.mark.quick_cases("token-bridge-vectors")
 def test_call_encodes_and_decodes_the_same_tokens(runs):
     found = runs(TOKENS, SHOWN, TOKENS, ALL, ALL)
     np.testing.assert_allclose(found["called"], found["decoded"], atol=1e-5)
@@ -204,7 +255,9 @@ def test_score_is_the_cross_entropy_of_decode(runs):
 def test_embeddings_and_memory_are_combined_as_named(model, name, quick):
     """The decoder's input, written out in numpy."""
     module, variables = model
-    memory = RNG.normal(size=jax.eval_shape(lambda: module.apply(variables, TOKENS, method="encode")).shape).astype(np.float32)
+    memory = RNG.normal(
+        size=jax.eval_shape(lambda: module.apply(variables, TOKENS, method="encode")).shape
+    ).astype(np.float32)
 
     @quick
     def what_is_read(memory):
@@ -232,15 +285,21 @@ def test_embeddings_and_memory_are_combined_as_named(model, name, quick):
             continue
         flat = memory[b].reshape(-1)
         if name.startswith("add"):
-            expected.append(embedded[b] + flat @ params["bridge"]["kernel"] + params["bridge"]["bias"])
+            expected.append(
+                embedded[b] + flat @ params["bridge"]["kernel"] + params["bridge"]["bias"]
+            )
         else:
-            expected.append(np.array([np.concatenate([flat, embedded[b, t]]) for t in range(LENGTH)]))
+            expected.append(
+                np.array([np.concatenate([flat, embedded[b, t]]) for t in range(LENGTH)])
+            )
     assert len(read) == 1
     np.testing.assert_allclose(read[0], expected, atol=1e-5)
 
 
+@pytest.mark.quick_cases("token-bridge-vectors", "embedding")
 def test_future_reaches_a_position_through_the_memory_only(model, name, quick):
-    """Gradients of the outputs at each position [t] by a factor on the embedding at each position [s], in encoder and decoder."""
+    """Gradients of the outputs at each position [t] by a factor on the embedding at each position
+    [s], in encoder and decoder."""
     module, variables = model
     weight = jnp.asarray(RNG.normal(size=VOCABULARY))
 
@@ -253,7 +312,9 @@ def test_future_reaches_a_position_through_the_memory_only(model, name, quick):
             return y * gain[:, None]
 
         with nn.intercept_methods(scaled):
-            logits = module.apply(variables, TOKENS, *memory, method="decode" if memory else "__call__")
+            logits = module.apply(
+                variables, TOKENS, *memory, method="decode" if memory else "__call__"
+            )
         return jnp.sum(logits[0] * weight, axis=-1)
 
     @quick
@@ -285,6 +346,7 @@ def test_content_of_padding_is_never_read(runs, valid):
     assert np.abs(before["called"][valid] - unmasked["called"][valid]).max() > 1e-3
 
 
+@pytest.mark.quick_cases("token", "add")
 @pytest.mark.parametrize("combine", ["token", "embedding", "add"])
 def test_padding_changes_no_logits_of_a_transformer(combine, quick, draw):
     module = Oracle(make(combine, "transformer", "transformer", width=12), VOCABULARY)
@@ -307,7 +369,12 @@ def test_padding_is_read_like_text_where_asked(quick, draw):
     plain = Oracle(MODELS["token-bridge-vectors"], VOCABULARY)
     variables = draw(module, TOKENS)
     valid = np.broadcast_to(np.array([False, True, True, False]), TOKENS.shape)
-    run = quick(lambda valid: (module.apply(variables, TOKENS, valid), plain.apply(variables, TOKENS, valid)))
+    run = quick(
+        lambda valid: (
+            module.apply(variables, TOKENS, valid),
+            plain.apply(variables, TOKENS, valid),
+        )
+    )
     (attended, masked), (_, unpadded) = run(valid), run(ALL)
     np.testing.assert_allclose(attended, unpadded, atol=1e-6)
     assert np.abs(masked - unpadded)[valid].max() > 1e-3
@@ -318,16 +385,21 @@ def test_padding_is_read_like_text_where_asked(quick, draw):
 
 def loss_of(module):
     rows = jnp.concatenate([TOKENS, SHOWN], axis=1)
-    return lambda variables: total(score(module, variables, rows, ["next_token"], IDS)["next_token"]).nats
+    return lambda variables: (
+        total(score(module, variables, rows, ["next_token"], IDS)["next_token"]).nats
+    )
 
 
+@pytest.mark.quick_cases("embedding-3")
 @pytest.mark.parametrize("bottleneck", [0, 3])
 @pytest.mark.parametrize("combine", ["token", "embedding", "add"])
 def test_a_gradient_reaches_every_parameter_of_every_layer(combine, bottleneck, quick, draw):
     kinds = ("mixer", "transformer") if bottleneck else ("transformer", "mixer")
     module = Oracle(make(combine, *kinds, width=12, bottleneck=bottleneck), VOCABULARY)
     variables = draw(module, TOKENS)
-    gradients = flax.traverse_util.flatten_dict(quick(jax.grad(loss_of(module)))(variables)["params"], sep="/")
+    gradients = flax.traverse_util.flatten_dict(
+        quick(jax.grad(loss_of(module)))(variables)["params"], sep="/"
+    )
     assert sum("blocks/" in path for path in gradients) > 10
     for path, gradient in gradients.items():
         assert np.all(np.isfinite(gradient)), path
@@ -335,6 +407,7 @@ def test_a_gradient_reaches_every_parameter_of_every_layer(combine, bottleneck, 
         assert np.all(np.any(parts != 0, axis=1)), path
 
 
+@pytest.mark.slow
 def test_what_is_kept_for_the_backward_pass_changes_no_gradient(quick, draw):
     modules = [
         Oracle(dataclasses.replace(MODELS["token-bridge-vectors"], remat=remat), VOCABULARY)
@@ -349,7 +422,8 @@ ROW = np.array([[10, 11, 12, 13, 14, 15, 0, 0]])
 
 
 def asked(module, variables, stage):
-    """What one row makes the objective give the encoder and the decoder, its scores and its weights."""
+    """What one row makes the objective give the encoder and the decoder, its scores and its
+    weights."""
 
     def run(row):
         given = {}
@@ -361,7 +435,11 @@ def asked(module, variables, stage):
 
         with nn.intercept_methods(spy):
             scores = score(module, variables, row, ["next_token"], IDS, stage)
-        return given, scores["next_token"], weights(module, Batch(row), ["next_token"], IDS, stage)["next_token"]
+        return (
+            given,
+            scores["next_token"],
+            weights_of(module, Batch(row), ["next_token"], IDS, stage)["next_token"],
+        )
 
     return run
 
@@ -369,7 +447,12 @@ def asked(module, variables, stage):
 @pytest.mark.parametrize(
     ("compat", "inputs", "labels", "weight"),
     [
-        ((), [[2, 10, 11, 12], [2, 14, 15, 0]], [[10, 11, 12, 13], [14, 15, 0, 0]], [[1, 1, 1, 1], [1, 1, 0, 0]]),
+        (
+            (),
+            [[2, 10, 11, 12], [2, 14, 15, 0]],
+            [[10, 11, 12, 13], [14, 15, 0, 0]],
+            [[1, 1, 1, 1], [1, 1, 0, 0]],
+        ),
         (
             ("unscored_first_tokens",),
             [[10, 11, 12, 13], [14, 15, 0, 0]],
@@ -393,4 +476,4 @@ def test_a_row_of_eight_tokens_is_asked_as_two_blocks(quick, draw, compat, input
     assert memory.shape == (2, 1, 8)
     assert scores.labels.tolist() == [labels]
     assert scores.weight.tolist() == counted.tolist() == [weight]
-    assert scores.nats.shape == scores.correct.shape == (1, 2, 4)
+    assert scores.nats.shape == scores.is_argmax.shape == (1, 2, 4)

@@ -1,4 +1,5 @@
-"""How many parameters a model has, of what shape and type, and that a gradient reaches all of them."""
+"""How many parameters a model has, of what shape and type, and that a gradient reaches all of
+them."""
 
 import dataclasses
 
@@ -13,9 +14,12 @@ from memjax.models import Autoencoder, MemoryModel, build
 from memjax.objectives import SpecialIds, score
 
 SMALL = {"layers": 2, "heads": 2, "mlp_ratio": 1}
-MIXER, TRANSFORMER = Backbone(kind="mixer", width=8, **SMALL), Backbone(width=12, output_gate=True, **SMALL)
+MIXER, TRANSFORMER = (
+    Backbone(kind="mixer", width=8, **SMALL),
+    Backbone(width=12, output_gate=True, **SMALL),
+)
 GELU = {"mlp": "gelu", "norm": "layer"}
-FLAT = Backbone(kind="mixer", width=8, layers=2, heads=0, kernel=2, mlp_ratio=1, **GELU)
+FLAT = Backbone(kind="mixer", width=8, layers=2, heads=0, channel_kernel=2, mlp_ratio=1, **GELU)
 BASE = Model(chunk_length=4, encoder=MIXER, decoder=TRANSFORMER, reconstructor=MIXER)
 
 
@@ -34,7 +38,7 @@ PRESETS = {
         BASE,
         encoder=Backbone(width=8, kv_heads=1, **SMALL, **GELU),
         readout="memory_tokens",
-        vectors=2,
+        memory_vectors=2,
         bottleneck=4,
         layout="variable",
     ),
@@ -45,11 +49,18 @@ PRESETS = {
     ),
     "autoencoder": dataclasses.replace(BASE, reconstructor=TRANSFORMER),
     "autoencoder-repeat": dataclasses.replace(
-        BASE, encoder=FLAT, reconstructor=FLAT, expansion="repeat", readout="memory_tokens", vectors=2, bottleneck=3
+        BASE,
+        encoder=FLAT,
+        reconstructor=FLAT,
+        expansion="repeat",
+        readout="memory_tokens",
+        memory_vectors=2,
+        bottleneck=3,
     ),
 }
 
 
+@pytest.mark.quick_cases("mixer", "autoencoder-repeat")
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_gradient_reaches_every_parameter_of_every_layer(name, quick, draw):
     rows = np.random.default_rng(0).integers(6, 20, (4, 16))
@@ -68,8 +79,14 @@ def test_a_gradient_reaches_every_parameter_of_every_layer(name, quick, draw):
     gradients = flax.traverse_util.flatten_dict(quick(jax.grad(loss))(variables)["params"], sep="/")
     for path, gradient in gradients.items():
         assert np.all(np.isfinite(gradient)), path
-        # Each layer of a stack, each row of a table of positions, marks or memory tokens, each part of anything else.
-        by_row = "blocks/" in path or path.split("/")[-1] in ("token_position", "chunk_position", "task_mark", "memory_tokens")
+        # Each layer of a stack, each row of a table of positions, marks or memory tokens, each part
+        # of anything else.
+        by_row = "blocks/" in path or path.split("/")[-1] in (
+            "token_position",
+            "chunk_position",
+            "task_mark",
+            "memory_tokens",
+        )
         parts = gradient.reshape(len(gradient), -1) if by_row else gradient.reshape(1, -1)
         assert np.all(np.any(parts != 0, axis=1)), path
     assert sum("blocks/" in path for path in gradients) > 10
@@ -98,20 +115,29 @@ def test_settings_add_the_parameters_they_name():
     assert whole["encoder"]["memory_tokens"].shape == (2, 8)
     assert whole["encoder"]["down"]["kernel"].shape == (8, 4)
     assert whole["encoder"]["up"]["kernel"].shape == (4, 8)
-    bare = dataclasses.replace(BASE, decoder=MIXER, token_positions=False, chunk_positions=False, task_mark=False)
+    bare = dataclasses.replace(
+        BASE, decoder=MIXER, token_positions=False, chunk_positions=False, task_embedding=False
+    )
     assert set(shapes(MemoryModel(bare, 4, 20), tokens)) == {"encoder", "embed", "backbone", "head"}
     assert set(shapes(MemoryModel(bare, 4, 20), tokens)["encoder"]) == {"embed", "backbone"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parameters_and_logits_are_float32_whatever_is_computed_in(dtype):
-    module = MemoryModel(dataclasses.replace(PRESETS["vectors-bottleneck-variable"], dtype=dtype), 4, 20)
+    module = MemoryModel(
+        dataclasses.replace(PRESETS["vectors-bottleneck-variable"], dtype=dtype), 4, 20
+    )
     tokens = jnp.zeros((1, 4, 4), int)
 
     def everything():
         logits, variables = module.init_with_output(jax.random.key(0), tokens)
         memories = module.apply(variables, tokens, method="encode")
-        return variables, logits, memories, module.apply(variables, tokens, tokens, memories, method="score")[0]
+        return (
+            variables,
+            logits,
+            memories,
+            module.apply(variables, tokens, tokens, memories, method="score")[0],
+        )
 
     variables, logits, memories, nats = jax.eval_shape(everything)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -123,7 +149,7 @@ def test_parameters_and_logits_are_float32_whatever_is_computed_in(dtype):
 
 LLAMA = Backbone(width=512, layers=16)
 MASKED = {"kind": "mixer", "heads": 0, "mlp": "gelu", "norm": "layer", "final_norm": False}
-BARE = {"token_positions": False, "chunk_positions": False, "task_mark": False}
+BARE = {"token_positions": False, "chunk_positions": False, "task_embedding": False}
 
 
 def test_control_is_as_large_as_the_causal_models_of_the_reference():
@@ -138,14 +164,19 @@ def test_control_is_as_large_as_the_causal_models_of_the_reference():
 @pytest.mark.parametrize(("width", "parameters"), [(256, 100_427_008), (512, 154_731_520)])
 def test_memory_model_is_as_large_as_the_reference_without_its_dead_tables(width, parameters):
     """The reference carries the unused token tables of both its Llama models."""
-    model = Model(chunk_length=256, encoder=dataclasses.replace(LLAMA, width=width), decoder=LLAMA, **BARE)
+    model = Model(
+        chunk_length=256, encoder=dataclasses.replace(LLAMA, width=width), decoder=LLAMA, **BARE
+    )
     tokens = jax.ShapeDtypeStruct((1, 4, 256), jnp.int32)
     assert size(shapes(MemoryModel(model, 4, 8000), tokens)) == parameters - 8000 * (width + 512)
 
 
-@pytest.mark.parametrize(("kernel", "heads", "parameters"), [(1, 0, 155_476_992), (16, 0, 218_391_552), (1, 4, 201_671_680)])
+@pytest.mark.parametrize(
+    ("kernel", "heads", "parameters"),
+    [(1, 0, 155_476_992), (16, 0, 218_391_552), (1, 4, 201_671_680)],
+)
 def test_mixer_autoencoder_is_as_large_as_the_reference(kernel, heads, parameters):
-    backbone = Backbone(width=1024, layers=8, kernel=kernel, **MASKED | {"heads": heads})
+    backbone = Backbone(width=1024, layers=8, channel_kernel=kernel, **MASKED | {"heads": heads})
     module = Autoencoder(Model(chunk_length=512, encoder=backbone, reconstructor=backbone), 8000)
     assert size(shapes(module, jax.ShapeDtypeStruct((1, 512), jnp.int32))) == parameters
 
@@ -153,8 +184,13 @@ def test_mixer_autoencoder_is_as_large_as_the_reference(kernel, heads, parameter
 def test_a_model_of_a_billion_parameters_is_described_without_being_built():
     large = Backbone(width=2048, layers=18, heads=16, kv_heads=4)
     config = Config(
-        data=Data(vocabulary=32768, row_tokens=4096),
-        model=Model(chunk_length=1024, encoder=dataclasses.replace(large, width=1024), decoder=large, dtype="bfloat16"),
+        data=Data(vocab_size=32768, sequence_length=4096),
+        model=Model(
+            chunk_length=1024,
+            encoder=dataclasses.replace(large, width=1024),
+            decoder=large,
+            dtype="bfloat16",
+        ),
     )
     module = build(config, Stage())
     assert isinstance(module, MemoryModel)
@@ -162,14 +198,23 @@ def test_a_model_of_a_billion_parameters_is_described_without_being_built():
     logits, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), tokens)
     assert 1.2e9 < size(variables) < 2e9
     assert logits.shape == (8, 4, 1024, 32768)
-    assert variables["params"]["backbone"]["blocks"]["mlp"]["up"]["kernel"].shape == (18, 2048, 8192)
+    assert variables["params"]["backbone"]["blocks"]["mlp"]["up"]["kernel"].shape == (
+        18,
+        2048,
+        8192,
+    )
 
 
 def test_build_makes_what_the_stage_names():
-    config = Config(data=Data(vocabulary=400, row_tokens=128), model=Model(chunk_length=32))
+    config = Config(data=Data(vocab_size=400, sequence_length=128), model=Model(chunk_length=32))
     memory, control = build(config, Stage()), build(config, Stage(memory=False))
-    assert (memory.chunks, memory.vocabulary, memory.memory, control.memory) == (4, 400, True, False)
+    assert (memory.chunks, memory.vocab_size, memory.memory, control.memory) == (
+        4,
+        400,
+        True,
+        False,
+    )
     autoencoder = build(config, Stage(family="autoencoder"))
     assert isinstance(autoencoder, Autoencoder)
-    assert autoencoder.vocabulary == 400
+    assert autoencoder.vocab_size == 400
     assert autoencoder.config == memory.config == config.model

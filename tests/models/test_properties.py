@@ -13,25 +13,38 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from memjax.config import OBJECTIVES, Backbone, Config, Data, Model, Stage
+from memjax.config import Backbone, Config, Data, Model, Stage
+from memjax.config.choices import FEATURES
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds, score, total, weighted_loss
+from memjax.testing.families import FAMILY_OBJECTIVES
 
 IDS, KEY = SpecialIds(), jax.random.key(1)
 CHUNKS, LENGTH, VOCABULARY = 4, 4, 20
 SMALL = {"layers": 2, "mlp_ratio": 1.0}
 STACKS = {
     "transformer": Backbone(heads=2, output_gate=True, **SMALL),
-    "mixer": Backbone(kind="mixer", heads=0, kernel=2, mlp="gelu", norm="layer", final_norm=False, **SMALL),
-    "repeat": Backbone(kind="combined_repeat", heads=2, mlp="silu", norm="layer", decay_length=2.0, **SMALL),
+    "mixer": Backbone(
+        kind="mixer", heads=0, channel_kernel=2, mlp="gelu", norm="layer", final_norm=False, **SMALL
+    ),
+    "repeat": Backbone(
+        kind="combined_repeat", heads=2, mlp="silu", norm="layer", decay_length=2.0, **SMALL
+    ),
+    "text": Backbone(heads=2, output_gate=True, **SMALL),
 }
-ONCE = [(family, kind) for family, kind in zip(OBJECTIVES, ["transformer", "mixer"] * 4, strict=True)]
+PLACED = {"place_heads": 1, "features": FEATURES, "qk_norm": True}
+"""Settings of a decoder with positions of the text."""
+ONCE = [
+    (family, kind)
+    for family, kind in zip(FAMILY_OBJECTIVES, ["transformer", "mixer"] * 4, strict=True)
+]
 """Each family with one kind of stack."""
 CASES = [
     *ONCE,
     ("autoencoder", "mixer"),
     ("memory_model", "transformer"),
     ("memory_model", "repeat"),
+    ("memory_model", "text"),
     ("causal_lm", "mixer"),
     ("recurrent_memory", "mixer"),
     ("recurrent_memory", "repeat"),
@@ -48,6 +61,12 @@ ATTRIBUTION = RNG.uniform(0, 8, ROWS.shape).astype(np.float32)
 def make(family: str, kind: str, **changes: object) -> tuple[nn.Module, Config, Stage]:
     """A model whose encoder is narrower than its decoder, and a stage of all its objectives."""
     stack, decoder = STACKS[kind], STACKS["transformer" if family == "ranker" else kind]
+    objectives = FAMILY_OBJECTIVES[family]
+    if kind == "text":
+        decoder = dataclasses.replace(decoder, **PLACED)
+        changes |= {"layout": "text", "chunk_positions": False}
+    else:
+        objectives = [name for name in objectives if not name.endswith("recall")]
     model = Model(
         chunk_length=LENGTH,
         bottleneck=4,
@@ -56,13 +75,15 @@ def make(family: str, kind: str, **changes: object) -> tuple[nn.Module, Config, 
         reconstructor=dataclasses.replace(stack, width=12),
         **changes,
     )
-    config = Config(data=Data(vocabulary=VOCABULARY, row_tokens=CHUNKS * LENGTH), model=model)
-    stage = Stage(family=family, objectives=dict.fromkeys(OBJECTIVES[family], 1.0), query_tokens=3)
+    config = Config(data=Data(vocab_size=VOCABULARY, sequence_length=CHUNKS * LENGTH), model=model)
+    stage = Stage(family=family, objectives=dict.fromkeys(objectives, 1.0), query_tokens=3)
     return build(config, stage), config, stage
 
 
 def scores_of(module, stage, variables, tokens, attribution):
-    return score(module, variables, Batch(tokens, attribution), tuple(stage.objectives), IDS, stage, KEY)
+    return score(
+        module, variables, Batch(tokens, attribution), tuple(stage.objectives), IDS, stage, KEY
+    )
 
 
 def losses_of(module, stage, variables, tokens, attribution):
@@ -73,7 +94,8 @@ def losses_of(module, stage, variables, tokens, attribution):
 
 
 def gradients_of(module, stage):
-    """A function of variables and rows: losses [J], scores, and the gradients of all losses apart."""
+    """A function of variables and rows: losses [J], scores, and the gradients of all losses
+    apart."""
 
     def run(variables, tokens, attribution):
         def losses(variables):
@@ -93,11 +115,24 @@ def compiled(quick, draw):
     @functools.cache
     def of(family, kind):
         module, config, stage = make(family, kind)
-        return module, stage, draw(module, example(module, config)), quick(gradients_of(module, stage))
+        return (
+            module,
+            stage,
+            draw(module, example(module, config)),
+            quick(gradients_of(module, stage)),
+        )
 
     return of
 
 
+@pytest.mark.quick_cases(
+    "memory_model-mixer",
+    "memory_model-transformer",
+    "oracle-mixer",
+    "recurrent_memory-mixer",
+    "entropy_regressor-mixer",
+    "retriever-mixer",
+)
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_a_gradient_reaches_every_parameter_under_every_single_objective(family, kind, compiled):
     _, stage, variables, gradients_at = compiled(family, kind)
@@ -106,11 +141,20 @@ def test_a_gradient_reaches_every_parameter_under_every_single_objective(family,
     largest = np.max([np.abs(g).max(axis=tuple(range(1, g.ndim))) for g in flat.values()], axis=0)
     for path, gradient_J in flat.items():
         for name, gradient, scale in zip(stage.objectives, gradient_J, largest, strict=True):
-            parts = np.abs(gradient).reshape(len(gradient) if "blocks/" in path else 1, -1).max(axis=1)
+            parts = (
+                np.abs(gradient).reshape(len(gradient) if "blocks/" in path else 1, -1).max(axis=1)
+            )
             # What is but the rounding of a gradient of zero is smaller than this.
             assert np.all(parts > 1e-5 * scale), (name, path, parts)
 
 
+@pytest.mark.quick_cases(
+    "memory_model-mixer",
+    "oracle-mixer",
+    "entropy_regressor-mixer",
+    "memory_model-transformer",
+    "recurrent_memory-mixer",
+)
 @pytest.mark.parametrize(("family", "kind"), [case for case in CASES if case[0] != "retriever"])
 def test_a_row_among_padding_is_scored_as_among_others(family, kind, compiled):
     """Not so in retrieval, where a passage is told from those of all rows."""
@@ -123,20 +167,23 @@ def test_a_row_among_padding_is_scored_as_among_others(family, kind, compiled):
         for name, loss in zip(stage.objectives, losses, strict=True):
             a, b = alone[name], together[name]
             np.testing.assert_allclose(a.nats[row], b.nats[row], atol=1e-6, err_msg=name)
-            for field in ("correct", "weight"):
+            for field in ("is_argmax", "weight"):
                 assert np.array_equal(getattr(a, field)[row], getattr(b, field)[row]), (name, field)
             assert a.weight.sum() == a.weight[row].sum() > 0, name
             mean = np.sum(b.nats[row] * b.weight[row]) / b.weight[row].sum()
             np.testing.assert_allclose(loss, mean, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.quick_cases("memory_model-mixer", "oracle-mixer")
 @pytest.mark.parametrize(("family", "kind"), ONCE)
 def test_rows_of_padding_change_no_loss(family, kind, compiled, quick):
     """Two rows in a batch of two, and the same with a third of padding."""
     module, stage, variables, gradients_at = compiled(family, kind)
     padded = np.concatenate([ROWS[:2], np.full_like(ROWS[:1], IDS.pad)])
     found, scores, _ = gradients_at(variables, padded, ATTRIBUTION)
-    expected, _ = quick(functools.partial(losses_of, module, stage))(variables, ROWS[:2], ATTRIBUTION[:2])
+    expected, _ = quick(functools.partial(losses_of, module, stage))(
+        variables, ROWS[:2], ATTRIBUTION[:2]
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert not any(s.weight[2:].any() for s in scores.values())
 
@@ -155,6 +202,7 @@ def summed(module, stage):
     return run
 
 
+@pytest.mark.quick_cases("memory_model-mixer")
 @pytest.mark.parametrize(("family", "kind"), ONCE)
 def test_what_is_kept_for_the_backward_pass_changes_nothing(family, kind, compiled, quick):
     _, stage, variables, gradients_at = compiled(family, kind)
@@ -164,9 +212,14 @@ def test_what_is_kept_for_the_backward_pass_changes_nothing(family, kind, compil
     np.testing.assert_allclose(value, losses.sum(), rtol=1e-6)
     # Similarities are divided by a temperature of 0.02, and so are their rounding errors.
     scale = max(1.0, *(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b.sum(axis=0), rtol=0, atol=2e-6 * scale), gradient, gradients)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b.sum(axis=0), rtol=0, atol=2e-6 * scale),
+        gradient,
+        gradients,
+    )
 
 
+@pytest.mark.quick_cases("memory_model-mixer")
 @pytest.mark.parametrize(("family", "kind"), ONCE)
 def test_in_bfloat16_losses_and_gradients_are_float32_and_finite(family, kind, compiled, quick):
     """Recomputing, as the published experiments are run."""
@@ -183,11 +236,14 @@ def test_in_bfloat16_losses_and_gradients_are_float32_and_finite(family, kind, c
         assert leaf.any(), path
 
 
-@pytest.mark.parametrize("family", OBJECTIVES)
+@pytest.mark.quick_cases("causal_lm")
+@pytest.mark.parametrize("family", FAMILY_OBJECTIVES)
 def test_compiled_is_eager(family, quick, draw):
     module, config, _ = make(family, "mixer")
     tokens = jnp.asarray(ROWS[1:2].reshape(-1, *example(module, config).shape[1:]))
     variables = draw(module, tokens)
     eager = module.apply(variables, tokens, tokens != IDS.pad)
-    compiled = quick(lambda variables, tokens: module.apply(variables, tokens, tokens != IDS.pad))(variables, tokens)
+    compiled = quick(lambda variables, tokens: module.apply(variables, tokens, tokens != IDS.pad))(
+        variables, tokens
+    )
     np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5)

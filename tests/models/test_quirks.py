@@ -1,7 +1,8 @@
-"""What the published code does to its models: what each quirk changes, and that it changes nothing else.
+"""What the published code does to its models: what each quirk changes, and that it changes nothing
+else.
 
-What `overwritten_write_slot` changes is in test_recurrent_memory.py, noise in test_noise.py, first weights in
-interop/test_initialize.py.
+What `overwritten_write_slot` changes is in test_recurrent_memory.py, noise in
+test_encoder_noise.py, first weights in test_initialize.py.
 
 Shapes: B row, C chunk, S slot, L token, D width, V vocabulary.
 """
@@ -17,7 +18,6 @@ import pytest
 
 from memjax.config import (
     MODEL_QUIRKS,
-    OBJECTIVES,
     STAGE_QUIRKS,
     Backbone,
     Config,
@@ -25,13 +25,13 @@ from memjax.config import (
     Data,
     Model,
     Stage,
-    from_config_dict,
     to_config_dict,
 )
 from memjax.layers import Backbone as Stack
 from memjax.models import EMPTY, MemoryModel, build, earlier_chunks, example
-from memjax.objectives import Batch, SpecialIds, score
+from memjax.objectives import Batch, SpecialIds, load_config, score
 from memjax.testing import tiny_config
+from memjax.testing.families import FAMILY_OBJECTIVES
 
 IDS = SpecialIds()
 CHUNKS, LENGTH, VOCABULARY, WIDTH = 3, 4, 20, 8
@@ -54,10 +54,10 @@ def memory_model(model, *quirks, memory=True):
 CHANGES = {
     "slots_of_ones": {"memory_model"},
     "slots_of_zeros": {"memory_model"},
-    "attended_padding": set(OBJECTIVES),
+    "attended_padding": set(FAMILY_OBJECTIVES),
     "overwritten_write_slot": {"recurrent_memory"},
     # Whatever has a mixer: a gradient that the forward pass does not show.
-    "dense_mixing_gradient": set(OBJECTIVES),
+    "dense_mixing_gradient": set(FAMILY_OBJECTIVES),
     "one_sided_noise": {"autoencoder", "memory_model", "oracle", "retriever", "ranker"},
     "residual_noise": {"autoencoder", "memory_model", "oracle", "retriever", "ranker"},
     "reference_init": set(),
@@ -65,7 +65,9 @@ CHANGES = {
 """The families each quirk may change."""
 
 
-def program(family: str, *quirks: str, padded: bool = True, training: bool = True, mixer: bool = True) -> str:
+def program(
+    family: str, *quirks: str, padded: bool = True, training: bool = True, mixer: bool = True
+) -> str:
     """What a family computes for its first objective, as text: equal text is equal arithmetic.
 
     Args:
@@ -78,9 +80,15 @@ def program(family: str, *quirks: str, padded: bool = True, training: bool = Tru
     decoder = MIXER if mixer and family != "ranker" else TRANSFORMER
     stack = MIXER if mixer else TRANSFORMER
     model = Model(
-        chunk_length=LENGTH, bottleneck=4, noise=0.1, encoder=stack, decoder=decoder, reconstructor=stack, compat=quirks
+        chunk_length=LENGTH,
+        bottleneck=4,
+        noise=0.1,
+        encoder=stack,
+        decoder=decoder,
+        reconstructor=stack,
+        compat=quirks,
     )
-    config = Config(data=Data(vocabulary=VOCABULARY, row_tokens=4 * LENGTH), model=model)
+    config = Config(data=Data(vocab_size=VOCABULARY, sequence_length=4 * LENGTH), model=model)
     stage = Stage(family=family, query_tokens=2)
     module = build(config, stage)
     tokens = example(module, config)
@@ -90,7 +98,15 @@ def program(family: str, *quirks: str, padded: bool = True, training: bool = Tru
     def run(variables, rows, attribution):
         if not padded:
             return module.apply(variables, tokens)
-        return score(module, variables, Batch(rows, attribution), OBJECTIVES[family][:1], IDS, stage, key)
+        return score(
+            module,
+            variables,
+            Batch(rows, attribution),
+            FAMILY_OBJECTIVES[family][:1],
+            IDS,
+            stage,
+            key,
+        )
 
     traced = str(jax.make_jaxpr(run)(variables, rows, rows.astype(jnp.float32)))
     return re.sub(r" at 0x[0-9a-f]+", "", traced)
@@ -99,28 +115,34 @@ def program(family: str, *quirks: str, padded: bool = True, training: bool = Tru
 @pytest.fixture(scope="module")
 def without():
     """Programs of all families without quirks."""
-    return {family: program(family) for family in OBJECTIVES}
+    return {family: program(family) for family in FAMILY_OBJECTIVES}
 
 
 def test_every_quirk_of_models_is_listed_here():
     assert tuple(CHANGES) == MODEL_QUIRKS
 
 
+@pytest.mark.quick_cases("dense_mixing_gradient")
 @pytest.mark.parametrize("quirk", MODEL_QUIRKS)
 def test_a_quirk_changes_these_families_and_no_other(quirk, without):
-    assert {family for family in OBJECTIVES if program(family, quirk) != without[family]} == CHANGES[quirk]
+    assert {
+        family for family in FAMILY_OBJECTIVES if program(family, quirk) != without[family]
+    } == CHANGES[quirk]
 
 
-@pytest.mark.parametrize("family", OBJECTIVES)
+@pytest.mark.quick_cases("memory_model", "causal_lm", "retriever")
+@pytest.mark.parametrize("family", FAMILY_OBJECTIVES)
 def test_what_is_attended_to_matters_only_where_there_is_padding(family):
     assert program(family, "attended_padding", padded=False) == program(family, padded=False)
 
 
-@pytest.mark.parametrize("family", OBJECTIVES)
+@pytest.mark.quick_cases("memory_model", "oracle")
+@pytest.mark.parametrize("family", FAMILY_OBJECTIVES)
 def test_a_model_without_mixers_has_no_dead_triangle(family):
     assert program(family, "dense_mixing_gradient", mixer=False) == program(family, mixer=False)
 
 
+@pytest.mark.quick_cases("memory_model", "retriever")
 @pytest.mark.parametrize("family", sorted(CHANGES["one_sided_noise"]))
 def test_noise_has_a_side_in_training_alone(family):
     plain = program(family, training=False)
@@ -142,7 +164,11 @@ def test_there_are_as_many_slots_as_chunks_and_all_are_read(model, quirk, draw):
     sequences = []
 
     def spy(call, args, kwargs, context):
-        if isinstance(context.module, Stack) and context.method_name == "__call__" and context.module.path == ("backbone",):
+        if (
+            isinstance(context.module, Stack)
+            and context.method_name == "__call__"
+            and context.module.path == ("backbone",)
+        ):
             sequences.append((args[0].shape, args[2].shape))
         return call(*args, **kwargs)
 
@@ -157,7 +183,8 @@ def test_there_are_as_many_slots_as_chunks_and_all_are_read(model, quirk, draw):
 @pytest.mark.parametrize("quirk", FILLS)
 @pytest.mark.parametrize("model", [MODEL, MIXED], ids=["transformer", "mixer"])
 def test_an_empty_slot_is_one_that_holds_a_memory_of_the_constant(model, quirk, quick, draw):
-    """A model told that all slots are filled, with the constant among its memories, computes the same."""
+    """A model told that all slots are filled, with the constant among its memories, computes the
+    same."""
     # Places are added to memories and not to the constant.
     module = memory_model(dataclasses.replace(model, chunk_positions=False), quirk)
     variables = draw(module, TOKENS)
@@ -171,7 +198,9 @@ def test_an_empty_slot_is_one_that_holds_a_memory_of_the_constant(model, quirk, 
         return module.apply(variables, TOKENS, memories, slots, memory_valid=valid, method="decode")
 
     valid = np.ones((2, CHUNKS), bool)
-    empty = run(given, np.pad(earlier_chunks(CHUNKS), ((0, 0), (0, 1)), constant_values=EMPTY), valid)
+    empty = run(
+        given, np.pad(earlier_chunks(CHUNKS), ((0, 0), (0, 1)), constant_values=EMPTY), valid
+    )
     np.testing.assert_allclose(empty, run(given, filled, valid), atol=1e-6)
     # A memory of a chunk of padding is none.
     found = run(given, np.where(filled == 2, EMPTY, filled), invalid)
@@ -181,7 +210,8 @@ def test_an_empty_slot_is_one_that_holds_a_memory_of_the_constant(model, quirk, 
 
 @pytest.fixture(scope="module", params=[MODEL, MIXED], ids=["transformer", "mixer"])
 def filled(request, quick, draw):
-    """Logits under both quirks from the same weights: with memories, without, and of the control."""
+    """Logits under both quirks from the same weights: with memories, without, and of the
+    control."""
     modules = [memory_model(request.param, quirk) for quirk in FILLS]
     variables = draw(modules[0], TOKENS)
 
@@ -210,7 +240,9 @@ def test_a_memory_is_still_read_by_later_chunks_alone(filled, chunk):
     other = MEMORIES.copy()
     other[:, chunk] += 1
     for before, after in zip(filled(MEMORIES)[0], filled(other)[0], strict=True):
-        assert [np.array_equal(before[:, c], after[:, c]) for c in range(CHUNKS)] == [c <= chunk for c in range(CHUNKS)]
+        assert [np.array_equal(before[:, c], after[:, c]) for c in range(CHUNKS)] == [
+            c <= chunk for c in range(CHUNKS)
+        ]
 
 
 def test_the_control_reads_the_constant_in_every_slot(filled):
@@ -225,10 +257,13 @@ def test_the_control_reads_the_constant_in_every_slot(filled):
 # Padding that is read
 
 
-@pytest.mark.parametrize("family", ["autoencoder", "memory_model", "causal_lm", "retriever", "ranker"])
+@pytest.mark.quick_cases("memory_model", "causal_lm")
+@pytest.mark.parametrize(
+    "family", ["autoencoder", "memory_model", "causal_lm", "retriever", "ranker"]
+)
 def test_what_stands_in_padding_is_read_only_where_asked(family, quick, draw):
     """Oracle, recurrent memory and entropy regressor have this test beside their own."""
-    config = Config(data=Data(vocabulary=VOCABULARY, row_tokens=CHUNKS * LENGTH), model=MODEL)
+    config = Config(data=Data(vocab_size=VOCABULARY, sequence_length=CHUNKS * LENGTH), model=MODEL)
     modules = []
     for quirks in ((), ("attended_padding",)):
         settings = dataclasses.replace(config, model=dataclasses.replace(MODEL, compat=quirks))
@@ -250,7 +285,10 @@ def test_what_stands_in_padding_is_read_only_where_asked(family, quick, draw):
 # The dead triangle
 
 
-def test_the_dead_triangle_of_every_mixer_of_a_memory_model_has_a_gradient_and_nothing_else_changes(quick, draw):
+@pytest.mark.slow
+def test_the_dead_triangle_of_every_mixer_of_a_memory_model_has_a_gradient_and_nothing_else_changes(
+    quick, draw
+):
     deep = dataclasses.replace(MIXER, layers=2)
     model = dataclasses.replace(MODEL, encoder=deep, decoder=deep)
     modules = [memory_model(model), memory_model(model, "dense_mixing_gradient")]
@@ -273,13 +311,19 @@ def test_the_dead_triangle_of_every_mixer_of_a_memory_model_has_a_gradient_and_n
             parts = [part[name] for part in parts]
         triangles = [part.pop("mixing") for part in parts]
         dead = np.triu(np.ones(triangles[0].shape[-2:], bool), 1)
-        np.testing.assert_allclose(triangles[0][..., ~dead], triangles[1][..., ~dead], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            triangles[0][..., ~dead], triangles[1][..., ~dead], rtol=1e-4, atol=1e-5
+        )
         assert np.all(triangles[0][..., dead] == 0)
         first, last = triangles[1][:, :, 0]
         assert np.all(first[:, dead] != 0)
-        # In the last layer alone it matters where a stack is read: at an encoder's last position, at a decoder's tokens.
+        # In the last layer alone it matters where a stack is read: at an encoder's last position,
+        # at a decoder's tokens.
         at_read = len(dead) - (1 if path[0] == "encoder" else LENGTH)
-        assert np.all((last != 0)[:, dead] == (np.arange(len(dead)) >= at_read)[:, None].repeat(len(dead), 1)[dead])
+        assert np.all(
+            (last != 0)[:, dead]
+            == (np.arange(len(dead)) >= at_read)[:, None].repeat(len(dead), 1)[dead]
+        )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), cut, dense)
 
 
@@ -287,7 +331,9 @@ def test_the_dead_triangle_of_every_mixer_of_a_memory_model_has_a_gradient_and_n
 
 
 @pytest.mark.parametrize(
-    ("key", "known"), [("model.compat", MODEL_QUIRKS), ("stages.combined.compat", STAGE_QUIRKS)], ids=["model", "stage"]
+    ("key", "known"),
+    [("model.compat", MODEL_QUIRKS), ("stages.combined.compat", STAGE_QUIRKS)],
+    ids=["model", "stage"],
 )
 def test_an_unknown_quirk_is_refused_with_those_there_are(key, known):
     tree = to_config_dict(tiny_config("unused"))
@@ -297,5 +343,8 @@ def test_an_unknown_quirk_is_refused_with_those_there_are(key, known):
         owner = owner[step]
     with owner.unlocked():
         owner[name] = (*known[:1], "slots_of_twos")
-    with pytest.raises(ConfigError, match=rf"config\.{key}='slots_of_twos' is not known; it can be {', '.join(known)}"):
-        from_config_dict(tree)
+    with pytest.raises(
+        ConfigError,
+        match=rf"config\.{key}: 'slots_of_twos', expected one of {', '.join(known)}",
+    ):
+        load_config(tree)

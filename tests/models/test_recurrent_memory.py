@@ -1,4 +1,5 @@
-"""Recurrent memory: a loop over chunks, what reaches what and through how many chunks, padding, and the published form.
+"""Recurrent memory: a loop over chunks, what reaches what and through how many chunks, padding, and
+the published form.
 
 Outputs that must not change are compared exactly, in one compiled function run on both inputs.
 """
@@ -18,18 +19,32 @@ from memjax.models import RecurrentMemory
 CHUNKS, LENGTH, VOCABULARY = 4, 4, 24
 TRANSFORMER = Backbone(width=8, layers=2, heads=2, mlp_ratio=1)
 MIXER = Backbone(kind="mixer", width=8, layers=2, heads=2, mlp_ratio=1)
-FLAT = Backbone(kind="mixer", width=8, layers=2, heads=0, kernel=2, mlp_ratio=1, mlp="gelu", norm="layer", final_norm=False)
+FLAT = Backbone(
+    kind="mixer",
+    width=8,
+    layers=2,
+    heads=0,
+    channel_kernel=2,
+    mlp_ratio=1,
+    mlp="gelu",
+    norm="layer",
+    final_norm=False,
+)
 MODELS = {
-    "transformer": Model(chunk_length=LENGTH, decoder=TRANSFORMER, vectors=2),
+    "transformer": Model(chunk_length=LENGTH, decoder=TRANSFORMER, memory_vectors=2),
     "mixer": Model(chunk_length=LENGTH, decoder=MIXER),
-    "flat": Model(chunk_length=LENGTH, decoder=FLAT, vectors=2),
+    "flat": Model(chunk_length=LENGTH, decoder=FLAT, memory_vectors=2),
 }
 PUBLISHED = {
-    "transformer": Model(chunk_length=LENGTH, decoder=TRANSFORMER, compat=("overwritten_write_slot",)),
+    "transformer": Model(
+        chunk_length=LENGTH, decoder=TRANSFORMER, compat=("overwritten_write_slot",)
+    ),
     "mixer": Model(chunk_length=LENGTH, decoder=FLAT, compat=("overwritten_write_slot",)),
 }
 # Every token of the row is another one, so that a row of the embedding is one token's.
-TOKENS = np.stack([np.random.default_rng(row).permutation(np.arange(1, 17)) for row in range(2)]).reshape(2, CHUNKS, LENGTH)
+TOKENS = np.stack(
+    [np.random.default_rng(row).permutation(np.arange(1, 17)) for row in range(2)]
+).reshape(2, CHUNKS, LENGTH)
 VALID = np.ones(TOKENS.shape, bool)
 VALID[0, 0, 0] = VALID[0, 1, 2:] = VALID[1, 2] = VALID[1, 3, 1] = False
 
@@ -59,7 +74,7 @@ def other_tokens(chunk, position=slice(None)):
 
 def loop(module, variables, tokens, valid):
     """Logits chunk by chunk, each sequence laid out by hand."""
-    params, count = variables["params"], module.config.vectors
+    params, count = variables["params"], module.config.memory_vectors
     batch, chunks, length = tokens.shape
     backbone = BackboneModule(module.config.decoder, 2 * count + length)
     state = jnp.stack([params["start"]] * batch)
@@ -76,14 +91,24 @@ def loop(module, variables, tokens, valid):
                 passed, last = (passed + 1, count + t) if real else (passed, last)
                 positions[-1].append(passed)
             positions[-1] += [passed + k + 1 for k in range(count)]
-        sequence = jnp.concatenate([state, params["embed"]["embedding"][tokens[:, c]], state], axis=1)
-        out = backbone.apply({"params": params["backbone"]}, sequence, jnp.array(positions), jnp.array(mask))
-        logits.append(jnp.stack([out[b, jnp.array(source)] for b, source in enumerate(sources)]) @ params["head"]["kernel"])
-        written = [out[b, count + length :] if valid[b, c].any() else state[b] for b in range(batch)]
+        sequence = jnp.concatenate(
+            [state, params["embed"]["embedding"][tokens[:, c]], state], axis=1
+        )
+        out = backbone.apply(
+            {"params": params["backbone"]}, sequence, jnp.array(positions), jnp.array(mask)
+        )
+        logits.append(
+            jnp.stack([out[b, jnp.array(source)] for b, source in enumerate(sources)])
+            @ params["head"]["kernel"]
+        )
+        written = [
+            out[b, count + length :] if valid[b, c].any() else state[b] for b in range(batch)
+        ]
         state = jnp.stack(written)
     return jnp.stack(logits, axis=1)
 
 
+@pytest.mark.quick_cases("mixer", "flat")
 def test_a_row_is_a_loop_over_its_chunks(model, quick):
     module, variables, call = model
 
@@ -106,12 +131,16 @@ def test_a_token_is_seen_by_all_that_follow_and_scored_before_it_is_seen(model):
         for t in range(LENGTH):
             after = call(other_tokens(c, t), nothing)
             changed = np.any(before != after, axis=-1).reshape(2, -1)
-            assert np.array_equal(changed, np.broadcast_to(np.arange(CHUNKS * LENGTH) > c * LENGTH + t, changed.shape))
+            assert np.array_equal(
+                changed, np.broadcast_to(np.arange(CHUNKS * LENGTH) > c * LENGTH + t, changed.shape)
+            )
 
 
 def test_score_is_the_cross_entropy_of_the_logits(model, quick):
     module, variables, call = model
-    nats, correct = quick(lambda tokens, valid: module.apply(variables, tokens, valid, method="score"))(TOKENS, VALID)
+    nats, correct = quick(
+        lambda tokens, valid: module.apply(variables, tokens, valid, method="score")
+    )(TOKENS, VALID)
     logits = call(TOKENS, VALID)
     at_label = np.take_along_axis(logits, TOKENS[..., None], -1)[..., 0]
     np.testing.assert_allclose(nats, np.log(np.exp(logits).sum(-1)) - at_label, atol=2e-5)
@@ -121,7 +150,7 @@ def test_score_is_the_cross_entropy_of_the_logits(model, quick):
 def test_states_end_in_what_the_next_chunk_starts_from(model, quick):
     """Chunks 2 and 3 alone, started from what chunk 1 wrote, are chunks 2 and 3 of the row."""
     module, variables, _ = model
-    count = module.config.vectors
+    count = module.config.memory_vectors
 
     @quick
     def whole_and_rest(tokens):
@@ -138,7 +167,8 @@ def test_states_end_in_what_the_next_chunk_starts_from(model, quick):
 
 
 def reach(module, variables, quick, tokens):
-    """Which chunk's loss [C] has a gradient by the embedding of which token [N], and by the learned start."""
+    """Which chunk's loss [C] has a gradient by the embedding of which token [N], and by the learned
+    start."""
 
     def losses(params):
         return module.apply({"params": params}, tokens, method="score")[0].sum(axis=(0, 2))
@@ -149,27 +179,34 @@ def reach(module, variables, quick, tokens):
 
 
 ONE_LAYER = {
-    "transformer": Model(chunk_length=LENGTH, decoder=dataclasses.replace(TRANSFORMER, layers=1), vectors=2),
+    "transformer": Model(
+        chunk_length=LENGTH, decoder=dataclasses.replace(TRANSFORMER, layers=1), memory_vectors=2
+    ),
     "mixer": Model(chunk_length=LENGTH, decoder=dataclasses.replace(MIXER, layers=1)),
 }
 
 
+@pytest.mark.quick_cases("2-first2-transformer", "3-first3-mixer")
 @pytest.mark.parametrize("kind", ONE_LAYER)
-@pytest.mark.parametrize(("truncate", "first"), [(0, [0, 0, 0, 0]), (1, [0, 1, 2, 3]), (2, [0, 0, 2, 2]), (3, [0, 0, 0, 3])])
+@pytest.mark.parametrize(
+    ("truncate", "first"),
+    [(0, [0, 0, 0, 0]), (1, [0, 1, 2, 3]), (2, [0, 0, 2, 2]), (3, [0, 0, 0, 3])],
+)
 def test_a_loss_reaches_back_to_the_last_cut_and_no_further(kind, truncate, first, quick, draw):
-    module, variables = make(dataclasses.replace(ONE_LAYER[kind], truncate=truncate), draw)
+    module, variables = make(dataclasses.replace(ONE_LAYER[kind], bptt_chunks=truncate), draw)
     by_token, by_start, _ = reach(module, variables, quick, TOKENS[:1])
     token = np.arange(CHUNKS * LENGTH)
     for c in range(CHUNKS):
         # Its own last token is read by the memory alone.
         expected = (token >= first[c] * LENGTH) & (token < (c + 1) * LENGTH - 1)
         assert np.array_equal(by_token[c], expected)
-        assert by_start[c].tolist() == [first[c] == 0] * module.config.vectors
+        assert by_start[c].tolist() == [first[c] == 0] * module.config.memory_vectors
 
 
+@pytest.mark.slow
 def test_truncation_changes_no_score_and_within_the_cut_no_gradient(quick, draw):
     full, variables = make(ONE_LAYER["transformer"], draw)
-    cut = RecurrentMemory(dataclasses.replace(full.config, truncate=2), CHUNKS, VOCABULARY)
+    cut = RecurrentMemory(dataclasses.replace(full.config, bptt_chunks=2), CHUNKS, VOCABULARY)
 
     @quick
     def both(tokens):
@@ -179,12 +216,19 @@ def test_truncation_changes_no_score_and_within_the_cut_no_gradient(quick, draw)
     *_, whole = reach(full, variables, quick, TOKENS[:1])
     *_, truncated = reach(cut, variables, quick, TOKENS[:1])
     for c in (0, 1):
-        jax.tree.map(lambda a, b, c=c: np.testing.assert_allclose(a[c], b[c], atol=1e-6), whole, truncated)
-    assert not np.allclose(whole["embed"]["embedding"][2], truncated["embed"]["embedding"][2], atol=1e-4)
+        jax.tree.map(
+            lambda a, b, c=c: np.testing.assert_allclose(a[c], b[c], atol=1e-6), whole, truncated
+        )
+    assert not np.allclose(
+        whole["embed"]["embedding"][2], truncated["embed"]["embedding"][2], atol=1e-4
+    )
 
 
+@pytest.mark.quick_cases("transformer", "published mixer")
 @pytest.mark.parametrize(
-    "model", [*MODELS.values(), *PUBLISHED.values()], ids=[*MODELS, *(f"published {k}" for k in PUBLISHED)]
+    "model",
+    [*MODELS.values(), *PUBLISHED.values()],
+    ids=[*MODELS, *(f"published {k}" for k in PUBLISHED)],
 )
 def test_a_gradient_reaches_every_parameter_of_every_layer(model, quick, draw):
     module = RecurrentMemory(model, 3, VOCABULARY)
@@ -194,7 +238,12 @@ def test_a_gradient_reaches_every_parameter_of_every_layer(model, quick, draw):
         return module.apply(variables, TOKENS[:, :3], method="score")[0][..., 1:].mean()
 
     gradients = flax.traverse_util.flatten_dict(quick(jax.grad(loss))(variables)["params"], sep="/")
-    assert {path.split("/")[0] for path in gradients} == {"embed", "backbone", "head", *([] if model.compat else ["start"])}
+    assert {path.split("/")[0] for path in gradients} == {
+        "embed",
+        "backbone",
+        "head",
+        *([] if model.compat else ["start"]),
+    }
     for path, gradient in gradients.items():
         by_row = "blocks/" in path or path == "start"
         parts = gradient.reshape(len(gradient), -1) if by_row else gradient.reshape(1, -1)
@@ -205,8 +254,12 @@ def test_a_gradient_reaches_every_parameter_of_every_layer(model, quick, draw):
 @pytest.mark.parametrize("compat", [(), ("dense_mixing_gradient",)], ids=["plain", "dense"])
 def test_the_dead_triangle_has_a_gradient_only_as_published(compat, quick, draw):
     module, variables = make(dataclasses.replace(ONE_LAYER["mixer"], compat=compat), draw)
-    gradient = quick(jax.grad(lambda v: module.apply(v, TOKENS, method="score")[0].mean()))(variables)
-    dead = gradient["params"]["backbone"]["blocks"]["mix"]["mixing"][..., *np.triu_indices(LENGTH + 2, 1)]
+    gradient = quick(jax.grad(lambda v: module.apply(v, TOKENS, method="score")[0].mean()))(
+        variables
+    )
+    dead = gradient["params"]["backbone"]["blocks"]["mix"]["mixing"][
+        ..., *np.triu_indices(LENGTH + 2, 1)
+    ]
     assert np.any(dead != 0) == bool(compat)
 
 
@@ -238,7 +291,9 @@ def test_a_chunk_of_padding_leaves_the_state_as_it_was(model, quick):
 @pytest.mark.parametrize("pads", [(1, 0), (0, 1)], ids=["left", "right"])
 def test_a_transformer_scores_three_tokens_alike_in_chunks_of_three_and_of_four(pads, quick, draw):
     of_four, variables = make(MODELS["transformer"], draw)
-    of_three = RecurrentMemory(dataclasses.replace(of_four.config, chunk_length=3), CHUNKS, VOCABULARY)
+    of_three = RecurrentMemory(
+        dataclasses.replace(of_four.config, chunk_length=3), CHUNKS, VOCABULARY
+    )
     short, at = TOKENS[:, :, :3], ((0, 0), (0, 0), pads)
     valid = np.pad(np.ones(short.shape, bool), at)
 
@@ -251,7 +306,9 @@ def test_a_transformer_scores_three_tokens_alike_in_chunks_of_three_and_of_four(
 
 
 def test_attended_padding_is_text(quick, draw):
-    module, variables = make(dataclasses.replace(MODELS["transformer"], compat=("attended_padding",)), draw)
+    module, variables = make(
+        dataclasses.replace(MODELS["transformer"], compat=("attended_padding",)), draw
+    )
 
     @quick
     def both(tokens, valid):
@@ -271,7 +328,9 @@ def published_loop(module, variables, tokens, constant):
     scored, last = [], None
     for c in range(chunks):
         text = params["embed"]["embedding"][tokens[:, c]].at[:, length - 1].set(state)
-        out = backbone.apply({"params": params["backbone"]}, jnp.concatenate([state[:, None], text], axis=1))
+        out = backbone.apply(
+            {"params": params["backbone"]}, jnp.concatenate([state[:, None], text], axis=1)
+        )
         state = out[:, length]
         last = out @ params["head"]["kernel"]
         scored.append(last[:, 1:length])
@@ -292,7 +351,11 @@ def test_published_form_writes_over_the_last_token_and_starts_from_a_constant(pu
     def everything(tokens):
         states = module.apply(variables, tokens, method="states")
         last = states[:, -1] @ variables["params"]["head"]["kernel"]
-        return module.apply(variables, tokens, VALID), last, *published_loop(module, variables, tokens, constant)
+        return (
+            module.apply(variables, tokens, VALID),
+            last,
+            *published_loop(module, variables, tokens, constant),
+        )
 
     logits, last, expected, expected_last = everything(TOKENS)
     np.testing.assert_allclose(logits[:, :, 1:], expected, atol=1e-5)
@@ -309,15 +372,18 @@ def test_published_form_never_reads_a_last_token(published, quick):
 
 
 def test_published_form_has_one_vector(draw):
-    with pytest.raises(ValueError, match="overwritten_write_slot needs vectors=1, not 2"):
-        make(dataclasses.replace(PUBLISHED["mixer"], vectors=2), draw)
+    with pytest.raises(ValueError, match="overwritten_write_slot needs memory_vectors=1, not 2"):
+        make(dataclasses.replace(PUBLISHED["mixer"], memory_vectors=2), draw)
 
 
 @pytest.mark.parametrize(
     ("decoder", "parameters"),
     [
         (Backbone(width=512, layers=16), 79_413_760 - 8000 * 512),
-        (dataclasses.replace(FLAT, width=1024, layers=16, kernel=8, mlp_ratio=4.0), 159_207_568),
+        (
+            dataclasses.replace(FLAT, width=1024, layers=16, channel_kernel=8, mlp_ratio=4.0),
+            159_207_568,
+        ),
     ],
     ids=["transformer", "mixer"],
 )
@@ -334,9 +400,16 @@ def test_published_form_is_as_large_as_the_reference_without_its_dead_table(deco
 def test_start_has_all_vectors_and_a_mixer_weights_for_all_slots(draw):
     _, variables = make(MODELS["flat"], draw)
     assert variables["params"]["start"].shape == (2, 8)
-    assert variables["params"]["backbone"]["blocks"]["mix"]["mixing"].shape == (2, 1, 2, LENGTH + 4, LENGTH + 4)
+    assert variables["params"]["backbone"]["blocks"]["mix"]["mixing"].shape == (
+        2,
+        1,
+        2,
+        LENGTH + 4,
+        LENGTH + 4,
+    )
 
 
+@pytest.mark.slow
 def test_compiled_is_eager(draw, quick):
     module, variables = make(ONE_LAYER["transformer"], draw)
     tokens, valid = TOKENS[:, :2], VALID[:, :2]
@@ -346,12 +419,16 @@ def test_compiled_is_eager(draw, quick):
 
 def test_recomputed_gradients_are_those_of_what_was_kept(draw, quick):
     module, variables = make(ONE_LAYER["mixer"], draw)
-    other = RecurrentMemory(dataclasses.replace(module.config, remat="nothing_saveable"), CHUNKS, VOCABULARY)
+    other = RecurrentMemory(
+        dataclasses.replace(module.config, remat="nothing_saveable"), CHUNKS, VOCABULARY
+    )
 
     @quick
     def both(variables):
         def gradient(m):
-            return jax.grad(lambda v: m.apply(v, TOKENS, VALID, method="score")[0].mean())(variables)
+            return jax.grad(lambda v: m.apply(v, TOKENS, VALID, method="score")[0].mean())(
+                variables
+            )
 
         return gradient(module), gradient(other)
 

@@ -44,26 +44,43 @@ def fit(quick, module, names, tokens, steps, rate):
         return jax.lax.scan(step, (variables, optimizer.init(variables)), length=steps)[1]
 
     means = run()
-    return {name: float(m[0]) for name, m in means.items()}, {name: float(m[-1]) for name, m in means.items()}
+    return {name: float(m[0]) for name, m in means.items()}, {
+        name: float(m[-1]) for name, m in means.items()
+    }
 
 
+@pytest.mark.slow
 def test_autoencoder_learns_a_batch_by_heart(quick):
-    before, after = fit(quick, Autoencoder(MODEL, VOCABULARY), ["reconstruction"], ROWS[:, :LENGTH], steps=150, rate=1e-2)
+    before, after = fit(
+        quick,
+        Autoencoder(MODEL, VOCABULARY),
+        ["reconstruction"],
+        ROWS[:, :LENGTH],
+        steps=150,
+        rate=1e-2,
+    )
     assert before["reconstruction"] == pytest.approx(np.log(VOCABULARY), abs=1.5)
     assert after["reconstruction"] < 0.05
 
 
+@pytest.mark.slow
 def test_memory_model_learns_to_blank_copy_a_batch_by_heart(quick):
     module = MemoryModel(MODEL, CHUNKS, VOCABULARY)
-    before, after = fit(quick, module, ["blank_copy"], ROWS.reshape(8, CHUNKS, LENGTH), steps=200, rate=1e-2)
+    before, after = fit(
+        quick, module, ["blank_copy"], ROWS.reshape(8, CHUNKS, LENGTH), steps=200, rate=1e-2
+    )
     assert before["blank_copy"] == pytest.approx(np.log(VOCABULARY), abs=1.5)
     assert after["blank_copy"] < 0.05
 
 
+@pytest.mark.slow
 def test_without_memories_blank_copy_stays_at_the_entropy_of_each_place(quick):
-    """No model that sees blanks alone does better than the frequencies of the eight rows' tokens at each place."""
+    """No model that sees blanks alone does better than the frequencies of the eight rows' tokens at
+    each place."""
     module = MemoryModel(MODEL, CHUNKS, VOCABULARY, memory=False)
-    _, after = fit(quick, module, ["blank_copy"], ROWS.reshape(8, CHUNKS, LENGTH), steps=100, rate=1e-2)
+    _, after = fit(
+        quick, module, ["blank_copy"], ROWS.reshape(8, CHUNKS, LENGTH), steps=100, rate=1e-2
+    )
     columns = [np.unique(column, return_counts=True)[1] / 8 for column in ROWS[:, : 2 * LENGTH].T]
     bound = np.mean([-(p * np.log(p)).sum() for p in columns])
     assert bound - 1e-3 < after["blank_copy"] < bound + 0.1

@@ -1,4 +1,5 @@
-"""What every objective shows, asks and counts on one row of eight tokens, recorded from the model's call and written out by hand.
+"""What every objective shows, asks and counts on one row of eight tokens, recorded from the model's
+call and written out by hand.
 
 `pytest -s` prints the tables.
 """
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.config import OBJECTIVES, WEIGHTINGS, Backbone, Model, Stage
+from memjax.config import Backbone, Model, Stage
 from memjax.models import Autoencoder, CausalLM, MemoryModel, Oracle, RecurrentMemory
-from memjax.objectives import Batch, SpecialIds, score, weights
+from memjax.objectives import Batch, SpecialIds, score
+from memjax.testing.families import FAMILY_OBJECTIVES, WEIGHTINGS, weights_of
 
 IDS = SpecialIds()
 D, B, S = IDS.delimiter, IDS.blank, IDS.bos
@@ -19,7 +21,9 @@ VOCABULARY, CHUNK = 20, 4
 ROW = jnp.asarray([[11, 12, 13, 14, 15, 16, 17, 0]], jnp.int32)
 
 SMALL = Backbone(width=8, layers=1, heads=2, mlp_ratio=1)
-MODEL = Model(chunk_length=CHUNK, vectors=1, encoder=SMALL, decoder=SMALL, reconstructor=SMALL)
+MODEL = Model(
+    chunk_length=CHUNK, memory_vectors=1, encoder=SMALL, decoder=SMALL, reconstructor=SMALL
+)
 MODULES = {
     "memory_model": MemoryModel(MODEL, 2, VOCABULARY),
     "causal_lm": CausalLM(MODEL, 8, VOCABULARY),
@@ -38,12 +42,28 @@ READ_ON = ([[S, 11, 12, 13], [S, 15, 16, 17]], CHUNKS, [[1, 1, 1, 1], [1, 1, 1, 
 READ_ON_PUBLISHED = (CHUNKS, [[12, 13, 14, 0], [16, 17, 0, 0]], [[1, 1, 1, 0], [1, 1, 0, 0]])
 COPIED = [[11, 12, 13, 14]], [[1, 1, 1, 1]]
 COPIED_PUBLISHED = [[12, 13, 14, 0]], [[1, 1, 1, 0]]
-ROW_READ = ([[S, 11, 12, 13, 14, 15, 16, 17]], [[11, 12, 13, 14, 15, 16, 17, 0]], [[1, 1, 1, 1, 1, 1, 1, 0]])
-ROW_READ_PUBLISHED = ([[11, 12, 13, 14, 15, 16, 17, 0]], [[12, 13, 14, 15, 16, 17, 0, 0]], [[1, 1, 1, 1, 1, 1, 0, 0]])
+ROW_READ = (
+    [[S, 11, 12, 13, 14, 15, 16, 17]],
+    [[11, 12, 13, 14, 15, 16, 17, 0]],
+    [[1, 1, 1, 1, 1, 1, 1, 0]],
+)
+ROW_READ_PUBLISHED = (
+    [[11, 12, 13, 14, 15, 16, 17, 0]],
+    [[12, 13, 14, 15, 16, 17, 0, 0]],
+    [[1, 1, 1, 1, 1, 1, 0, 0]],
+)
 _ = None  # Not scored.
 # The noise that evaluation always draws: the copy is shown as 11 18 13 19, and 11 8 13 17 is asked.
-CORRUPTED = ([[S, 11, 12, 13, 14, 11, 18, 13]], [[_, _, _, _, 11, 8, 13, 17]], [[_, _, _, _, 1, 1, 1, 1]])
-CORRUPTED_PUBLISHED = ([[11, 12, 13, 14, 11, 18, 13, 19]], [[_, _, _, 11, 8, 13, 17, _]], [[_, _, _, 1, 1, 1, 1, _]])
+CORRUPTED = (
+    [[S, 11, 12, 13, 14, 11, 18, 13]],
+    [[_, _, _, _, 11, 8, 13, 17]],
+    [[_, _, _, _, 1, 1, 1, 1]],
+)
+CORRUPTED_PUBLISHED = (
+    [[11, 12, 13, 14, 11, 18, 13, 19]],
+    [[_, _, _, 11, 8, 13, 17, _]],
+    [[_, _, _, 1, 1, 1, 1, _]],
+)
 RANDOM = [[7, 8, 12, 15], [19, 11, 14, 0]]
 BY_HAND = {
     # family, form: objective: inputs, labels and weights of every chunk that is decoded
@@ -52,6 +72,8 @@ BY_HAND = {
         "copy": ([[D, 11, 12, 13]], *COPIED),
         "plain_copy": ([[S, 11, 12, 13]], *COPIED),
         "blank_copy": ([[D, B, B, B]], *COPIED),
+        "recall": ([[D, 11, 12, 13]], *COPIED),
+        "blank_recall": ([[D, B, B, B]], *COPIED),
     },
     ("memory_model", "published"): {
         "next_token": READ_ON_PUBLISHED,
@@ -67,14 +89,22 @@ BY_HAND = {
     },
     ("causal_lm", ""): {
         "next_token": ROW_READ,
-        "plain_copy": ([[S, 11, 12, 13, 14, 11, 12, 13]], [[_, _, _, _, 11, 12, 13, 14]], [[_, _, _, _, 1, 1, 1, 1]]),
+        "plain_copy": (
+            [[S, 11, 12, 13, 14, 11, 12, 13]],
+            [[_, _, _, _, 11, 12, 13, 14]],
+            [[_, _, _, _, 1, 1, 1, 1]],
+        ),
         "corrupted_copy": CORRUPTED,
         "unweighted_corrupted_copy": CORRUPTED,
         **dict.fromkeys(WEIGHTINGS, ROW_READ),
     },
     ("causal_lm", "published"): {
         "next_token": ROW_READ_PUBLISHED,
-        "plain_copy": ([[11, 12, 13, 14, 11, 12, 13, 14]], [[_, _, _, 11, 12, 13, 14, _]], [[_, _, _, 1, 1, 1, 1, _]]),
+        "plain_copy": (
+            [[11, 12, 13, 14, 11, 12, 13, 14]],
+            [[_, _, _, 11, 12, 13, 14, _]],
+            [[_, _, _, 1, 1, 1, 1, _]],
+        ),
         "corrupted_copy": CORRUPTED_PUBLISHED,
         "unweighted_corrupted_copy": CORRUPTED_PUBLISHED,
         **dict.fromkeys(WEIGHTINGS, ROW_READ_PUBLISHED),
@@ -82,7 +112,9 @@ BY_HAND = {
     ("oracle", ""): {"next_token": READ_ON},
     ("oracle", "published"): {"next_token": READ_ON_PUBLISHED},
     ("recurrent_memory", ""): {"next_token": (CHUNKS, CHUNKS, [[1, 1, 1, 1], [1, 1, 1, 0]])},
-    ("recurrent_memory", "published"): {"next_token": (CHUNKS, CHUNKS, [[0, 1, 1, 1], [0, 1, 1, 0]])},
+    ("recurrent_memory", "published"): {
+        "next_token": (CHUNKS, CHUNKS, [[0, 1, 1, 1], [0, 1, 1, 0]])
+    },
     ("autoencoder", ""): {
         "reconstruction": (CHUNKS, CHUNKS, [[1, 1, 1, 1], [1, 1, 1, 0]]),
         "random_reconstruction": (RANDOM, RANDOM, [[1, 1, 1, 1], [1, 1, 1, 0]]),
@@ -107,10 +139,14 @@ def table(title, inputs, labels, weight):
 
 def test_no_objective_that_asks_for_tokens_is_left_out():
     for family in MODULES:
-        assert {name for other, _, name in CASES if other == family} == set(OBJECTIVES[family])
+        assert {name for other, _, name in CASES if other == family} == set(
+            FAMILY_OBJECTIVES[family]
+        )
 
 
-@pytest.mark.parametrize(("family", "form", "name"), CASES, ids=["-".join(filter(None, case)) for case in CASES])
+@pytest.mark.parametrize(
+    ("family", "form", "name"), CASES, ids=["-".join(filter(None, case)) for case in CASES]
+)
 def test_a_row_of_eight_tokens(quick, draw, family, form, name):
     module, stage = MODULES[family], Stage(family=family, compat=FORMS[form])
     rows = (
@@ -127,15 +163,24 @@ def test_a_row_of_eight_tokens(quick, draw, family, form, name):
         calls = []
 
         def record(call, args, kwargs, context):
-            if isinstance(context.module, type(module)) and context.method_name == "score":
+            own = isinstance(context.module, type(module))
+            if own and context.method_name == "joined_states":
+                calls.append((args[0].inputs, args[0].labels))
+                starts.append(0)
+            if own and context.method_name == "score":
                 calls.append(args)
                 starts.append(kwargs.get("start", 0))
             return call(*args, **kwargs)
 
         with nn.intercept_methods(record):
             scores = score(module, variables, Batch(row), [name], IDS, stage)[name]
-        assert scores.nats.shape == scores.correct.shape == scores.labels.shape
-        return calls, scores.labels, scores.weight, weights(module, Batch(row), [name], IDS, stage)[name]
+        assert scores.nats.shape == scores.is_argmax.shape == scores.labels.shape
+        return (
+            calls,
+            scores.labels,
+            scores.weight,
+            weights_of(module, Batch(row), [name], IDS, stage)[name],
+        )
 
     calls, labels, weight, weight_alone = quick(run)(ROW)
     assert len(calls) == 1
@@ -156,19 +201,34 @@ def test_a_copy_is_scored_at_the_positions_of_its_table(draw, form):
     """Nats from the logits of the whole row."""
     module = MODULES["causal_lm"]
     variables = draw(module, ROW)
-    found = score(module, variables, Batch(ROW), ["plain_copy"], IDS, Stage(family="causal_lm", compat=FORMS[form]))[
-        "plain_copy"
-    ]
+    found = score(
+        module,
+        variables,
+        Batch(ROW),
+        ["plain_copy"],
+        IDS,
+        Stage(family="causal_lm", compat=FORMS[form]),
+    )["plain_copy"]
     (shown,), (asked,), _ = BY_HAND["causal_lm", form]["plain_copy"]
     logits = np.asarray(module.apply(variables, jnp.asarray([shown])))[0]
-    expected = [np.log(np.exp(at).sum()) - at[token] for at, token in zip(logits, asked, strict=True) if token is not None]
+    expected = [
+        np.log(np.exp(at).sum()) - at[token]
+        for at, token in zip(logits, asked, strict=True)
+        if token is not None
+    ]
     np.testing.assert_allclose(found.nats[0, 0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["plain_copy", "corrupted_copy", "unweighted_corrupted_copy"])
 def test_rows_without_two_halves_are_refused(draw, name):
     module, odd = MODULES["causal_lm"], Batch(ROW[:, :7])
-    with pytest.raises(ValueError, match=rf"config.data.row_tokens=7 must be even for {name}, which"):
-        weights(module, odd, [name], IDS)
-    with pytest.raises(ValueError, match=rf"config.data.row_tokens=7 must be even for {name}, which"):
+    with pytest.raises(
+        ValueError,
+        match=rf"config.data.sequence_length: got 7, expected an even number for {name}, which",
+    ):
+        weights_of(module, odd, [name], IDS)
+    with pytest.raises(
+        ValueError,
+        match=rf"config.data.sequence_length: got 7, expected an even number for {name}, which",
+    ):
         score(module, draw(module, ROW), odd, [name], IDS)

@@ -46,17 +46,21 @@ def refused(text: str) -> str:
 
 
 def placed(config: Mesh) -> dict:
-    """The rows that this process reads of a batch whose row i is [i, i], those its devices then hold, and the sum over all."""
+    """The rows that this process reads of a batch whose row i is [i, i], those its devices then
+    hold, and the sum over all."""
     mesh = make_mesh(config)
     places = local_rows(mesh, ROWS)
     batch = put_batch({"tokens": np.repeat(places, 2).reshape(-1, 2)}, mesh, ROWS)["tokens"]
     assert batch.shape == (ROWS, 2) and batch.sharding == batch_sharding(mesh)
-    held = sorted({int(row) for shard in batch.addressable_shards for row in np.asarray(shard.data)[:, 0]})
+    held = sorted(
+        {int(row) for shard in batch.addressable_shards for row in np.asarray(shard.data)[:, 0]}
+    )
     return {"read": places.tolist(), "held": held, "sum": int(on_mesh(jnp.sum, mesh)(batch))}
 
 
 def restored(folder: Path) -> dict:
-    """What is restored where the last process, and it alone, cannot read its part of the latest checkpoint."""
+    """What is restored where the last process, and it alone, cannot read its part of the latest
+    checkpoint."""
     place = batch_sharding(make_mesh(MESHES["fsdp"]))
     weights = {"weights": jax.jit(lambda: jnp.arange(4096.0), out_shardings=place)()}
     with Checkpoints(folder) as checkpoints:
@@ -64,7 +68,9 @@ def restored(folder: Path) -> dict:
             checkpoints.save(step, weights, weights, {})
     barrier("saved")
     if first_process():
-        for file in (folder / "2" / "params" / f"ocdbt.process_{jax.process_count() - 1}" / "d").iterdir():
+        for file in (
+            folder / "2" / "params" / f"ocdbt.process_{jax.process_count() - 1}" / "d"
+        ).iterdir():
             file.unlink()
     barrier("damaged")
     said, wanted = [], {"weights": jax.ShapeDtypeStruct((4096,), jnp.float32, sharding=place)}

@@ -1,8 +1,10 @@
-"""One step of a family of models on one device and on eight, on every mesh: run by test_many_devices.py in a process of its own.
+"""One step of a family of models on one device and on eight, on every mesh: run by
+test_many_devices.py in a process of its own.
 
-    python many_devices.py FAMILY
+    python many_devices.py FAMILY MESH,MESH
 
-Prints, as JSON for each mesh, the largest differences from one device and the collectives of the compiled step.
+Prints, as JSON for each of the meshes, the largest differences from one device and the collectives
+of the compiled step.
 """
 
 import collections
@@ -17,24 +19,24 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from memjax.config import OBJECTIVES, Config, Mesh, Optimizer, Stage
+from memjax.config import Config, Mesh, Optimizer, Stage
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds
 from memjax.sharding import make_mesh, put_batch
 from memjax.testing import FROZEN_ENCODER, tiny_config
-from memjax.training.jitted import abstract_state, jit_train_step
-from memjax.training.optimizer import make_optimizer, split
-from memjax.training.start import abstract_params
+from memjax.testing.families import FAMILY_OBJECTIVES
+from memjax.training.compiled_steps import StageSteps, layouts
+from memjax.training.init_state import abstract_params
+from memjax.training.optimizer import split
 from memjax.training.step import TrainState
 
 IDS = SpecialIds()
 ROWS = 16
-ALL_AXES = "data_fsdp_tp"
 MESHES = {
     "ddp": Mesh(),
     "fsdp": Mesh(data=1, fsdp=-1),
     "fsdp_tp": Mesh(data=1, fsdp=-1, tensor=2),
-    ALL_AXES: Mesh(data=2, fsdp=2, tensor=2),
+    "data_fsdp_tp": Mesh(data=2, fsdp=2, tensor=2),
 }
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 COLLECTIVE = re.compile(rf"= (.*) ({KINDS})(?:-start)?\(")
@@ -42,21 +44,24 @@ SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
 def family_config(family: str, frozen: bool = False) -> Config:
-    """All objectives that one call of the model scores; their gradients are summed over devices once.
+    """All objectives that one call of the model scores; their gradients are summed over devices
+    once.
 
     Adam's epsilon is so large that an update is proportional to its gradient.
     """
     config = tiny_config("unused", optimizer=Optimizer(epsilon=1e3, clip_norm=0.0))
+    # Recall needs positions of the text.
+    names = [name for name in FAMILY_OBJECTIVES[family] if not name.endswith("recall")]
     stage = Stage(
         family=family,
-        objectives=dict.fromkeys(OBJECTIVES[family] if family == "memory_model" else OBJECTIVES[family][:1], 1.0),
-        rows=ROWS,
+        objectives=dict.fromkeys(names if family == "memory_model" else names[:1], 1.0),
+        batch_size=ROWS,
         steps=4,
         warmup_steps=0,
         learning_rate=100.0,
         query_tokens=3,
         trainable=FROZEN_ENCODER if frozen else ((".*", True),),
-        microbatches=2 if family == "autoencoder" else 1,
+        grad_accum_steps=2 if family == "autoencoder" else 1,
     )
     return dataclasses.replace(config, stages={"only": stage}, curriculum=("only",), controls=())
 
@@ -64,30 +69,32 @@ def family_config(family: str, frozen: bool = False) -> Config:
 def batch_of(config: Config) -> dict[str, np.ndarray]:
     """Rows of unequal true length, so that a mean of means is not the mean."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(6, config.data.vocabulary, (ROWS, config.data.row_tokens)).astype(np.int32)
+    tokens = rng.integers(6, config.data.vocab_size, (ROWS, config.data.sequence_length)).astype(
+        np.int32
+    )
     if config.stages["only"].family not in ("retriever", "ranker"):
-        for row, real in enumerate(np.linspace(8, config.data.row_tokens, ROWS).astype(int)):
+        for row, real in enumerate(np.linspace(8, config.data.sequence_length, ROWS).astype(int)):
             tokens[row, real:] = IDS.pad
     return {"tokens": tokens, "attribution": rng.random(tokens.shape, np.float32)}
 
 
-def run(config: Config, devices: list, optimizer_steps: int = 2) -> tuple[list, dict, dict[str, list[int]]]:
+def run(
+    config: Config, devices: list, optimizer_steps: int = 2
+) -> tuple[list, dict, dict[str, list[int]]]:
     """(metrics of every step, parameters after the last, collectives of the compiled step)."""
-    stage, mesh = config.stages["only"], make_mesh(config.mesh, devices)
-    module = build(config, stage)
-    shapes = abstract_params(module, config)
-    optimizer = make_optimizer(config.optimizer, stage, split(shapes, stage.trainable, "trainable")[0])
-    wanted = abstract_state(config, stage, mesh, module, optimizer)
+    mesh = make_mesh(config.mesh, devices)
+    steps = StageSteps(config, "only", mesh, IDS)
+    module, wanted = steps.module, steps.state
     with jax.set_mesh(mesh):
         params = jax.jit(
             lambda key: module.init(key, example(module, config))["params"],
-            out_shardings=jax.tree.map(lambda x: x.sharding, wanted.params),
+            out_shardings=layouts(wanted.params),
         )(jax.random.key(0))
-        trainable, frozen = split(params, stage.trainable, "trainable")
-        moments = jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, wanted.opt_state))(trainable)
-        state = jax.device_put(TrainState(np.int32(0), trainable, frozen, moments), jax.tree.map(lambda x: x.sharding, wanted))
+        trainable, frozen = split(params, steps.stage.trainable, "trainable")
+        moments = jax.jit(steps.optimizer.init, out_shardings=layouts(wanted.opt_state))(trainable)
+        state = jax.device_put(TrainState(np.int32(0), trainable, frozen, moments), layouts(wanted))
         batch = Batch(**put_batch(batch_of(config), mesh))
-        step = jit_train_step(config, stage, mesh, module, optimizer, IDS).lower(state, batch).compile()
+        step = steps.jit_train_step().lower(state, batch).compile()
         metrics = []
         for _ in range(optimizer_steps):
             state, found = step(state, batch)
@@ -108,13 +115,17 @@ def collectives(text: str) -> dict[str, list[int]]:
 def trainable_size(config: Config) -> int:
     """Parameters that move."""
     stage = config.stages["only"]
-    trainable, _ = split(abstract_params(build(config, stage), config), stage.trainable, "trainable")
+    trainable, _ = split(
+        abstract_params(build(config, stage), config), stage.trainable, "trainable"
+    )
     return sum(leaf.size for leaf in jax.tree.leaves(trainable))
 
 
 def largest(ours: object, theirs: object) -> float:
     """Largest difference between two trees, each leaf's over the largest entry of that leaf."""
-    relative = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-6)), ours, theirs)
+    relative = jax.tree.map(
+        lambda a, b: float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-6)), ours, theirs
+    )
     return max(jax.tree.leaves(relative))
 
 
@@ -127,10 +138,9 @@ def main() -> None:
     found, trainable = {}, trainable_size(config)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for name, mesh in MESHES.items():
-            if name == ALL_AXES and family != "memory_model":
-                continue
-            metrics, params, kinds = run(dataclasses.replace(config, mesh=mesh), jax.devices())
+        for name in sys.argv[2].split(","):
+            there = dataclasses.replace(config, mesh=MESHES[name])
+            metrics, params, kinds = run(there, jax.devices())
             found[name] = {
                 "metrics": largest(metrics, one_metrics),
                 "parameters": largest(params, one_params),

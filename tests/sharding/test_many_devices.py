@@ -1,4 +1,5 @@
-"""Eight simulated devices compute what one does, for every family and mesh, and talk no more than they must."""
+"""Eight simulated devices compute what one does, for every family and mesh, and talk no more than
+they must."""
 
 import functools
 import json
@@ -9,25 +10,31 @@ from pathlib import Path
 
 import pytest
 
-from memjax.config import FAMILIES
+from memjax.models import FAMILIES
 
 SCRIPT = Path(__file__).with_name("many_devices.py")
 ROOT = Path(__file__).parents[2]
 NEGATIVES = ("retriever", "ranker")
-"""Families that tell every passage of the batch apart from every other, so that vectors travel too."""
+"""Families that tell every passage of the batch apart from every other, so that vectors travel
+too."""
 BESIDE = 1.03
-"""What is summed over devices, over what gradients alone are: losses, counts and norms, and a table used twice may be summed twice."""
+"""What is summed over devices, over what gradients alone are: losses, counts and norms, and a table
+used twice may be summed twice."""
+
+MESHES = dict.fromkeys(FAMILIES, "ddp,fsdp,fsdp_tp") | {"memory_model": "ddp,fsdp"}
 
 
 @functools.cache
-def compared(case: str) -> dict:
+def compared(case: str, meshes: str = "") -> dict:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, SCRIPT, case], env=environment, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, SCRIPT, case, meshes or MESHES.get(case, "ddp")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert not done.returncode, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_gradients_and_parameters_are_those_of_one_device(family):
     for mesh, found in compared(family).items():
@@ -35,6 +42,14 @@ def test_loss_gradients_and_parameters_are_those_of_one_device(family):
         assert found["parameters"] < 2e-5, mesh
 
 
+@pytest.mark.slow
+def test_on_meshes_of_two_and_three_axes_they_are_too():
+    for mesh, found in compared("memory_model", "fsdp_tp,data_fsdp_tp").items():
+        assert found["metrics"] < 2e-5, mesh
+        assert found["parameters"] < 2e-5, mesh
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEGATIVES])
 def test_copies_of_a_model_exchange_each_gradient_once_and_nothing_else(family):
     found = compared(family)["ddp"]
@@ -43,6 +58,7 @@ def test_copies_of_a_model_exchange_each_gradient_once_and_nothing_else(family):
     assert found["trainable"] <= summed <= BESIDE * found["trainable"]
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_is_not_reduced():
     found, trained = compared("memory_model:frozen")["ddp"], compared("memory_model")["ddp"]
     assert found["trainable"] < 0.8 * trained["trainable"]
@@ -50,9 +66,11 @@ def test_a_frozen_encoder_is_not_reduced():
     assert found["trainable"] <= summed <= BESIDE * found["trainable"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_that_are_split_are_gathered_and_no_device_sees_the_tokens_of_another(family):
-    """Gathered numbers are those of parameters, forward, backward and again under remat: activations would show in permutes or all-to-alls."""
+    """Gathered numbers are those of parameters, forward, backward and again under remat:
+    activations would show in permutes or all-to-alls."""
     found = compared(family)["fsdp"]["collectives"]
     assert "all-gather" in found
     assert not {"all-to-all", "collective-permute"} & set(found)

@@ -26,7 +26,9 @@ def start(config: Config, stage: Stage) -> tuple[TrainState, functools.partial]:
     trainable, frozen = split(params, stage.trainable, "trainable")
     optimizer = make_optimizer(config.optimizer, stage, trainable)
     state = TrainState(jnp.int32(0), trainable, frozen, optimizer.init(trainable))
-    return state, functools.partial(train_step, module=module, stage=stage, optimizer=optimizer, ids=IDS)
+    return state, functools.partial(
+        train_step, module=module, stage=stage, optimizer=optimizer, ids=IDS
+    )
 
 
 def rows(count: int = 8, padded: bool = True) -> np.ndarray:
@@ -42,13 +44,17 @@ def close(a: object, b: object, tolerance: float = 2e-6) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=tolerance), a, b)
 
 
+@pytest.mark.quick_cases("2")
 @pytest.mark.parametrize("microbatches", [2, 4, 8])
 def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches: int) -> None:
-    # Plain gradient descent in effect: with so large an epsilon Adam's update is proportional to the gradient.
+    # Plain gradient descent in effect: with so large an epsilon Adam's update is proportional to
+    # the gradient.
     config = dataclasses.replace(CONFIG, optimizer=Optimizer(epsilon=1e3))
     results: list[tuple[TrainState, Metrics]] = []
     for count in (1, microbatches):
-        stage = dataclasses.replace(COMBINED, microbatches=count, learning_rate=100.0, warmup_steps=0)
+        stage = dataclasses.replace(
+            COMBINED, grad_accum_steps=count, learning_rate=100.0, warmup_steps=0
+        )
         state, step = start(config, stage)
         results.append(jax.jit(step)(state, rows()))
     close(results[0][1], results[1][1])
@@ -56,10 +62,15 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches: int) ->
 
 
 def test_loss_is_the_weighted_sum_of_token_means() -> None:
-    state, step = start(CONFIG, dataclasses.replace(COMBINED, objectives={"next_token": 0.5, "copy": 2.0}))
+    state, step = start(
+        CONFIG, dataclasses.replace(COMBINED, objectives={"next_token": 0.5, "copy": 2.0})
+    )
     _, metrics = jax.jit(step)(state, rows())
     terms = metrics.terms
-    expected = 0.5 * terms["next_token"].nats / terms["next_token"].count + 2.0 * terms["copy"].nats / terms["copy"].count
+    expected = (
+        0.5 * terms["next_token"].nats / terms["next_token"].count
+        + 2.0 * terms["copy"].nats / terms["copy"].count
+    )
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-6)
     assert terms["next_token"].count == (rows() != IDS.pad).sum()
     assert terms["copy"].count == (rows()[:, :16] != IDS.pad).sum()
@@ -71,7 +82,9 @@ def test_frozen_parameters_keep_their_bytes_and_have_no_optimizer_state() -> Non
     frozen_before = jax.tree.map(np.asarray, state.frozen)
     table = state.frozen["encoder"]["embed"]["embedding"]
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.trainable))
+    assert sum(leaf.size for leaf in moments) == 2 * sum(
+        leaf.size for leaf in jax.tree.leaves(state.trainable)
+    )
     jitted = jax.jit(step)
     before = jax.tree.map(np.asarray, state.trainable)
     for _ in range(20):
@@ -89,14 +102,18 @@ def test_a_frozen_encoder_is_left_out_of_the_backward_pass() -> None:
 
     frozen = matrix_products(dataclasses.replace(COMBINED, trainable=FROZEN_ENCODER))
     trained = matrix_products(dataclasses.replace(COMBINED, trainable=((".*", True),)))
-    # The encoder's block has 6 products (mixing, in and out, up and down, read-out none): each costs two more when trained.
+    # The encoder's block has 6 products (mixing, in and out, up and down, read-out none): each
+    # costs two more when trained.
     assert trained - frozen >= 8
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_keeps_float32_parameters_and_nearly_the_loss() -> None:
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dtype=dtype, remat="dots_saveable"))
+        config = dataclasses.replace(
+            CONFIG, model=dataclasses.replace(CONFIG.model, dtype=dtype, remat="dots_saveable")
+        )
         state, step = start(config, COMBINED)
         state, metrics = jax.jit(step)(state, rows())
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}

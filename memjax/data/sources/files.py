@@ -1,22 +1,21 @@
-"""Files by their paths: a file, a folder or a glob is one source, whatever mixture of formats it holds."""
+"""A file, a folder or a glob as one source; the files may be of different formats."""
 
 from __future__ import annotations
 
-import bisect
+import collections
 import glob
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
-from memjax.data.sources.base import Block, CorpusError, Document
-from memjax.data.sources.documents import CountingSource, check_number
+from memjax.data.sources.base import Block, CorpusError, Document, Source, counted
 from memjax.data.sources.lines import JsonLinesPart, TextPart
 from memjax.data.sources.parquet import ParquetPart
 from memjax.data.sources.parts import Part, Span
 from memjax.data.sources.python_docs import PYTHON_DOCS
 from memjax.data.sources.records import ArrayRecordPart
-from memjax.data.sources.streams import unreadable
 
 FORMATS: dict[str, type[Part]] = {
     ".txt": TextPart,
@@ -29,52 +28,90 @@ FORMATS: dict[str, type[Part]] = {
     ".arrayrecord": ArrayRecordPart,
     ".array_record": ArrayRecordPart,
 }
-"""What a file's name ends in, and how it is read then."""
+"""From the end of a file's name to the class that reads it."""
 
 
-def corpus_files(corpus: str) -> list[Path]:
-    """The files behind a corpus path, sorted.
+def corpus_files(corpus: str) -> tuple[list[Path], collections.Counter[str]]:
+    """Return the files of a corpus path, sorted, and why and how many others are left out.
+
+    Linked folders are read like others, each folder once.
 
     Raises:
-      CorpusError: there are none, or one has an ending that is not read.
+      CorpusError: there are none, or a name that the path or glob matches has an unknown ending.
     """
     kinds = ", ".join(FORMATS)
     path = Path(corpus).expanduser()
+    left_out: collections.Counter[str] = collections.Counter()
     if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file() and suffix_of(file)]
-        if not files:
-            raise CorpusError(f"config.data.corpus={corpus!r} is a folder without any file that ends in {kinds}")
-        return sorted(files)
-    # A file whose own name holds a bracket is taken as it stands.
-    files = [path] if path.exists() else [Path(match) for match in glob.glob(str(path), recursive=True)]
-    files = sorted(file for file in files if not file.is_dir())
-    if not files:
-        raise CorpusError(
-            f"config.data.corpus={corpus!r} matches no file on this machine; give {PYTHON_DOCS!r}, the path of a file ({kinds}),"
-            " of a folder of such files or a glob, tfds:NAME/CONFIG or hf:NAME:CONFIG"
+        files = []
+        for file in _below(path, left_out):
+            if not file.is_file():
+                left_out["broken link" if not file.exists() else "pipe, device or socket"] += 1
+            elif suffix_of(file):
+                files.append(file)
+            else:
+                left_out[file.suffix or "no ending"] += 1
+        CorpusError.require(
+            files,
+            f"corpus {corpus!r}: no file in this folder ends in {kinds}, expected one or more. It"
+            f" holds {counted(left_out) or 'no file'}",
         )
+        return sorted(files), left_out
+    # A path that exists is no glob, even where it holds brackets.
+    matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
+    files = []
+    for file in sorted(matches):
+        if not file.is_dir():
+            files.append(file)
+        elif "**" not in path.parts:
+            left_out["folder"] += 1
+    CorpusError.require(
+        files,
+        f"corpus {corpus!r}: no such file on this machine, expected a file ({kinds}), a folder of"
+        f" such files, a glob, {PYTHON_DOCS!r}, tfds:NAME/CONFIG or hf:NAME:CONFIG",
+    )
     for file in files:
-        if not suffix_of(file):
-            raise CorpusError(f"{file}: files of this ending are not read; config.data.corpus takes {kinds}")
-    return files
+        CorpusError.require(
+            suffix_of(file),
+            f"{file}: unknown ending, expected {kinds}. Name such files",
+        )
+    return files, left_out
+
+
+def _below(folder: Path, left_out: collections.Counter[str]) -> Iterator[Path]:
+    """Yield what is below a folder and is no folder; links to folders may go round in a circle."""
+    seen = {os.path.realpath(folder)}
+
+    def unread(error: OSError) -> None:
+        left_out["unreadable folder"] += 1
+
+    for place, folders, names in os.walk(folder, onerror=unread, followlinks=True):
+        fresh = {}
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(place, name))
+            if real not in seen:
+                fresh[name] = seen.add(real)
+        folders[:] = fresh
+        yield from (Path(place, name) for name in names)
 
 
 def suffix_of(file: Path, formats: Mapping[str, type[Part]] = FORMATS) -> str:
-    """The one of `formats` that the file's name ends in, or nothing."""
-    return next((suffix for suffix in formats if file.name.endswith(suffix)), "")
+    """Return which of `formats` the name of the file ends in, in any case, or an empty string."""
+    name = file.name.lower()
+    return next((suffix for suffix in formats if name.endswith(suffix)), "")
 
 
 @dataclass(frozen=True)
 class FilesBlock(Block):
-    """A range of file `part` (bytes, rows or records), or files from `part` on, whole. Hand it on as it is."""
+    """A range of file `part` (bytes, rows or records), or whole files from `part` on."""
 
     first: int = 0
-    """The number by which the first document is called, so that no process needs an index of the file to read a range."""
+    """The number of the first document, as its id shows it."""
     files: int = 0
-    """How many whole files, of which `start` and `stop` then count the bytes on disk; 0: a range of one."""
+    """Number of whole files, whose bytes on disk `start` and `stop` then count; 0 for a range."""
 
 
-class FilesSource(CountingSource):
+class FilesSource(Source):
     """The documents of files, in the order of the files."""
 
     def __init__(
@@ -84,75 +121,45 @@ class FilesSource(CountingSource):
         text_field: str,
         skip_damaged: bool,
         formats: Mapping[str, type[Part]] = FORMATS,
+        left_out: Mapping[str, int] = MappingProxyType({}),
     ):
-        """Opens nothing yet. Each file's name ends in one of `formats`.
+        """List the files, whose names end in one of `formats`; none is opened yet.
 
         Raises:
-          CorpusError: a file vanished.
+          CorpusError: a file is absent.
         """
         super().__init__(name, skip_damaged)
-        self._stamp: list[list[Any]] = []
-        self._parts: list[Part] = []
-        for file in files:
-            try:
-                state = file.stat()
-            except OSError as error:
-                raise unreadable(file, error) from error
-            self._stamp.append([str(file), state.st_size, state.st_mtime_ns])
-            self._parts.append(formats[suffix_of(file, formats)](file, text_field, state.st_size))
-        self._ends: list[int] = []
-
-    def __len__(self) -> int:
-        """Documents; the first call reads the text and JSON-lines files once."""
-        return self._count(None)
-
-    def _count(self, number: int | None) -> int:
-        """Counts the documents of one file after the other, until there are more than `number`."""
-        while len(self._ends) < len(self._parts) and (number is None or not self._ends or self._ends[-1] <= number):
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + len(self._parts[len(self._ends)]))
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, number: int) -> Document:
-        """Document `number`; only the files up to its own are counted."""
-        check_number(number, self._count(number), self.name)
-        part = bisect.bisect_right(self._ends, number)
-        return self._parts[part].get(number - (self._ends[part - 1] if part else 0))
+        self.left_out = counted(left_out)
+        self._parts = [formats[suffix_of(file, formats)](file, text_field) for file in files]
+        self.signature = [[str(part.file), part.size, part.changed] for part in self._parts]
 
     def blocks(self, size: int) -> list[Block]:
-        """Small files together; large ones in ranges, for which text and JSON-lines files are read once; packed ones whole."""
+        """Return blocks of small files together, and of ranges of large ones.
+
+        Finding the ranges reads text and JSON-lines files once. A compressed file is one range.
+        """
+
+        def together(first: int, stop: int) -> list[Block]:
+            on_disk = sum(part.size for part in self._parts[first:stop])
+            return [FilesBlock(first, 0, on_disk, 0, stop - first)] if first < stop else []
+
         blocks: list[Block] = []
-        group: list[int] = []
-        weight = 0
-
-        def flush() -> None:
-            nonlocal weight
-            if group:
-                on_disk = sum(self._parts[number].size for number in group)
-                blocks.append(FilesBlock(group[0], 0, on_disk, 0, len(group)))
-            group.clear()
-            weight = 0
-
+        first = weight = 0
         for number, part in enumerate(self._parts):
-            grown = part.size * part.grown
-            if weight + grown > size:
-                flush()
-            if grown > size:
+            text = part.size * part.text_per_byte
+            if weight + text > size:
+                blocks += together(first, number)
+                first, weight = number, 0
+            if text > size:
                 blocks += [FilesBlock(number, *span) for span in part.spans(size)]
+                first = number + 1
             else:
-                group.append(number)
-                weight += grown
-        flush()
-        return blocks
+                weight += text
+        return blocks + together(first, len(self._parts))
 
     def read(self, block: Block) -> Iterator[Document]:
-        """The documents of a block."""
-        if not isinstance(block, FilesBlock):
-            block = FilesBlock(block.part, block.start, block.stop, self._parts[block.part].number_at(block.start))
+        """Yield the documents of a block that `blocks` returned."""
+        assert isinstance(block, FilesBlock)
         for part in self._parts[block.part : block.part + max(block.files, 1)]:
             span = part.whole() if block.files else Span(block.start, block.stop, block.first)
             yield from self.visible(part.entries(span), part.document)
-
-    def stamp(self) -> list[list[Any]]:
-        """Name, bytes and time of each file, as they were when the source was opened."""
-        return self._stamp

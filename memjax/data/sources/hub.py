@@ -1,7 +1,8 @@
-"""Data sets of the Hugging Face hub, or of a folder in the hub's layout.
+"""Data sets of the Hugging Face hub, or of a folder in the layout of the hub.
 
-The package `datasets` (an extra) finds the files of a config and split and downloads those that are not in its cache (HF_HOME). They
-are then read as any other files are: in any order, with constant memory, and without a second copy on disk.
+The package `datasets` (an extra) finds the files of a config and split, and downloads those that
+are not in its cache (HF_HOME). They are then read like all other files: in constant memory and
+without a second copy on disk.
 """
 
 from __future__ import annotations
@@ -9,36 +10,45 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from memjax.data.sources.base import CorpusError
 from memjax.data.sources.files import FORMATS, FilesSource, suffix_of
 from memjax.data.sources.lines import JsonLinesPart
 from memjax.data.sources.streams import missing
+from memjax.errors import few
 
-PREFIX = "hf:"
-OPTIONS = ("split", "revision")
 _FORMATS = FORMATS | dict.fromkeys((".json", ".json.gz", ".json.zst"), JsonLinesPart)
-"""On the hub, JSON lines are often called .json."""
+"""On the hub, names of JSON-lines files often end in .json."""
 _CONVERTED = "refs/convert/parquet"
-"""The branch on which the hub keeps its own conversion of a data set to Parquet."""
+"""The branch that holds the conversion of a data set to Parquet by the hub."""
 
 
 class HubSource(FilesSource):
     """The files of one config and split, in the order of the hub."""
 
-    def __init__(self, corpus: str, data_set: str, options: dict[str, str], text_field: str, skip_damaged: bool):
-        """Opens `data_set`, and downloads it where that has not been done.
+    PREFIX = "hf:"
+    OPTIONS = ("split", "revision")
+
+    def __init__(
+        self,
+        corpus: str,
+        data_set: str,
+        options: dict[str, str],
+        text_field: str,
+        skip_damaged: bool,
+    ):
+        """Open `data_set`, and download it unless it is in the cache.
 
         Args:
-          corpus: as the config has it.
-          data_set: `OWNER/NAME[:CONFIG]` on the hub, or a folder with the same files: `FOLDER[:CONFIG]`.
+          corpus: the corpus as the config names it.
+          data_set: `OWNER/NAME[:CONFIG]` on the hub, or `FOLDER[:CONFIG]` of the same files.
           options: `split` (default: train); `revision`, a commit or branch.
-          text_field: the column with the text.
+          text_field: the column that holds the text.
           skip_damaged: as for `open_source`.
 
         Raises:
-          CorpusError: it cannot be reached, has no such config or split, has files of other formats, or `datasets` is not installed.
+          CorpusError: the data set is not reachable, has no such config or split, or has files of
+            other formats; or `datasets` is not installed.
         """
         name, config = _name_and_config(data_set)
         split = options.get("split", "train")
@@ -46,30 +56,33 @@ class HubSource(FilesSource):
             import datasets
 
             builder = datasets.load_dataset_builder(name, config, revision=options.get("revision"))
-            found: dict[str, list[str]] = {str(key): list(files) for key, files in (builder.config.data_files or {}).items()}
-            if split not in found:
-                raise CorpusError(f"{corpus}: has no split {split!r}, only {', '.join(found)}; choose one by ?split=NAME")
+            found: dict[str, list[str]] = {
+                str(key): list(files) for key, files in (builder.config.data_files or {}).items()
+            }
+            CorpusError.require(
+                split in found,
+                f"{corpus}: no split {split!r}, only {few(found)}. Choose one by ?split=NAME",
+            )
             addresses = found[split]
             for address in addresses:
-                if not suffix_of(Path(address), _FORMATS):
-                    raise CorpusError(
-                        f"{corpus}: its files are such as {address}; {', '.join(_FORMATS)} are read; the hub's own conversion to Parquet is"
-                        f" read with ?revision={_CONVERTED} where there is one"
-                    )
-            # Sums of files would be worked out over all bytes.
+                CorpusError.require(
+                    suffix_of(Path(address), _FORMATS),
+                    f"{corpus}: holds files such as {address}, expected"
+                    f" {', '.join(_FORMATS)}. Add ?revision={_CONVERTED} if the hub converted"
+                    " the data set to Parquet",
+                )
+            # Checksums would need a pass over all bytes.
             files = datasets.DownloadManager(record_checksums=False).download(addresses)
         super().__init__(corpus, [Path(file) for file in files], text_field, skip_damaged, _FORMATS)
-        self._remote = [address for address, file in zip(addresses, files, strict=True) if address != file]
-        self._addresses = addresses
-
-    def stamp(self) -> list[list[Any]]:
-        """Address (with the commit) and bytes of each file; of files in a folder: name, bytes and time."""
-        stamp = super().stamp()
-        return [[address, state[1]] for address, state in zip(self._addresses, stamp, strict=True)] if self._remote else stamp
+        if list(files) != addresses:  # They hold the commit.
+            self.signature = [
+                [address, entry[1]]
+                for address, entry in zip(addresses, self.signature, strict=True)
+            ]
 
 
 def _name_and_config(data_set: str) -> tuple[str, str | None]:
-    """A folder's or data set's name, and the config after the last colon."""
+    """Return the name of a folder or data set, and the config after the last colon."""
     folder = Path(data_set).expanduser()
     if folder.is_dir():
         return str(folder), None
@@ -82,7 +95,7 @@ def _name_and_config(data_set: str) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def _named(corpus: str, local: bool) -> Iterator[None]:
-    """Turns what `datasets` raises into one error that names the corpus."""
+    """Raise one error that names the corpus in place of those of `datasets`."""
     try:
         import datasets
         import huggingface_hub.errors as hub
@@ -93,12 +106,17 @@ def _named(corpus: str, local: bool) -> Iterator[None]:
     except CorpusError:
         raise
     except (datasets.exceptions.DatasetNotFoundError, hub.GatedRepoError) as error:
-        remedy = "" if local else "; ask for access on its page and log in with `hf auth login`, or check OWNER/NAME"
+        remedy = (
+            ""
+            if local
+            else ". Request access on its page and run `hf auth login`, or check OWNER/NAME"
+        )
         raise CorpusError(f"{corpus}: {_first_line(error)}{remedy}") from error
     except (ConnectionError, hub.HfHubHTTPError, hub.LocalEntryNotFoundError) as error:
         raise CorpusError(
-            f"{corpus}: the hub cannot be reached ({_first_line(error)}); where there is a network, `hf download --repo-type dataset"
-            " OWNER/NAME --local-dir FOLDER` fetches all files, and config.data.corpus=hf:FOLDER[:CONFIG] reads them"
+            f"{corpus}: the hub is not reachable ({_first_line(error)}). Run `hf download"
+            " --repo-type dataset OWNER/NAME --local-dir FOLDER` on a machine with a network, and"
+            " set config.data.corpus=hf:FOLDER[:CONFIG]"
         ) from error
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise CorpusError(f"{corpus}: {_first_line(error)}") from error

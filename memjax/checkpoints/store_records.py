@@ -1,0 +1,287 @@
+"""The records of a store beside its memories: encoder and tokenizer, documents, and spans.
+
+Shapes: N chunk, K vector of a chunk, E its width.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from memjax.checkpoints.rounding import DTYPES, SCALE
+from memjax.errors import MemjaxError
+from memjax.models.memory import KINDS
+
+INTEGER = np.dtype("<i8")
+SPAN_FIELDS = ("document", "token_start", "tokens", "byte_start", "byte_end")
+LARGEST = 2**53
+"""The largest integer of a store: sums of a few stay below 2**63, and JSON keeps them exact."""
+NAME_LIMIT = 1024
+"""Characters of a document's name and of a path, at most."""
+_DEPTH = 4
+"""Levels of settings."""
+_PATTERNS = {
+    "family": r"\w{1,64}",
+    "stage": r".{1,256}",
+    "sha256": "[0-9a-f]{64}",
+    "tokenizer": "[0-9a-f]{16}",
+    "checkpoint": f".{{0,{NAME_LIMIT}}}",
+    "kind": "|".join(KINDS),
+}
+_INTEGERS = {"step": (0, LARGEST), "vocabulary": (1, 2**31), "chunk_length": (1, 2**31)}
+LEAF = re.compile(r"[a-z][a-z0-9_]{0,63}")
+"""The name of a leaf."""
+FORMAT = 1
+DOCUMENTS_LIMIT, NAMES_LIMIT = 2**20, 2**26
+"""Documents, and bytes of their names, at most."""
+SCALE_SUFFIX = ".scale"
+SAFETENSORS = {
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "int8": "I8",
+    "int64": "I64",
+    "uint8": "U8",
+}
+"""Names of dtypes in safetensors by NumPy's."""
+Tensors = dict[str, np.ndarray]
+
+
+class StoreError(MemjaxError):
+    """A store is damaged, too large or of another encoder, or cannot hold given memories."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderProvenance:
+    """The encoder and the tokenizer that made memories.
+
+    Attributes:
+      family: family of the stage that trained the encoder.
+      stage: name of that stage.
+      step: its number of steps.
+      settings: the settings that fix, with its parameters, the encoder's function
+        (`encoder_settings`).
+      sha256: digest of the encoder's parameters.
+      tokenizer: fingerprint of the tokenizer.
+      vocabulary: number of its ids.
+      chunk_length: tokens per chunk.
+      leaves: shape of a row of each leaf; vectors have [K, E].
+      kind: kind of the memories.
+      checkpoint: path of the stage when it wrote; a hint for messages, never opened.
+    """
+
+    family: str
+    stage: str
+    step: int
+    settings: Mapping[str, Any]
+    sha256: str
+    tokenizer: str
+    vocabulary: int
+    chunk_length: int
+    leaves: Mapping[str, tuple[int, ...]]
+    kind: str = "bank"
+    checkpoint: str = dataclasses.field(default="", compare=False)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "EncoderProvenance":
+        """Return the provenance that `value` describes; trusts nothing in it.
+
+        Raises:
+          StoreError: a field is absent, unknown, of another type or out of bounds.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        StoreError.require(
+            isinstance(value, dict) and value.keys() == fields,
+            f"encoder: expected an object of {', '.join(sorted(fields))}",
+        )
+        for name, pattern in _PATTERNS.items():
+            text = value[name]
+            StoreError.require(
+                isinstance(text, str) and re.fullmatch(pattern, text) and text.isprintable(),
+                f"encoder.{name}: expected printable text that matches {pattern}",
+            )
+        for name, (low, high) in _INTEGERS.items():
+            _require_integer(value[name], f"encoder.{name}", low, high)
+        settings, leaves = value["settings"], value["leaves"]
+        StoreError.require(
+            isinstance(settings, dict) and _depth(settings) <= _DEPTH,
+            f"encoder.settings: expected an object of at most {_DEPTH} levels",
+        )
+        StoreError.require(
+            isinstance(leaves, dict) and 1 <= len(leaves) <= 64,
+            "encoder.leaves: expected an object of 1 to 64 shapes",
+        )
+        for name, shape in leaves.items():
+            StoreError.require(
+                LEAF.fullmatch(name) and isinstance(shape, list) and 1 <= len(shape) <= 4,
+                "encoder.leaves: expected names and shapes of 1 to 4 axes",
+            )
+            for size in shape:
+                _require_integer(size, f"encoder.leaves.{name}", 1, 2**20)
+        return cls(**value | {"leaves": {name: tuple(shape) for name, shape in leaves.items()}})
+
+    def require_same(self, other: "EncoderProvenance", where: str) -> None:
+        """Raise StoreError unless `other` has the same encoder and the same tokenizer.
+
+        Args:
+          other: the provenance that is expected; its stage and step may differ.
+          where: the store, for messages.
+        """
+        remedy = (
+            f"Use stage {self.stage}{f' ({self.checkpoint})' if self.checkpoint else ''}, which"
+            " compressed the text, or compress the text again."
+        )
+        StoreError.require(
+            self.tokenizer == other.tokenizer,
+            f"{where}: tokenizer {self.tokenizer}, expected {other.tokenizer} of stage"
+            f" {other.stage}. {remedy}",
+        )
+        pairs = [
+            (f"config.model.{_short(key)}", self.settings.get(key), other.settings.get(key))
+            for key in {**self.settings, **other.settings}
+        ] + [
+            (name, getattr(self, name), getattr(other, name))
+            for name in ("vocabulary", "chunk_length", "kind", "leaves", "sha256")
+        ]
+        for name, found, expected in pairs:
+            StoreError.require(
+                found == expected,
+                f"{where}: made by the encoder of stage {self.stage} ({self.family}, step"
+                f" {self.step}), expected that of stage {other.stage} ({other.family}, step"
+                f" {other.step}): {name} is {_short(found)}, expected {_short(expected)}. {remedy}",
+            )
+
+
+class StoredDocument(NamedTuple):
+    """A text whose chunks a store holds."""
+
+    name: str
+    """A label, never opened."""
+    tokens: int
+    bytes: int
+    """Bytes of UTF-8."""
+    start: int = 0
+    """Byte of the source where the text begins."""
+
+
+def check_documents(documents: Sequence[StoredDocument]) -> None:
+    """Raise StoreError if a document's name or sizes are impossible."""
+    for name, *sizes in documents:
+        if not 0 < len(name) <= NAME_LIMIT or not name.isprintable():
+            raise StoreError(
+                f"document {name[:60]!r}: expected a name of 1 to {NAME_LIMIT} printable characters"
+            )
+        if not all(0 <= size <= LARGEST for size in sizes):
+            raise StoreError(f"document {name}: sizes {sizes}, expected 0 to {LARGEST}")
+
+
+def documents_of(
+    sizes: Int[np.ndarray, "D 3"], names: Int[np.ndarray, " n"]
+) -> list[StoredDocument]:
+    """Return the documents of a store's tensors, checked."""
+    rows, lines = sizes.tolist(), bytes(names).decode().split("\n")
+    lines = lines if rows else []
+    documents = [StoredDocument(name, *row) for name, row in zip(lines, rows, strict=True)]
+    check_documents(documents)
+    return documents
+
+
+def sizes_of(documents: Sequence[StoredDocument]) -> Int[np.ndarray, "D 3"]:
+    """Return tokens, bytes and first byte of documents."""
+    return np.array([document[1:] for document in documents], INTEGER).reshape(-1, 3)
+
+
+def check_spans(
+    spans: Int[np.ndarray, "N 5"], documents: Sequence[StoredDocument], length: int
+) -> None:
+    """Raise StoreError if a chunk is of no document, outside its own, or longer than `length`."""
+    sizes = sizes_of(documents)
+    wrong = ((spans < 0) | (spans > LARGEST)).any(axis=1) | (spans[:, 0] >= len(documents))
+    if not wrong.any():
+        document, token, tokens, first, last = spans.T
+        size, text_bytes, start = sizes[document].T
+        wrong = (tokens < 1) | (tokens > length) | (token + tokens > size)
+        wrong |= (first < start) | (last < first) | (last > start + text_bytes)
+    if wrong.any():
+        at = int(wrong.argmax())
+        fields = zip(SPAN_FIELDS, spans[at].tolist(), strict=True)
+        raise StoreError(
+            f"chunk {at} lies outside its document or has more than {length} tokens"
+            f" ({', '.join(f'{name} {value}' for name, value in fields)})"
+        )
+
+
+def read_encoder(info: Any) -> tuple[EncoderProvenance, str]:
+    """Return the encoder and the dtype that the metadata describe."""
+    StoreError.require(
+        isinstance(info, dict) and {"format", "dtype", "encoder"} <= info.keys(),
+        "metadata without format, dtype and encoder",
+    )
+    StoreError.require(
+        type(info["format"]) is int and info["format"] == FORMAT,
+        f"format {str(info['format'])[:20]}, while this memjax reads {FORMAT}",
+    )
+    return EncoderProvenance.from_json(info["encoder"]), str(info["dtype"])[:20]
+
+
+def leaf_rows(
+    provenance: EncoderProvenance, dtype: str
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of a row of each stored leaf.
+
+    Raises:
+      StoreError: the dtype is unknown.
+    """
+    StoreError.require(dtype in DTYPES, f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
+    rows = {name: (DTYPES[dtype], tuple(shape)) for name, shape in provenance.leaves.items()}
+    if dtype == "int8":
+        rows |= {name + SCALE_SUFFIX: (SCALE, shape[:-1]) for name, (_, shape) in rows.items()}
+    return rows
+
+
+def tensor_layout(
+    provenance: EncoderProvenance, dtype: str, chunks: int, documents: int, names: int
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each tensor of a file with these counts."""
+    StoreError.require(
+        documents <= DOCUMENTS_LIMIT and names <= NAMES_LIMIT * min(documents, 1),
+        f"{documents} documents with {names} bytes of names",
+    )
+    count = chunks if provenance.kind == "bank" else documents
+    rows = leaf_rows(provenance, dtype)
+    return {
+        **{f"leaf.{name}": (kind, (count, *shape)) for name, (kind, shape) in rows.items()},
+        "spans": (INTEGER, (chunks, len(SPAN_FIELDS))),
+        "documents": (INTEGER, (documents, len(StoredDocument._fields) - 1)),
+        "names": (np.dtype(np.uint8), (names,)),
+    }
+
+
+def digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the sha256 of the metadata's text and of all tensors."""
+    hashed = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        hashed.update(f"\n{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        hashed.update(tensors[name].reshape(-1).view(np.uint8).data)
+    return hashed.hexdigest()
+
+
+def _require_integer(value: Any, name: str, low: int, high: int) -> None:
+    """Raise StoreError unless `value` is an integer from `low` to `high`."""
+    StoreError.require(
+        type(value) is int and low <= value <= high,
+        f"{name}: expected an integer from {low} to {high}",
+    )
+
+
+def _short(value: Any) -> str:
+    return value[:40] if isinstance(value, str) and value.isprintable() else repr(value)[:120]
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)

@@ -1,0 +1,55 @@
+"""Held-out sequences for evaluators, and the language model inside a pretrained stage."""
+
+from collections.abc import Iterator
+
+import flax.linen as nn
+import jax
+
+from memjax.config import Config, Stage
+from memjax.data import evaluation_batches
+from memjax.interop.huggingface.settings import folder_of
+from memjax.models import can
+from memjax.sharding import batch_shards, local_rows, put_batch
+from memjax.training.init_state import Run
+
+BASE = "next_token_empty"
+"""Next tokens of held-out sequences, predicted by the pretrained decoder without memories."""
+BATCH = 32
+"""Sequences in a batch of an evaluation."""
+
+
+def held_out(run: Run, examples: int, batch: int = BATCH) -> Iterator[jax.Array]:
+    """Yield batches of up to `examples` held-out sequences, int [B, N], over all devices.
+
+    Args:
+      run: the run.
+      examples: sequences, evenly spaced over the held-out text.
+      batch: B, rounded up to a multiple of the parts that the mesh splits a batch into. The last
+        batch is filled up with padding.
+    """
+    shards = batch_shards(run.mesh)
+    batch = -(-batch // shards) * shards
+    part = local_rows(run.mesh, batch)
+    for rows in evaluation_batches(run.data.validation, batch, examples, run.ids.pad, part):
+        yield put_batch(rows, run.mesh, batch)
+
+
+def asks_to_recall(config: Config, stage: Stage) -> bool:
+    """Return whether copies of a stage's model are chunks recalled by their places in the text.
+
+    So they are where a decoder reads by these, unless the stage trains it to copy.
+    """
+    copies = {"copy", "blank_copy", "plain_copy"}
+    return config.model.layout == "text" and not copies & set(stage.objectives)
+
+
+def without_memory(module: nn.Module, stage: Stage) -> nn.Module | None:
+    """Return the pretrained language model inside a stage's model, on the same parameters.
+
+    None where the stage does not start from a pretrained one, or its family has none.
+    """
+    if not folder_of(stage.init_from):
+        return None
+    if can(module, "reads_memories"):
+        return module.clone(memory=False)
+    return module if can(module, "keeps_tokens") else None

@@ -1,0 +1,1 @@
+"""A whole run: data, stages, controls, evaluation, and the pages that report them."""

@@ -1,0 +1,81 @@
+"""Held-out passages beside their reconstruction from memories, with wrong tokens marked."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Token(NamedTuple):
+    """One piece of text; `expected` is the right piece if this one is wrong, else None."""
+
+    text: str
+    expected: str | None = None
+    lead: str = ""
+    """Spaces before a wrong token's text, which are not marked."""
+
+
+class Passage(NamedTuple):
+    """A held-out text, and its reconstruction by the memory model and by the control.
+
+    None means that the model was not run.
+    """
+
+    source: list[Token]
+    regenerated: list[Token] | None
+    control: list[Token] | None
+
+
+def visible(piece: Any) -> str:
+    """Return a piece with visible line breaks and tabs.
+
+    The browser may wrap at a line break.
+    """
+    return str(piece).replace("\r\n", "\n").replace("\n", "↵\u200b").replace("\t", "⇥")
+
+
+def read_passages(records: Any) -> list[Passage]:
+    """Return the passages of results.json; records without a source are skipped."""
+    passages = []
+    for record in records if isinstance(records, list) else []:
+        source = _pieces(record.get("source")) if isinstance(record, Mapping) else None
+        if source:
+            regenerated = mark(source, _pieces(record.get("regenerated")), record.get("correct"))
+            control = mark(source, _pieces(record.get("control")), record.get("control_correct"))
+            passages.append(
+                Passage([Token(visible(piece)) for piece in source], regenerated, control)
+            )
+    return passages
+
+
+def mark(source: Sequence[str], made: Sequence[str] | None, correct: Any) -> list[Token] | None:
+    """Mark the wrong tokens of `made`.
+
+    `correct` compares ids and has priority; without it, pieces are compared.
+    """
+    if not made:
+        return None
+    flags: Sequence[Any] = (
+        correct
+        if isinstance(correct, list) and len(correct) == len(made) == len(source)
+        else [one == other for one, other in itertools.zip_longest(source, made)]
+    )
+    tokens = []
+    for wanted, piece, right in itertools.zip_longest(source, made, flags):
+        if right:
+            tokens.append(Token(visible(piece)))
+        else:
+            # A missing or empty token must be visible as wrong too.
+            shown = "∅" if piece is None or piece == "" else visible(piece)
+            bare = shown.lstrip(" ") or shown
+            tokens.append(
+                Token(
+                    bare,
+                    "nothing" if wanted is None else f"“{visible(wanted)}”",
+                    shown[: len(shown) - len(bare)],
+                )
+            )
+    return tokens
+
+
+def _pieces(value: Any) -> list[str] | None:
+    return [str(piece) for piece in value] if isinstance(value, list) else None

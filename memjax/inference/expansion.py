@@ -1,0 +1,132 @@
+"""Reconstruction: a store to text by a stage's decoder, from memories alone, with the most likely
+token at every position.
+
+Shapes: B group of a batch, H chunk of a group, L token, N chunk, K vector, E its width, T = H * L.
+"""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from memjax.checkpoints.store import MemoryStore
+from memjax.checkpoints.store_records import StoredDocument, StoreError
+from memjax.data import Tokenizer
+from memjax.data.sources.lines import SEPARATOR
+from memjax.inference.chunking import Chunks
+from memjax.inference.codec import MemoryCodec
+from memjax.inference.compression import grouped, groups
+from memjax.inference.texts import batches
+from memjax.models.memory import VECTORS
+from memjax.objectives.uncertainty import Estimate, ratio
+
+
+def expand(
+    codec: MemoryCodec,
+    params: Any,
+    store: MemoryStore,
+    batch: int = 32,
+    side: str = "right",
+) -> Int[np.ndarray, "N L"]:
+    """Return the reconstructed tokens of every chunk, with padding on one side.
+
+    Args:
+      codec: the encoder and the decoder.
+      params: parameters of the whole model.
+      store: of that encoder.
+      batch: groups of chunks per batch.
+      side: the side of padding in a chunk.
+    """
+    length, ids = store.provenance.chunk_length, codec.ids
+    generated = np.full((len(store), length), ids.pad, np.int32)
+    numbers = groups(store.spans[:, 0], codec.held)
+    if not len(numbers):
+        return generated
+    for start, picked in enumerate(batches(numbers, batch, "expand")):
+        vectors = store.read(np.maximum(picked.reshape(-1), 0)).leaves[VECTORS]
+        memory = vectors.reshape(len(picked), *codec.shape)
+        # The decoder gets the number of tokens, and none of them.
+        real = np.arange(length) < grouped(store.spans[:, 2], picked, 0)[..., None]
+        real = real[..., ::-1] if side == "left" else real
+        asked = (
+            np.where(real, ids.first_content, ids.pad)
+            .astype(np.int32)
+            .reshape(len(picked), codec.length)
+        )
+        found = np.asarray(_reconstruct(codec, params, memory, asked)).reshape(real.shape)
+        own = slice(0, len(numbers) - start * len(picked))
+        there = picked[own] >= 0
+        generated[picked[own][there]] = np.where(real, found, ids.pad)[own][there]
+    return generated
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(codec: MemoryCodec, params: Any, memory: jax.Array, shown: jax.Array) -> jax.Array:
+    return codec.reconstruct(params, memory, shown)
+
+
+def text_of(tokenizer: Tokenizer, store: MemoryStore, generated: Int[np.ndarray, "N L"]) -> str:
+    """Return the tokens of `expand` as one text; a line `<|endoftext|>` separates documents that do
+    not follow each other in one file.
+    """
+    found = document_texts(tokenizer, store, generated)
+    parts = [text for _, text in found[:1]]
+    for (before, _), (document, text) in itertools.pairwise(found):
+        parts += [text] if _follows(before, document) else [f"\n{SEPARATOR}\n", text]
+    return "".join(parts)
+
+
+def document_texts(
+    tokenizer: Tokenizer, store: MemoryStore, generated: Int[np.ndarray, "N L"]
+) -> list[tuple[StoredDocument, str]]:
+    """Return the tokens of `expand` as one text per document with chunks in the store."""
+    numbers = store.spans[:, 0]
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    first = store.spans[:, 1] == 0
+    return [
+        (store.documents[numbers[start]], tokenizer.decode(tokens.reshape(-1), bool(first[start])))
+        for start, tokens in zip(starts, np.split(generated, starts)[1:], strict=True)
+    ]
+
+
+def _follows(one: StoredDocument, other: StoredDocument) -> bool:
+    same_file = "#" in one.name and one.name.rpartition("#")[0] == other.name.rpartition("#")[0]
+    return same_file and one.start + one.bytes == other.start
+
+
+def accuracy_against(
+    store: MemoryStore, generated: Int[np.ndarray, "N L"], source: Chunks, where: str
+) -> Estimate:
+    """Return the share of right tokens in the result of `expand`, over the chunks whose document is
+    in `source`.
+
+    Args:
+      store: the reconstructed store.
+      generated: the tokens from `expand`.
+      source: the original text, split in the same way.
+      where: the source's files, for messages.
+
+    Raises:
+      StoreError: none of the store's documents is in the source.
+    """
+    places = zip(source.spans[:, :2].tolist(), source.tokens, strict=True)
+    true = {(source.documents[number], first): row for (number, first), row in places}
+    right, counts = [], []
+    for row, (number, first, tokens, *_) in zip(generated, store.spans.tolist(), strict=True):
+        own = true.get((store.documents[number], first))
+        if own is not None:
+            # Padding is equal in both.
+            right.append((own == row).sum() - (len(row) - tokens))
+            counts.append(tokens)
+    if not counts:
+        names = ", ".join(
+            dict.fromkeys(store.documents[number].name for number in store.spans[:3, 0].tolist())
+        )
+        raise StoreError(
+            f"{where}: holds none of the texts of the store ({names}, ...); give the file that was"
+            " compressed"
+        )
+    return ratio(np.array(right), np.array(counts))

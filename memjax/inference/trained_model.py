@@ -1,0 +1,443 @@
+"""A trained stage as one object: text to memories, memories to text, generation and scores."""
+
+import dataclasses
+import functools
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from memjax.checkpoints import CheckpointError
+from memjax.checkpoints.export_writing import SHARD_BYTES, write_export
+from memjax.checkpoints.store import MemoryStore
+from memjax.checkpoints.store_records import EncoderProvenance, StoreError
+from memjax.config import Config, Stage
+from memjax.config.choices import PACKINGS
+from memjax.data import Tokenizer
+from memjax.data.packing import check_side
+from memjax.errors import MemjaxError
+from memjax.inference.chunking import Chunks, Source, cut, read_sources
+from memjax.inference.codec import MemoryCodec, make_codec
+from memjax.inference.compression import compress, document_of, provenance_of
+from memjax.inference.expansion import document_texts, expand
+from memjax.inference.generator import Generator, text_pieces
+from memjax.inference.likelihood import BATCH, Scorer, TokenScores
+from memjax.inference.recall import Recalling
+from memjax.inference.sampling import GenerationError, Sampling
+from memjax.interop.stage import check_tokenizer, encoder_of, open_stage
+from memjax.models import Encoder, build, can
+from memjax.models.initialize import initial_params
+from memjax.models.memory import VECTORS, Memories
+from memjax.objectives import SpecialIds
+
+T = TypeVar("T")
+RECALL = "blank_copy"
+"""The objective by which a memory model reconstructs: it sees nothing but memories."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel(Recalling):
+    """A trained stage, wherever it lies; made by `load`.
+
+    Methods that a family cannot provide raise an error that names the stage: an autoencoder does
+    not generate, a causal language model does not encode.
+    """
+
+    module: nn.Module
+    params: dict[str, Any]
+    config: Config
+    """The config of the run."""
+    tokenizer: Tokenizer | None
+    """The tokenizer; None where the weights came without one."""
+    stage: str
+    """The name of the stage; its settings are `config.stages[stage]`."""
+    step: int = 0
+    """Steps that the stage was trained."""
+    path: str = ""
+    """The path that was loaded, for messages."""
+    folder: Path = Path()
+    """The stage's folder on this machine (metrics, instruments), or that of the export."""
+    data: Path = Path()
+    """Where the run keeps tokenizer and rows."""
+
+    def __repr__(self) -> str:
+        """Return where it lies and what it is; not its parameters."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"TrainedModel({self._name}, {self.family}, step {self.step}, {count:,} parameters)"
+
+    @property
+    def settings(self) -> Stage:
+        """The settings of the stage."""
+        return self.config.stages[self.stage]
+
+    @property
+    def family(self) -> str:
+        """The model family."""
+        return self.settings.family
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token table."""
+        return self.config.data.vocab_size
+
+    @property
+    def ids(self) -> SpecialIds:
+        """Reserved ids of the tokenizer; memjax's own where there is none."""
+        return SpecialIds.of(self.tokenizer) if self.tokenizer else SpecialIds()
+
+    @property
+    def required_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+          CheckpointError: the weights came without one.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(
+                f"{self._name}: weights without a tokenizer, expected one to read text. Add it by"
+                " model.with_tokenizer(memjax.data.load_tokenizer(FILE))."
+            )
+        return self.tokenizer
+
+    def with_tokenizer(self, tokenizer: Tokenizer, where: str | os.PathLike = "") -> "TrainedModel":
+        """Return the same model with a tokenizer, for weights that came without one.
+
+        Args:
+          tokenizer: the tokenizer; one that the model has already must be the same.
+          where: where it was read, for messages.
+
+        Raises:
+          CheckpointError: it is another than the model's, or has more entries than its token table.
+        """
+        fingerprint = self.tokenizer.fingerprint if self.tokenizer else ""
+        check_tokenizer(tokenizer, fingerprint, self.vocab_size, self._name, where)
+        return dataclasses.replace(self, tokenizer=tokenizer)
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The encoder; its parameters are `params["encoder"]`.
+
+        Raises:
+          CheckpointError: the model has none.
+        """
+        return encoder_of(self.config, self.stage, self.params, self.path)
+
+    @functools.cached_property
+    def provenance(self) -> EncoderProvenance:
+        """The encoder and the tokenizer, as a store of its memories records them.
+
+        All parameters of the encoder are hashed.
+
+        Raises:
+          CheckpointError: the model has no encoder or no tokenizer.
+        """
+        tokenizer = self.required_tokenizer.fingerprint
+        encoder, params = self.encoder, jax.tree.map(jnp.asarray, self.params["encoder"])
+        trained = (self.family, self.stage, self.step, tokenizer, self.path)
+        return provenance_of(encoder, params, *trained)
+
+    def codec(self, recall_objective: str = RECALL) -> MemoryCodec:
+        """The encoder and the decoder that reads its memories as one.
+
+        Args:
+          recall_objective: the objective by which a memory model reconstructs; other families do
+            not use it.
+
+        Raises:
+          CheckpointError: no decoder reads memories of a text.
+        """
+        arguments = (self.module, self.ids, recall_objective, self.settings.compat)
+        return self._make(make_codec, arguments, CheckpointError)
+
+    def generator(self, beyond: str = "evict") -> Generator:
+        """The model as a generator of ids, for batches.
+
+        Args:
+          beyond: what happens to a text of more tokens than the model keeps, see `Generator`.
+
+        Raises:
+          GenerationError: the family does not generate.
+        """
+        self._check_side()
+        encoder = (lambda: self.provenance) if self.tokenizer else None
+        make = functools.partial(Generator, beyond=beyond, encoder=encoder)
+        arguments = (self.module, self.params, self.ids, self.settings.compat)
+        return self._make(make, arguments, GenerationError)
+
+    def scorer(self, batch: int = BATCH) -> Scorer:
+        """The model as a scorer of ids, for batches.
+
+        Args:
+          batch: pieces of text per batch.
+
+        Raises:
+          GenerationError: the family does not generate.
+        """
+        self._check_side()
+        arguments = (self.module, self.params, self.ids, self.settings.compat, batch)
+        return self._make(Scorer, arguments, GenerationError)
+
+    def _check_side(self) -> None:
+        """Raise GenerationError for rows padded on the left: texts are read from their beginning.
+        Places in a row do not matter to a transformer that reads it whole.
+        """
+        whole = can(self.family, "keeps_tokens") and self.config.model.decoder.kind == "transformer"
+        where, remedy = f"{self._name}: a text", "Train on rows padded on the right"
+        side = "" if whole else "right"
+        check_side(side, self.config.data.packing, where, remedy, GenerationError)
+
+    def _make(self, make: Callable[..., T], arguments: tuple, error: type[MemjaxError]) -> T:
+        """Call a function whose errors do not name the model."""
+        try:
+            return make(*arguments)
+        except ValueError as caught:
+            raise error(f"{self._name}: {caught}") from caught
+
+    def untrained(self, seed: int) -> "TrainedModel":
+        """Return the same architecture with the parameters that training begins with.
+
+        Args:
+          seed: the seed of the draw.
+        """
+        draw = functools.partial(initial_params, self.module, self.config, self.settings)
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(self.stage.encode()))
+        return dataclasses.replace(self, params=jax.jit(draw)(key), step=0)
+
+    def chunks(self, source: str | os.PathLike | Sequence[str], limit: int = 0) -> Chunks:
+        """Cut texts into chunks of the encoder's length.
+
+        Args:
+          source: a path (.txt, .jsonl, both also .gz, a folder, a glob), or texts.
+          limit: chunks, at most; 0 is all.
+
+        Raises:
+          CheckpointError: the model has no encoder or no tokenizer.
+          CorpusError: the path matches nothing, or a file cannot be read.
+          StoreError: there is no text.
+          TokenizerError: what is given in place of a text is none.
+        """
+        length = self.encoder.config.chunk_length
+        texts = (
+            read_sources([os.fspath(source)])
+            if isinstance(source, str | os.PathLike)
+            else (Source(f"text {i}", text, 0) for i, text in enumerate(source))
+        )
+        return cut(texts, self.required_tokenizer, length, limit, self.padding_side)
+
+    @property
+    def padding_side(self) -> str:
+        """The side of padding in the rows of its training, and so in chunks of texts."""
+        return PACKINGS[self.config.data.packing][1]
+
+    def encode(self, texts: Sequence[str]) -> Memories:
+        """Encode texts; no chunk holds tokens of two.
+
+        Args:
+          texts: one document each.
+
+        Returns:
+          Memories in float32, a row per chunk, the chunks of one text after those of another.
+          `compress` keeps where texts begin as well.
+
+        Raises:
+          CheckpointError: the model has no encoder or no tokenizer.
+          StoreError: there is no text, or one alone and not a sequence of them.
+        """
+        StoreError.require(
+            not isinstance(texts, str), "texts: a string, expected several. Pass [it]."
+        )
+        return self.compress(list(texts), dtype="float32").memories
+
+    def compress(
+        self,
+        source: str | os.PathLike | Sequence[str] | Chunks,
+        *,
+        dtype: str = "bfloat16",
+        batch: int = 256,
+    ) -> MemoryStore:
+        """Encode texts into a store, which `MemoryStore.save` writes.
+
+        Args:
+          source: a path (.txt, .jsonl, both also .gz, a folder, a glob), texts, or chunks of them.
+          dtype: how memories are stored: float32, bfloat16, float8_e4m3 or int8.
+          batch: chunks per batch.
+
+        Raises:
+          CheckpointError: the model has no encoder or no tokenizer.
+          CorpusError: the path matches nothing, or a file cannot be read.
+          StoreError: there is no text, no such dtype, or a memory is not finite.
+        """
+        chunks = source if isinstance(source, Chunks) else self.chunks(source)
+        encoder = (self.encoder, self.params["encoder"], self.provenance)
+        return compress(*encoder, self.required_tokenizer.pad_id, chunks, dtype, batch)
+
+    def reconstruct(self, memories: MemoryStore | Memories, *, batch: int = 32) -> list[str]:
+        """Reconstruct texts from memories alone, by the most likely token at every position.
+
+        Args:
+          memories: of this model's encoder; `Memories` are taken for full chunks of one document.
+          batch: texts per batch.
+
+        Returns:
+          One text per document.
+
+        Raises:
+          CheckpointError: no decoder reads memories of a text.
+          StoreError: the memories are of another encoder or not opened, or the model cannot
+            reconstruct from memories alone.
+        """
+        store = self.as_store(memories)
+        found = self.reconstruct_tokens(store, batch=batch)
+        return [text for _, text in document_texts(self.required_tokenizer, store, found)]
+
+    def reconstruct_tokens(
+        self, memories: MemoryStore, *, batch: int = 32
+    ) -> Int[np.ndarray, "N L"]:
+        """Reconstruct the tokens of every chunk, as `reconstruct`, with padding as in training."""
+        memories.provenance.require_same(self.provenance, "the store")
+        codec = self.codec()
+        if codec.shift:
+            raise StoreError(
+                f"{self._name}: trained under 'unscored_first_tokens' it never predicts the first"
+                " token of a chunk, expected a model that does. Pass another stage."
+            )
+        return expand(codec, self.params, memories, batch, self.padding_side)
+
+    def as_store(self, memories: MemoryStore | Memories) -> MemoryStore:
+        """Return memories as a store."""
+        _require_opened(memories)
+        is_store = isinstance(memories, MemoryStore)
+        return memories if is_store else document_of(memories, self.provenance)
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int,
+        memories: MemoryStore | Memories | None = None,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        beyond: str = "evict",
+    ) -> Iterator[str]:
+        """Continue a prompt, greedily unless a temperature is given.
+
+        Args:
+          prompt: the text to continue; may be empty.
+          max_new_tokens: tokens, at most; the end of a document ends the text earlier.
+          memories: memories of a text before the prompt, for a memory model: a store of its own
+            encoder, of which full chunks are read, or `Memories`.
+          temperature: sampling temperature; 0 is greedy.
+          top_k: samples from the k most likely tokens; 0 is all.
+          top_p: samples from the most likely tokens that have this probability together.
+          seed: random seed.
+          beyond: what happens to a text of more tokens than the model keeps, see `Generator`.
+
+        Returns:
+          Pieces of text of whole characters, as they come.
+
+        Raises:
+          CheckpointError: the weights came without a tokenizer.
+          GenerationError: the family does not generate, or the memories cannot be read.
+          StoreError: the store is of another encoder or tokenizer, or not opened.
+        """
+        _require_opened(memories)
+        generator, tokenizer = self.generator(beyond), self.required_tokenizer
+        before = memories.leaves[VECTORS] if isinstance(memories, Memories) else memories
+        steps = generator.stream(
+            [generator.strategy.prompt(tokenizer, prompt)],
+            max_new_tokens,
+            Sampling(temperature, top_k, top_p),
+            seed,
+            stop=(tokenizer.eos_id,),
+            memories=None if before is None else [before],
+        )
+        return text_pieces(tokenizer, (token for step in steps for _, token in step), not prompt)
+
+    def score(self, text: str) -> TokenScores:
+        """Score every token of a text given those before it.
+
+        Raises:
+          CheckpointError: the weights came without a tokenizer.
+          GenerationError: the family does not generate.
+        """
+        scorer, tokenizer = self.scorer(), self.required_tokenizer
+        tokens = tokenizer.encode(text)
+        context = scorer.strategy.prompt(tokenizer)
+        pieces = tuple(tokenizer.pieces(tokens))
+        return TokenScores(tokens, pieces, *scorer.score_tokens(context, tokens))
+
+    def save(
+        self,
+        path: str | os.PathLike,
+        card: str = "",
+        *,
+        dtype: str = "float32",
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        """Write the model as a folder that `load` reads anywhere; all of it, or nothing.
+
+        The folder has weights as safetensors, every setting, and the tokenizer.
+
+        Args:
+          path: a new or empty folder on this machine.
+          card: the text of README.md; empty for none.
+          dtype: `float32`, which keeps every bit, or `bfloat16`, half as large.
+          shard_bytes: bytes of a file of weights, at most, unless one tensor is larger.
+
+        Raises:
+          ExportError: `path` is taken or in a bucket, or a setting cannot be.
+        """
+        trained = (self.config, self.stage, self.step, self.params, self.tokenizer)
+        write_export(path, *trained, card, dtype, shard_bytes)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.path}, stage {self.stage}" if self.path else f"stage {self.stage}"
+
+
+def _require_opened(memories: object) -> None:
+    path = isinstance(memories, str | os.PathLike)
+    StoreError.require(
+        not path, f"memories: {memories!r}, expected a store. Open it by memjax.open_store."
+    )
+
+
+def load(path: str | os.PathLike, stage: str = "") -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+      path: one of
+
+        - a workdir of `memjax train`, or what `memjax import` wrote; of
+          gs://BUCKET/FOLDER, checkpoints are read there and the rest here, in ./BUCKET/FOLDER;
+        - the folder of one stage in it, `runs/NAME/stages/STAGE`;
+        - an export, of `memjax export` or `TrainedModel.save`;
+        - `hf:FOLDER`, a Llama or Qwen3 of Hugging Face.
+      stage: the stage of a workdir; by default the last of its curriculum.
+
+    Raises:
+      CheckpointError: there is no trained stage at `path`, it cannot be read, or its files do not
+        belong together.
+      TokenizerError: the tokenizer cannot be read.
+    """
+    found = open_stage(path, stage)
+    return TrainedModel(
+        module=build(found.config, found.settings),
+        tokenizer=found.read_tokenizer(),
+        params=found.read(None),
+        config=found.config,
+        stage=found.name,
+        step=found.step,
+        path=found.path,
+        folder=found.folder,
+        data=found.data,
+    )

@@ -1,0 +1,1 @@
+"""Decoders of Hugging Face folders, in and out."""

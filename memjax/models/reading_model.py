@@ -1,0 +1,303 @@
+"""A memory model that reads any number of memories, each by its place in the text.
+
+The positions of its decoder are those of the text (`config.model.layout='text'`), so that no table
+of slots or of chunks ends them. A trained decoder reads thousands of memories where it was trained
+on tens, and its `recall` objective reads back any of them by its place.
+
+Shapes: as in memory_model.py; P entry of a prefix.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from memjax.layers import Linear
+from memjax.layers.attend import PrefixCache
+from memjax.layers.attention import KeyValues
+from memjax.layers.rotary import TextPositions
+from memjax.layers.shared_prefix import SharedPrefix
+from memjax.models.encoder import fold
+from memjax.models.memory import VECTORS, Memories, state_at
+from memjax.models.memory_model import VALID, MemoryModel, earlier_chunks
+from memjax.models.request import EMPTY, PREDICT, RECALL, Joined, Prefix, Request, alone
+
+
+class ReadingModel(MemoryModel):
+    """Encoder and decoder; entry p of a text stands at token p * L and at place p.
+
+    Memories are normalised between two widths, so that they enter the decoder at the scale of
+    embeddings. Vector k of K stands floor(k * L / K) tokens behind the first.
+    """
+
+    TASKS = 3
+
+    def setup(self) -> None:
+        super().setup()
+        width, dtype = self.config.decoder.width, jnp.dtype(self.config.dtype)
+        if self.memory:
+            if self.config.encoder.width == width:
+                self.bridge = Linear(width, use_bias=True, dtype=dtype)
+            self.entry_norm = nn.RMSNorm(use_scale=False, dtype=dtype)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """True: all chunks of a sequence read one prefix."""
+        return True
+
+    @property
+    def budget(self) -> int:
+        """Memories that are kept of a text."""
+        return self.config.max_memories
+
+    def _bridge(self, memories: Float[Array, "B M K E"]) -> Float[Array, "B M K D"]:
+        return self.entry_norm(self.bridge(memories))
+
+    def _shared_positions(
+        self,
+        joined: Joined,
+        prefixes: tuple[Prefix, ...],
+        reading: SharedPrefix,
+        at: Int[Array, "B X L"],
+    ) -> TextPositions:
+        batch, length = len(at), self.config.chunk_length
+        entries = [_by_row(prefix.at, batch)[:, : len(prefix.entries)] for prefix in prefixes]
+        place = _by_row(joined.place, batch)[..., None]
+        tokens = [self._entry_tokens(places).reshape(batch, -1) for places in entries]
+        places = [jnp.repeat(x, self.config.memory_vectors, axis=1) for x in entries]
+        own = jnp.broadcast_to(place, at.shape).reshape(batch, -1)
+        return TextPositions(
+            jnp.concatenate([*tokens, (place * length + at).reshape(batch, -1)], axis=1),
+            jnp.concatenate([*places, own], axis=1),
+        )
+
+    def _entry_tokens(self, places: Int[Array, "*B"]) -> Int[Array, "*B K"]:
+        """Return the positions in the text of the vectors of chunks at these places."""
+        length, vectors = self.config.chunk_length, self.config.memory_vectors
+        return places[..., None] * length + jnp.arange(vectors) * length // vectors
+
+    def states(
+        self,
+        tokens: Int[Array, "B X L"],
+        memories: Float[Array, "B M K E"] | None = None,
+        slots: Int[Array | np.ndarray, "X S"] | None = None,
+        chunk: Int[Array | np.ndarray, "*B X"] | None = None,
+        task: Int[Array | np.ndarray, " X"] | int = PREDICT,
+        memory_valid: Bool[Array, "B M"] | None = None,
+        token_valid: Bool[Array, "B X L"] | None = None,
+    ) -> Float[Array, "B X L D"]:
+        """Return decoder states of chunks that share no prefix; see `MemoryModel.states`.
+
+        The memory in slot s stands at place s.
+        """
+        batch, n, length = tokens.shape
+        slots = jnp.asarray(earlier_chunks(self.chunks)[:n] if slots is None else slots)
+        place = _by_row(jnp.arange(n) if chunk is None else chunk, batch)
+        filled = jnp.broadcast_to(slots != EMPTY, (batch, *slots.shape))
+        at = jnp.maximum(slots, 0)
+        if memory_valid is not None:
+            filled &= memory_valid[:, at]
+        entry = np.arange(slots.shape[1])
+        joined = Joined(
+            inputs=fold(tokens)[:, None],
+            labels=fold(tokens)[:, None],
+            place=fold(place)[:, None],
+            task=fold(_by_row(jnp.broadcast_to(jnp.asarray(task), n), batch))[:, None],
+            prefixes=(Prefix(entry, entry, np.full(1, len(entry))),),
+            order=(0,),
+            counts=(1,),
+        )
+        shown = None if token_valid is None else fold(token_valid)[:, None]
+        read = None if memories is None else fold(memories[:, at])
+        states = self.joined_states(joined, read, fold(filled), shown)
+        return states.reshape(batch, n, length, -1)
+
+    # The contract of models/memory.py. Of a state the decoder reads the KV cache, whose first
+    # positions are those of the chunk, and the others those of entries.
+
+    def empty(self, batch: int) -> Memories:
+        """See `Memory.empty`."""
+        count = jnp.zeros(batch, jnp.int32)
+        if not self.memory:
+            return Memories({}, count, self.KIND)
+        shape = batch, 0, self.config.memory_vectors, self.config.encoder.width
+        return self.given(jnp.zeros(shape), count)
+
+    def at(self, prefixes: Memories, count: Int[Array, " B"]) -> Memories:
+        """See `Memory.at`; no entry is dropped."""
+        return Memories(prefixes.leaves, count, self.KIND)
+
+    def prefill(
+        self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], KeyValues]:
+        """See `Memory.prefill`; entries and inputs in one call."""
+        batch, given = tokens.shape
+        entries = state.leaves[VECTORS].shape[1] if self.memory else 0
+        request = Request(
+            tokens[:, None],
+            tokens[:, None],
+            jnp.ones((batch, 1, given)),
+            written=np.arange(entries),
+            visible=state.count[:, None],
+            written_at=np.arange(entries),
+            place=state.count[:, None],
+            task=np.array([PREDICT]),
+        )
+        memories = self._bridge(state.leaves[VECTORS]) if entries else None
+        if memories is None:
+            memories = jnp.zeros((batch, 1, 1, self.config.decoder.width))
+        joined = alone(request)
+        inputs = self._share(joined, joined.prefixes, memories, state.leaves.get(VALID), None)
+        states, cache = self.backbone.read(*inputs)
+        start = entries * self.config.memory_vectors
+        room = ((0, 0), (0, 0), (0, 0), (0, self.config.chunk_length - given), (0, 0))
+        cache = KeyValues(
+            *(
+                jnp.concatenate([jnp.pad(x[..., start:, :], room), x[..., :start, :]], axis=3)
+                for x in cache
+            )
+        )
+        return state_at(states, start + length - 1), cache
+
+    def decode_step(
+        self,
+        state: Memories,
+        cache: KeyValues,
+        token: Int[Array, " B"],
+        position: Int[Array, " B"],
+        stepped: Bool[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B D"], KeyValues]:
+        """See `Memory.decode_step`; other sequences than those `stepped` keep their cache."""
+        x = self._embed_inputs(token[:, None], position[:, None], state.count, PREDICT)[:, 0]
+        positions = TextPositions(
+            state.count * self.config.chunk_length + position, jnp.asarray(state.count)
+        )
+        own = jnp.arange(self.config.chunk_length) < position[:, None]
+        readable = jnp.concatenate([own, self._readable(state)], axis=1)
+        # A position behind the chunk would overwrite an entry.
+        kept = position < self.config.chunk_length
+        kept = kept if stepped is None else kept & stepped
+        at = jnp.where(kept, position, cache.key.shape[3])
+        return self.backbone.cached_read(x, cache, positions, at, readable)
+
+    def read_entries(self, state: Memories) -> PrefixCache:
+        """Return the keys and values of memories, for `recall_step`."""
+        nothing = jnp.zeros((len(state.count), 0), jnp.int32)
+        _, cache = self.prefill(state, nothing, jnp.zeros_like(state.count))
+        key, value = (x[..., self.config.chunk_length :, :] for x in cache)
+        return PrefixCache(key, value, self._readable(state))
+
+    def recall_step(
+        self,
+        prefix: PrefixCache,
+        cache: KeyValues,
+        token: Int[Array, "B X"],
+        position: Int[Array, ""],
+        place: Int[Array, "B X"],
+    ) -> tuple[Float[Array, "B X D"], KeyValues]:
+        """Read one more input of chunks that are recalled; each sequence has X of them.
+
+        Args:
+          prefix: from `read_entries` of B sequences; every chunk reads all of it.
+          cache: keys and values of the chunks' own L positions [N, B * X, G, L, E].
+          token: the inputs.
+          position: where they stand in their chunks.
+          place: where the chunks stand in their texts, in chunks.
+
+        Returns:
+          The states that score the next tokens, and the cache.
+        """
+        at, length = jnp.broadcast_to(position, token.size), self.config.chunk_length
+        x = self._embed_inputs(fold(token)[:, None], at[:, None], fold(place), RECALL)[:, 0]
+        positions = TextPositions(fold(place) * length + at, fold(place))
+        own = jnp.arange(length) < at[:, None]
+        hidden, cache = self.backbone.cached_read(x, cache, positions, at, own, prefix=prefix)
+        return hidden.reshape(*token.shape, -1), cache
+
+    def append(
+        self,
+        state: Memories,
+        cache: KeyValues | None,
+        tokens: Int[Array, "B L"],
+        full: Bool[Array, " B"] | None = None,
+    ) -> tuple[Memories, KeyValues | None]:
+        """See `Memory.append`; written in place, where there is room for it.
+
+        Args:
+          state: the memory before the chunk.
+          cache: of memory and chunk.
+          tokens: the chunk.
+          full: sequences whose chunk is written; None for all, with room for it.
+        """
+        if full is None:
+            full = jnp.ones(len(tokens), bool)
+            state, cache = self.grow(state, cache, 1)
+        after = Memories(state.leaves, state.count + full, self.KIND)
+        if not self.memory or cache is None:
+            return after, cache
+        length, vectors = self.config.chunk_length, self.config.memory_vectors
+        memories = self.encode(tokens[:, None])
+        entries = self._enter(self._bridge(memories))[:, 0]
+        new = {VECTORS: memories[:, 0], VALID: jnp.ones_like(full)}
+        leaves = {
+            name: _put(leaf, state.count, new[name], full) for name, leaf in state.leaves.items()
+        }
+        written = Memories(leaves, state.count, self.KIND)
+        tokens_at, here = self._entry_tokens(state.count), jnp.asarray(state.count)
+        for vector in range(vectors):
+            before = self._readable(written, vector)
+            before &= not self.config.decoder.blind_memories
+            own = jnp.zeros((len(tokens), length), bool)
+            at = length + state.count * vectors + vector
+            _, cache = self.backbone.cached_read(
+                entries[:, vector],
+                cache,
+                TextPositions(tokens_at[:, vector], here),
+                jnp.where(full, at, cache.key.shape[3]),
+                jnp.concatenate([own, before], axis=1),
+                is_entry=True,
+            )
+        return Memories(leaves, after.count, self.KIND), cache
+
+    @nn.nowrap
+    def grow(
+        self, state: Memories, cache: KeyValues | None, entries: int
+    ) -> tuple[Memories, KeyValues | None]:
+        """Return a state and its cache with room for so many more entries."""
+
+        def longer(x: jax.Array, axis: int, more: int) -> jax.Array:
+            return jnp.pad(x, [(0, more if at == axis else 0) for at in range(x.ndim)])
+
+        leaves = {name: longer(leaf, 1, entries) for name, leaf in state.leaves.items()}
+        if cache is not None and self.memory:
+            vectors = entries * self.config.memory_vectors
+            cache = KeyValues(*(longer(x, 3, vectors) for x in cache))
+        return Memories(leaves, state.count, self.KIND), cache
+
+    def _readable(self, state: Memories, more: int = 0) -> Bool[Array, "B PK"]:
+        """Return the positions of entries in the cache that hold a memory.
+
+        `more` vectors of the entry behind the last one count too.
+        """
+        if not self.memory:
+            return jnp.zeros((len(state.count), 0), bool)
+        vectors = self.config.memory_vectors
+        valid = jnp.repeat(state.leaves[VALID], vectors, axis=1)
+        end = state.count * vectors + more
+        return valid & (jnp.arange(valid.shape[1]) < end[:, None])
+
+
+def _by_row(x: np.ndarray | jax.Array, batch: int) -> Int[Array, "B X"]:
+    return jnp.broadcast_to(jnp.asarray(x), (batch, x.shape[-1]))
+
+
+def _put(
+    leaf: Shaped[Array, "B P ..."],
+    at: Int[Array, " B"],
+    value: Shaped[Array, "B ..."],
+    where: Bool[Array, " B"],
+) -> Shaped[Array, "B P ..."]:
+    """Write one value per sequence, where it is to be."""
+    at = jnp.where(where, at, leaf.shape[1])
+    return leaf.at[jnp.arange(len(leaf)), at].set(value.astype(leaf.dtype), mode="drop")

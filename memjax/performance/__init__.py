@@ -1,0 +1,1 @@
+"""Speed and memory: of TPU slices by their compiler (aot), and of local devices (bench)."""

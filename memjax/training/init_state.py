@@ -1,0 +1,291 @@
+"""The initial state of a stage: fresh weights, or weights of another model."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from memjax.checkpoints import CheckpointError, parts_of, transplant
+from memjax.checkpoints.identity import ENCODER_SETTINGS
+from memjax.checkpoints.reading import read_config
+from memjax.config import FUNCTION_QUIRKS, Config, Stage, differences
+from memjax.config.choices import FULL_PACKINGS, PACKINGS
+from memjax.data import Prepared
+from memjax.data.packing import check_side
+from memjax.interop.huggingface.init_from import start_pretrained
+from memjax.interop.huggingface.weights import Stored
+from memjax.interop.stage import StoredStage, open_stage
+from memjax.layers.lora import adapter_shapes, draw_adapters
+from memjax.models import example, find
+from memjax.models.initialize import initial_params
+from memjax.objectives import SpecialIds
+from memjax.progress import Reporter
+from memjax.sharding import ProcessMonitor, make_mesh, replicated, shardings, state_shardings
+from memjax.training.optimizer import Tree, merge, split
+from memjax.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The config, data and devices that all stages of a run share."""
+
+    config: Config
+    workdir: Path
+    data: Prepared
+    reporter: Reporter
+    watch: ProcessMonitor = dataclasses.field(default_factory=lambda: ProcessMonitor(print))
+    remote: str = ""
+    """The bucket for checkpoints, gs://BUCKET/FOLDER; empty keeps them in `workdir`."""
+    profile: tuple[int, int] | None = None
+    """First and last step of every stage to trace with the profiler; None traces nothing."""
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The mesh of all devices of all processes, by `config.mesh`."""
+        return make_mesh(self.config.mesh)
+
+    def places(self, params: Tree) -> Tree:
+        """Return the shardings of parameters, which are arrays or abstract."""
+        return shardings(params, self.config.mesh.rules, self.mesh)
+
+    @property
+    def ids(self) -> SpecialIds:
+        """The reserved ids of the run's tokenizer."""
+        return SpecialIds.of(self.data.tokenizer)
+
+    def tokens(self, stage: str, steps: int) -> int:
+        """Return the tokens of so many steps of a stage, without padding: as many per row as a row
+        in training has on average.
+        """
+        return round(steps * self.config.stages[stage].batch_size * self.data.train.mean_tokens)
+
+    def folder(self, stage: str) -> Path:
+        """Return the folder of a stage's metrics."""
+        return self.workdir / "stages" / stage
+
+    def checkpoints(self, stage: str) -> epath.Path:
+        """Return the folder of a stage's checkpoints, beside its metrics or in the bucket."""
+        return epath.Path(self.remote or self.workdir) / "stages" / stage / "checkpoints"
+
+
+def abstract_params(
+    module: nn.Module, config: Config, stage: Stage | None = None, key: str = "trainable"
+) -> Tree:
+    """Return shapes and dtypes of a module's parameters, without computing them.
+
+    Args:
+      module: the model.
+      config: the run.
+      stage: the stage whose LoRA factors are included; None includes none.
+      key: the setting of the rules that give ranks, for messages.
+
+    Raises:
+      ConfigError: a rule gives a rank to no matrix, or a rank that a matrix cannot have.
+    """
+    shapes = _init_shapes(module, jax.eval_shape(lambda: example(module, config)).shape)
+    return shapes if stage is None else merge(shapes, adapter_shapes(shapes, stage.trainable, key))
+
+
+@functools.lru_cache(maxsize=32)
+def _init_shapes(module: nn.Module, tokens: tuple[int, ...]) -> Tree:
+    """Return shapes and dtypes of parameters, which a run needs many times."""
+    # All is abstract: with the mesh of an absent machine in context, no array can be made.
+    return jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros(tokens, jnp.int32))["params"]
+    )
+
+
+def data_offset(config: Config, stage: Stage, step: int = 0) -> int:
+    """Return the sequences that the stage, at a step, and the stages before it have read.
+
+    A stage continues after those of the stage whose whole model it starts from.
+    """
+    own = step * stage.batch_size
+    if not stage.init_from or stage.init_part or stage.init_from not in config.stages:
+        return own
+    before = config.stages[stage.init_from]
+    return data_offset(config, before, before.steps) + own
+
+
+def init_train_state(
+    run: Run, name: str, module: nn.Module, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Return the state before the first step: fresh weights, or those that `init_from` names.
+
+    Raises:
+      CheckpointError: the weights do not fit, or have another config, tokenizer or side of padding.
+    """
+    config, stage = run.config, run.config.stages[name]
+    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+    shapes = abstract_params(module, config)
+    places = run.places(shapes)
+    source = open_source_stage(run.config, name, run.remote or run.workdir)
+    pretrained = source.pretrained if source is not None else None
+    # Pretrained weights are not drawn, and stay in their files until the others are drawn.
+    taken = start_pretrained(pretrained, config, name, shapes) if pretrained else {}
+    flat = flatten_dict(taken, sep="/")
+    stored = {path: leaf for path, leaf in flat.items() if isinstance(leaf, Stored)}
+
+    def init(key: jax.Array) -> Tree:
+        return _without(initial_params(module, config, stage, key), stored)
+
+    # Every device draws its own part, so that no device holds all parameters.
+    params = jax.jit(init, out_shardings=_without(places, stored))(key)
+    if pretrained is not None:
+        flat_places = flatten_dict(places, sep="/")
+        read = {path: pretrained.read(leaf, flat_places[path]) for path, leaf in stored.items()}
+        params = merge(params, unflatten_dict(read, sep="/"))
+    elif source is not None:
+        _check_source(run, source, stage)
+        fill_layers = "untrained_layers" in stage.compat
+        given = transplant(
+            params, source.read(run.places), stage.init_part, source.path, fill_layers
+        )
+        # A copy: the first step takes the state's memory, and must not take the source's.
+        params = jax.tree.map(
+            lambda x, place: jax.device_put(x, place, may_alias=False), given, places
+        )
+    if adapters := adapter_shapes(shapes, stage.trainable, "trainable"):
+        draw = functools.partial(draw_adapters, adapters)
+        params = merge(params, jax.jit(draw, out_shardings=run.places(adapters))(key))
+    trainable, frozen = split(params, stage.trainable, "trainable")
+    moments = jax.eval_shape(optimizer.init, trainable)
+    # Moments have the layout of their parameters.
+    places = state_shardings(moments, trainable, run.places(trainable), run.mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=places)(trainable)
+    step = jax.device_put(jnp.int32(0), replicated(run.mesh))
+    return TrainState(step, trainable, frozen, opt_state)
+
+
+def open_source_stage(config: Config, name: str, workdir: str | Path) -> StoredStage | None:
+    """Open the stage that `init_from` names; None where it names none.
+
+    Args:
+      config: the run's config.
+      name: the stage that starts.
+      workdir: where the run's checkpoints are, for a stage of the same run.
+
+    Raises:
+      CheckpointError: there is no trained stage; the message names the key.
+    """
+    init_from = config.stages[name].init_from
+    if not init_from:
+        return None
+    path = f"{workdir}/stages/{init_from}" if init_from in config.stages else init_from
+    try:
+        return open_stage(path, vocab_size=config.data.vocab_size)
+    except CheckpointError as error:
+        key = f"config.stages.{name}.init_from={init_from!r}"
+        raise CheckpointError(f"{key}: {error}") from error
+
+
+def _without(tree: Tree, paths: Container[str]) -> Tree:
+    return unflatten_dict(
+        {path: x for path, x in flatten_dict(tree, sep="/").items() if path not in paths}, sep="/"
+    )
+
+
+def check_origin(run: Run, name: str, meta: dict[str, Any], path: str) -> None:
+    """Check that a checkpoint of a stage has the run's config, tokenizer and order of data."""
+    changed = differences(run.config, read_config(meta["config"], path))
+    CheckpointError.require(
+        not changed,
+        f"{path} is of another config ({'; '.join(changed[:3])}); use another --workdir",
+    )
+    fingerprint = run.data.tokenizer.fingerprint
+    CheckpointError.require(
+        meta["tokenizer"] == fingerprint,
+        f"{path} is of tokenizer {meta['tokenizer']}, this run has {fingerprint}; use another"
+        " --workdir",
+    )
+    stage = run.config.stages[name]
+    next_row = data_offset(run.config, stage, meta["step"])
+    for key, ours in {"stage": name, "next_row": next_row}.items():
+        CheckpointError.require(
+            meta[key] == ours,
+            f"{path}: {key} {meta[key]!r}, expected {ours!r}. Delete it, to resume from the"
+            " checkpoint before it",
+        )
+
+
+def _check_source(run: Run, found: StoredStage, stage: Stage) -> None:
+    """Check settings and tokenizer of a source whose weights fit in shape.
+
+    With other heads, another kernel, norm or vocabulary they would be another function.
+    """
+    folder, source = found.path, found.config
+    if not found.fingerprint:
+        run.reporter.log(
+            f"{folder}: no tokenizer is named there; its ids are taken for those of this run"
+        )
+    elif found.fingerprint != run.data.tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{folder} was trained with tokenizer {found.fingerprint}, this run has"
+            f" {run.data.tokenizer.fingerprint}; its embeddings mean"
+            " other tokens"
+        )
+    elif stage.init_from not in run.config.stages and not stage.init_part:
+        ours, theirs = ((c.seed, c.data.sequence_length) for c in (run.config, source))
+        if ours == theirs and (rows := data_offset(source, found.settings, found.step)):
+            run.reporter.log(
+                f"{folder}: trained on rows 0 to {rows - 1} of the order of"
+                f" config.seed={source.seed}, with which this stage begins again. Set another"
+                " config.seed for another order"
+            )
+    ours, theirs = run.config.data.packing, source.data.packing
+    if not {ours, theirs} & set(FULL_PACKINGS):
+        where, remedy = f"config.data.packing={ours!r}", f"Train on rows as {folder} was"
+        check_side(PACKINGS[ours][1], theirs, where, remedy, CheckpointError)
+    family = found.settings.family
+    for there, here in parts_of(stage.init_part):
+        for key_there, key_here in _settings_of(there, here, family, stage.family):
+            theirs, ours = _meaning(source, key_there, there), _meaning(run.config, key_here, here)
+            if (
+                "untrained_layers" in stage.compat
+                and key_here == "encoder"
+                and theirs.final_norm <= ours.final_norm
+            ):
+                theirs = dataclasses.replace(theirs, layers=ours.layers, final_norm=ours.final_norm)
+            CheckpointError.require(
+                theirs == ours,
+                f"{folder} was trained with config.model.{key_there}={theirs}, this run has"
+                f" config.model.{key_here}={ours}",
+            )
+
+
+ENCODER = (*ENCODER_SETTINGS, "compat")
+MODEL = ("encoder", *ENCODER, "decoder", "expansion", "layout", "memory_injection")
+
+
+def _settings_of(
+    there: str, here: str, family_there: str, family_here: str
+) -> list[tuple[str, str]]:
+    """Return pairs of settings, there and here, that must be equal for the part's weights."""
+    if not here:
+        return [(key, key) for key in (*MODEL, "reconstructor")]
+    parts = (there, family_there), (here, family_here)
+    stack_there, stack_here = (
+        "encoder" if part.startswith("encoder") else find(family).backbone for part, family in parts
+    )
+    keys = ENCODER if there == here == "encoder" else ("compat",)
+    return [(stack_there, stack_here), *((key, key) for key in keys)]
+
+
+def _meaning(config: Config, key: str, part: str) -> Any:
+    """Return a setting as far as it changes the function of the part's weights."""
+    value = getattr(config.model, key)
+    if key != "compat":
+        return value
+    # Full sequences have no padding, and then an encoder is the same function however it reads it.
+    padded = {"attended_padding"} if config.data.packing not in FULL_PACKINGS else set()
+    bearing = {"residual_noise"} | padded if part else FUNCTION_QUIRKS
+    return tuple(sorted(bearing & set(value)))

@@ -1,0 +1,101 @@
+"""Encoder and decoder in one form: a system's nats are those of its family's objective."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from memjax import objectives
+from memjax.config import Stage
+from memjax.inference.codec import make_codec, scores_of
+from memjax.models import build, example
+from memjax.objectives import SpecialIds
+from memjax.testing import tiny_config
+
+CONFIG = tiny_config("unused")
+IDS = SpecialIds()
+OBJECTIVE = {"autoencoder": "reconstruction", "oracle": "next_token", "memory_model": "blank_copy"}
+
+
+def make(family, ask="", **changes):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
+    module = build(config, Stage(family=family))
+    params = module.init(jax.random.key(0), example(module, config))["params"]
+    return make_codec(module, IDS, ask), params
+
+
+def texts(system, count=5):
+    tokens = np.random.default_rng(0).integers(6, 320, (count, system.length)).astype(np.int32)
+    tokens[0, -3:] = IDS.pad
+    return tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "ask", "changes", "shape"),
+    [
+        ("autoencoder", "", {}, (1, 16)),
+        ("autoencoder", "", {"memory_vectors": 2, "readout": "memory_tokens"}, (2, 16)),
+        ("oracle", "", {}, (1, 16)),
+        ("oracle", "", {"memory_injection": "embedding", "bottleneck": 4}, (1, 4)),
+        ("memory_model", "blank_copy", {}, (2, 16)),
+        ("memory_model", "copy", {"memory_vectors": 2, "readout": "memory_tokens"}, (4, 16)),
+        ("memory_model", "plain_copy", {}, (2, 16)),
+    ],
+)
+def test_nats_are_those_of_the_objective(family, ask, changes, shape):
+    system, params = make(family, ask, **changes)
+    tokens = texts(system)
+    assert system.shape == shape
+    memory = system.encode(params, tokens)
+    assert memory.shape == (5, *shape)
+    scores = scores_of(system, params, tokens)
+    # A memory model's text is the first half of a row; what the other half holds is not asked for.
+    row = (
+        np.concatenate([tokens, np.full_like(tokens, 9)], axis=1)
+        if family == "memory_model"
+        else tokens
+    )
+    name = ask or OBJECTIVE[family]
+    expected = objectives.score(system.module, {"params": params}, row, (name,), IDS)[name]
+    nats, correct, count = (
+        np.sum(x * scores.weight, axis=(1, 2)) for x in (scores.nats, scores.is_argmax, 1)
+    )
+    np.testing.assert_allclose(
+        nats, np.sum(expected.nats * expected.weight, axis=(1, 2)), rtol=1e-5
+    )
+    np.testing.assert_array_equal(
+        correct, np.sum(expected.is_argmax * expected.weight, axis=(1, 2))
+    )
+    np.testing.assert_array_equal(count, (tokens != IDS.pad).sum(1))
+    logits = system.logits(params, memory, tokens)
+    by_hand = -np.take_along_axis(
+        np.asarray(jax.nn.log_softmax(logits)), np.asarray(scores.labels)[:, 0, :, None], -1
+    )[..., 0]
+    real = np.asarray(scores.weight)[:, 0] > 0
+    np.testing.assert_allclose(
+        by_hand[real], np.asarray(scores.nats)[:, 0][real], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_nats_depend_on_the_memory_that_is_given():
+    system, params = make("autoencoder")
+    tokens = texts(system)
+    memory = system.encode(params, tokens)
+    own, other = (np.asarray(system.score(params, m, tokens).nats) for m in (memory, memory[::-1]))
+    assert (own[0] != other[0]).any() and (own[2] == other[2]).all(), (
+        "the middle text keeps its own"
+    )
+
+
+@pytest.mark.slow
+def test_what_has_no_decoder_of_memories_is_refused():
+    with pytest.raises(ValueError, match="a model of family causal_lm has no decoder"):
+        make("causal_lm")
+    with pytest.raises(ValueError, match="'': a memory model is prompted by blank_copy"):
+        make("memory_model")
+    module = build(CONFIG, Stage(memory=False))
+    with pytest.raises(ValueError, match="it holds nothing"):
+        make_codec(module, IDS, "copy")

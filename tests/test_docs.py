@@ -1,0 +1,232 @@
+"""The documents are right: links lead somewhere, commands exist, and code runs."""
+
+import dataclasses
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from memjax.cli.arguments import parse, read_config
+from memjax.cli.main import COMMANDS
+from memjax.config import Stage
+from memjax.data import prepare
+from memjax.data.sources.files import FilesSource
+from memjax.experiment.run import claim_workdir
+from memjax.models import build, find
+from memjax.models.registry import FAMILIES
+from memjax.objectives import OBJECTIVES, SpecialIds, check, score, total
+from memjax.progress import Reporter
+from memjax.testing import tiny_config, write_corpus
+from memjax.training.init_state import Run
+from memjax.training.loop import train_stage
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "configs/*.md", "launch/*.md")
+    for path in ROOT.glob(pattern)
+)
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+WORKDIR = "runs/quickstart"
+ADDED = ("api/",)
+"""Parts of the site that only `make docs` makes."""
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[tuple[int, str]]:
+    """(line, code) of the blocks of a page in a language."""
+    text = text_of(page)
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start(1)), match[1]) for match in found]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command in the shell blocks of a page."""
+    joined = [re.sub(r"\\\n\s*", "", code) for _, code in blocks(page, "sh")]
+    lines = [line for code in joined for line in code.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def execute(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Run the Python blocks of a page one after another in a folder; return their names."""
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    for line, code in blocks(page, "python"):
+        # The empty lines give errors the line of the page.
+        exec(compile("\n" * line + code, str(ROOT / page), "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_links_lead_to_files_and_headings(page):
+    for target, anchor in LINK.findall(text_of(page)):
+        if target.startswith(ADDED):
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        if anchor:
+            assert anchor in anchors(path.read_text(encoding="utf-8")), f"{page}: {target}#{anchor}"
+
+
+def test_every_page_is_on_the_site():
+    listed = set(re.findall(r": (\S+\.md)$", text_of("mkdocs.yml"), re.MULTILINE))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= listed
+
+
+def test_documents_show_every_command_and_no_other():
+    shown = [words[1] for page in NAMES for words in commands(page) if words[0] == "memjax"]
+    assert set(shown) == set(COMMANDS)
+
+
+def test_commands_of_documents_are_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for page in NAMES:
+        for program, name, *args in filter(lambda words: words[0] == "memjax", commands(page)):
+            module = "import_weights" if name == "import" else name
+            given = parse(importlib.import_module(f"{program}.cli.{module}").ARGUMENTS, args)
+            for flag in given.overrides:
+                file = getattr(given, flag)
+                # CONTRIBUTING.md trains an objective and a family that its reader adds first.
+                if page != "CONTRIBUTING.md" and file and Path(file.partition(":")[0]).is_file():
+                    read_config(flag, file, given.overrides[flag])
+
+
+def test_the_layout_names_every_room():
+    layout = text_of("CONTRIBUTING.md").split("## Layout")[1].split("```")[1]
+    named = set(re.findall(r"^  (\w+)/", layout, re.MULTILINE))
+    assert named == {path.parent.name for path in (ROOT / "memjax").glob("*/__init__.py")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder where `runs/quickstart` holds a model that two steps have trained."""
+    folder = tmp_path_factory.mktemp("docs")
+    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2)
+    stages = {name: config.stages[name] for name in config.curriculum}
+    config = dataclasses.replace(config, stages=stages, controls=())
+    workdir = folder / WORKDIR
+    claim_workdir(config, workdir)
+    run = Run(config, workdir, prepare(config.data, workdir / "data"), Reporter())
+    for name in config.curriculum:
+        train_stage(run, name)
+    return folder
+
+
+def test_the_readme_is_short():
+    assert len(text_of("README.md").splitlines()) <= 200
+
+
+def test_ten_lines_of_the_readme_run(trained, monkeypatch, capsys):
+    ((_, code),) = blocks("README.md", "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    names = execute("README.md", trained, monkeypatch)
+    assert len(names["store"]) > 0
+    assert len(capsys.readouterr().out.splitlines()) > 1
+
+
+@pytest.mark.slow
+def test_python_of_the_library_page_runs(trained, monkeypatch, capsys):
+    names = execute("docs/library.md", trained, monkeypatch)
+    promised = re.findall(r"print\(\w+\.shape\)  # (\([\d, ]+\))", text_of("docs/library.md"))
+    assert len(promised) == 2
+    assert set(promised) <= set(capsys.readouterr().out.splitlines())
+    assert 0 <= float(names["copy_accuracy"]) <= 1
+
+
+def test_python_of_the_instruments_page_runs(trained, monkeypatch):
+    execute("docs/instruments.md", trained, monkeypatch)
+
+
+def test_the_readme_lists_every_command():
+    table = text_of("README.md").split("## Commands")[1].split("## ")[0]
+    listed = re.findall(r"`(?:memjax )?([a-z]+)`", table)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+def test_the_readme_has_no_other_shell_commands():
+    assert [words[0] for words in commands("README.md")] == ["make", "make"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_targets_exist_and_quickstart_is_the_command_shown():
+    targets = [words[1] for page in NAMES for words in commands(page) if words[0] == "make"]
+    assert [words[1] for words in commands("README.md")] == ["quickstart", "test"]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+    dry = {
+        target: subprocess.run(
+            ["make", "--dry-run", target],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for target in {*targets, "env", "slow", "night", "docs", "clean", "help"}
+    }
+    train = next(
+        words
+        for words in commands("docs/train.md")
+        if words[:2] == ["memjax", "train"] and f"--workdir={WORKDIR}" in words
+    )
+    assert shlex.join(train) in dry["quickstart"]
+    last = dry["test"].rstrip().splitlines()[-1]
+    assert " -m pytest " in last and last.endswith(' -m "not slow and not night"'), (
+        "pytest's closing line must come last"
+    )
+
+
+def contributed(index: int) -> dict:
+    """The names of a Python block of CONTRIBUTING.md, run as a module."""
+    line, code = blocks("CONTRIBUTING.md", "python")[index]
+    names: dict = {"__name__": "contributed"}
+    exec(compile("\n" * line + code, str(ROOT / "CONTRIBUTING.md"), "exec"), names)
+    return names
+
+
+@pytest.mark.slow
+def test_the_contributed_objective_and_family_can_be_scored(monkeypatch):
+    (objective,), adapter = contributed(0)["OBJECTIVES"], contributed(1)["ADAPTER"]
+    monkeypatch.setitem(OBJECTIVES, objective.name, objective)
+    monkeypatch.setitem(FAMILIES, adapter.name, adapter)
+    stages = {
+        "first": Stage(objectives={objective.name: 1.0}),
+        "bigram": Stage(family=adapter.name, objectives={"next_token": 1.0}),
+    }
+    config = tiny_config("python-docs", stages=stages, curriculum=tuple(stages), controls=())
+    check(config)
+    tokens = np.random.default_rng(0).integers(6, 320, (2, config.data.sequence_length))
+    for stage in stages.values():
+        module = build(config, stage)
+        variables = module.init(jax.random.key(0), find(stage.family).example(config))
+        (name,) = stage.objectives
+        scores = score(module, variables, tokens.astype(np.int32), [name], SpecialIds(), stage)
+        sums = total(scores[name])
+        assert sums.count == (2 * 8 if name == objective.name else 2 * 32)
+        assert sums.nats / sums.count == pytest.approx(np.log(320), rel=0.2)
+
+
+def test_the_contributed_corpus_format_is_read(tmp_path):
+    file = tmp_path / "stories.csv"
+    file.write_text('text,n\n"hello, world",1\nbye,2\n', encoding="utf-8")
+    formats = {".csv": contributed(2)["CsvPart"]}
+    source = FilesSource("stories", [file], "text", False, formats)
+    assert [document.text for document in source] == ["hello, world", "bye"]
