@@ -52,9 +52,10 @@ class Data:
     Weighted next-token losses read it.
     """
     memories: str = ""
-    """Folder with the memories of all rows, as `memjax compress` writes them.
+    """Folder with the memories of all rows, as `memjax compress` writes them, or a stage of this run.
 
-    They replace a frozen encoder, which then does not run.
+    They replace a frozen encoder, which then does not run. A stage's encoder writes them once, into
+    the workdir, before the first stage that reads them.
     """
 
 
@@ -128,6 +129,11 @@ class Backbone:
     def blind_memories(self) -> bool:
         """True with `blind_memories` among the features."""
         return "blind_memories" in self.features
+
+    @property
+    def zero_outputs(self) -> bool:
+        """True with `zero_outputs` among the features."""
+        return "zero_outputs" in self.features
 
     @property
     def attention_head_dim(self) -> int:

@@ -116,7 +116,7 @@ def _prepare(config: Config, folder: Path, reporter: Reporter) -> Prepared:
     )
     if config.data.attributions:
         check_attributions(open_attributions(config.data.attributions), data.train)
-    if config.data.memories:
+    if config.data.memories and config.data.memories not in config.stages:
         open_memories(config.data.memories, "train").check_rows(data.train)
     check_targets(config, data)
     return data

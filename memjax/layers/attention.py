@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from memjax.config import Backbone
 from memjax.layers.attend import PrefixCache, attend, attend_cached
-from memjax.layers.linear import COLUMN_PARALLEL, ROW_PARALLEL, Linear
+from memjax.layers.linear import COLUMN_PARALLEL, ROW_PARALLEL, Linear, last_init
 from memjax.layers.norm import make_norm
 from memjax.layers.rotary import (
     TextPositions,
@@ -68,7 +68,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.query_norm = make_norm(config, dtype, "query_norm")
             self.key_norm = make_norm(config, dtype, "key_norm")
-        self.out = Linear(config.width, dtype=dtype, layout=ROW_PARALLEL)
+        last = last_init(config)
+        self.out = Linear(config.width, dtype=dtype, layout=ROW_PARALLEL, kernel_init=last)
         if config.log_scale:
             self.sharpness = self.param(
                 "sharpness", nn.initializers.constant(SHARPNESS), (config.heads,)

@@ -6,11 +6,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from memjax.config import Backbone
 from memjax.sharding import gather_params
 
 COLUMN_PARALLEL, ROW_PARALLEL = ("fsdp", "tensor"), ("tensor", "fsdp")
 """Layouts of a pair of matrices. Over `tensor` the first is split by outputs and the second by
 inputs, so that the activations between them need no exchange."""
+
+
+FIRST = nn.initializers.lecun_normal()
+"""Scale of a matrix before training."""
+
+
+def last_init(config: Backbone) -> nn.initializers.Initializer:
+    """Return the first values of a matrix whose output is added to the residual stream."""
+    return nn.initializers.zeros if config.zero_outputs else FIRST
 
 
 class Linear(nn.Module):
@@ -26,7 +36,7 @@ class Linear(nn.Module):
     features: int
     use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = FIRST
     layout: tuple[str | None, str | None] = ("fsdp", None)
     """Mesh axes that the kernel is stored over (config.mesh.rules); `fsdp` is gathered before use.
     """

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from memjax.config import Backbone
-from memjax.layers.linear import COLUMN_PARALLEL, ROW_PARALLEL, Linear
+from memjax.layers.linear import COLUMN_PARALLEL, ROW_PARALLEL, Linear, last_init
 
 
 class MLP(nn.Module):
@@ -32,6 +32,7 @@ class MLP(nn.Module):
             self.config.width,
             dtype=self.dtype,
             layout=ROW_PARALLEL,
+            kernel_init=last_init(self.config),
         )
         if self.config.mlp in ("gelu", "silu"):
             h = up(use_bias=True, name="up")(x)

@@ -140,9 +140,17 @@ def _check_memories(config: Config, stages: Mapping[str, Stage]) -> None:
     (training/encode_corpus.py).
     """
     key = f"config.data.memories={config.data.memories!r}"
+    source = config.stages.get(config.data.memories)
+    if source is not None:
+        ConfigError.require(
+            can(source.family, "encodes"),
+            f"{key} is a stage of family {source.family!r}, expected one with an encoder",
+        )
     for name, stage in stages.items():
         ConfigError.require(
-            can(stage.family, "reads_memories") or not can(stage.family, "encodes"),
+            source is not None
+            or can(stage.family, "reads_memories")
+            or not can(stage.family, "encodes"),
             f"{key} is read by stages of family {', '.join(families_that('reads_memories'))}, and"
             f" {name}.family={stage.family!r} runs its encoder; train that"
             " stage in a run without stored memories and pass its folder as init_from",

@@ -68,7 +68,7 @@ class StagePrograms(StageSteps):
 
     def train(self) -> Jitted:
         """Return the training step."""
-        batch = self.batch(reads_memories(self.config, self.stage))
+        batch = self.batch(reads_memories(self.config, self.stage, self.trainable))
         return self.jit_train_step(), (self.state, batch)
 
     def evaluate(self) -> Jitted:

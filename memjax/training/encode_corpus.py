@@ -33,7 +33,14 @@ from memjax.data import (
 from memjax.interop.stage import StoredStage, check_tokenizer, encoder_of, open_stage
 from memjax.models import Encoder, can
 from memjax.progress import Reporter, track
-from memjax.sharding import batch_sharding, batch_shards, make_mesh, replicated
+from memjax.sharding import (
+    barrier,
+    batch_sharding,
+    batch_shards,
+    first_process,
+    make_mesh,
+    replicated,
+)
 from memjax.training.init_state import Run
 from memjax.training.optimizer import Tree
 from memjax.training.step import TrainState
@@ -157,7 +164,7 @@ def check_frozen(config: Config, name: str, trainable: Tree) -> None:
     Raises:
       ConfigError: it trains its encoder.
     """
-    if config.data.memories and "encoder" in trainable:
+    if reads_memories(config, config.stages[name], trainable) and "encoder" in trainable:
         moved = ", ".join(sorted(flatten_dict({"encoder": trainable["encoder"]}, sep="/"))[:3])
         raise ConfigError(
             f"config.data.memories={config.data.memories!r} stands for an encoder that does not"
@@ -168,9 +175,15 @@ def check_frozen(config: Config, name: str, trainable: Tree) -> None:
         )
 
 
-def reads_memories(config: Config, stage: Stage) -> bool:
-    """Return whether a training step reads stored memories instead of running its encoder."""
-    return bool(config.data.memories) and can(stage.family, "reads_memories") and stage.memory
+def reads_memories(config: Config, stage: Stage, trainable: Tree) -> bool:
+    """Return whether a training step reads stored memories instead of running its encoder.
+
+    Memories of a stage of the run are read by those stages that freeze their encoder, memories of a
+    folder by all.
+    """
+    stored, moves = config.data.memories, "encoder" in trainable
+    able = can(stage.family, "reads_memories") and stage.memory
+    return bool(stored) and able and not (stored in config.stages and moves)
 
 
 def stored_memories(run: Run, name: str, state: TrainState) -> RowMemories | None:
@@ -181,13 +194,32 @@ def stored_memories(run: Run, name: str, state: TrainState) -> RowMemories | Non
       ConfigError: the stage trains its encoder.
     """
     config, stage = run.config, run.config.stages[name]
-    if not reads_memories(config, stage):
+    if not reads_memories(config, stage, state.trainable):
         return None
     check_frozen(config, name, state.trainable)
-    memories = open_memories(config.data.memories, "train")
+    folder = Path(config.data.memories)
+    if config.data.memories in config.stages:
+        folder = run.workdir / "memories"
+        _write_once(run, folder)
+    memories = open_memories(folder, "train")
     memories.check_rows(run.data.train)
     shape = (config.chunks, config.model.memory_vectors, config.model.encoder.width)
     memories.check_encoder(
         encoder_settings(config.model), fingerprint(state.frozen["encoder"]), shape
     )
     return memories
+
+
+def _write_once(run: Run, folder: Path) -> None:
+    """Write the memories that a stage of the run has of its training rows, if they are absent.
+
+    The first process does, or each where they do not share the folder.
+    """
+    if not first_process():
+        barrier("memories")
+    if not (folder / "train.json").exists():
+        stage = f"{run.remote or run.workdir}/stages/{run.config.data.memories}"
+        dtype = run.config.model.dtype
+        encode_corpus(stage, run.workdir / "data", folder, dtype=dtype, reporter=run.reporter)
+    if first_process():
+        barrier("memories")

@@ -6,6 +6,7 @@ Shapes: B row, C chunk, L token.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -30,6 +31,7 @@ from memjax.data import (
 )
 from memjax.evaluation.evaluators import open_evaluators
 from memjax.models import build, example
+from memjax.objectives import load_config
 from memjax.progress import Reporter
 from memjax.testing import tiny_config, write_corpus
 from memjax.training.encode_corpus import check_frozen, stored_memories
@@ -348,6 +350,39 @@ def test_a_stage_that_trains_its_encoder_is_refused(place, encoded, tmp_path) ->
         stored_memories(run_of(place, config, tmp_path), "combined", state)
     check_frozen(reading(place, ""), "combined", state.trainable)
     check_frozen(reading(place, encoded), "combined", {"decoder": state.trainable})
+
+
+def test_a_stage_of_the_run_writes_its_memories_once(place, expected, tmp_path) -> None:
+    workdir = shutil.copytree(place.workdir, tmp_path / "run")
+    stages = {name: place.config.stages[name] for name in ("autoencoder", "combined")}
+    stages["control"] = dataclasses.replace(
+        stages["combined"], init_from="", init_part="", trainable=((".*", True),)
+    )
+    data = dataclasses.replace(place.config.data, memories="autoencoder")
+    config = dataclasses.replace(
+        place.config, data=data, stages=stages, curriculum=tuple(stages), controls=()
+    )
+    load_config(to_json(config))
+    run, state = run_of(place, config, workdir), state_of(config, place.params["combined"])
+    memories = stored_memories(run, "combined", state)
+    assert memories is not None and memories.folder == workdir / "memories"
+    found = np.stack([memories[i] for i in range(len(memories))])
+    assert found.dtype == np.float32, "the dtype of the model"
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    written = (workdir / "memories" / "train.json").stat().st_mtime_ns
+    assert stored_memories(run, "combined", state) is not None
+    assert (workdir / "memories" / "train.json").stat().st_mtime_ns == written
+    moves = TrainState(jnp.int32(0), place.params["combined"], {}, ())
+    assert stored_memories(run, "control", moves) is None, "its encoder moves"
+
+
+def test_memories_of_a_stage_without_an_encoder_are_refused(place) -> None:
+    data = dataclasses.replace(place.config.data, memories="causal_lm")
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.data\.memories='causal_lm' is a stage of family 'causal_lm', expected",
+    ):
+        load_config(to_json(dataclasses.replace(place.config, data=data)))
 
 
 @pytest.mark.slow

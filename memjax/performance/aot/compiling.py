@@ -117,7 +117,7 @@ def compile_program(
     memory, found = compiled.memory_analysis(), collectives(parsed)
     traffic, moved = total(found), hbm_bytes(parsed)
     # Held-out sequences are encoded whatever training reads.
-    stored = program == "train" and reads_memories(config, stage)
+    stored = program == "train" and reads_memories(config, stage, programs.trainable)
     needed = model_flops(config, stage, stored)
     useful = {"train": needed.total, "evaluate": needed.forward}.get(program, 0.0) / where.chips
     work = Work(useful, counted / where.chips, moved, traffic.ici, traffic.dcn)
