@@ -52,7 +52,7 @@ class Data:
     Weighted next-token losses read it.
     """
     memories: str = ""
-    """Folder with the memories of all rows, as `memjax compress` writes them, or a stage of this run.
+    """Memories of all rows: a folder, as `memjax compress` writes it, or a stage of this run.
 
     They replace a frozen encoder, which then does not run. A stage's encoder writes them once, into
     the workdir, before the first stage that reads them.
