@@ -35,7 +35,12 @@ from memjax.training.step import TrainState, train_step
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 GOLDEN = Path(__file__).resolve().parent / "golden_configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
-OURS = {"quickstart": ("", "small", "decoder"), "scaling": (), "benchmark": (), "pretrained": ()}
+OURS = {
+    "quickstart": ("", "small", "decoder", "no_memory"),
+    "scaling": (),
+    "benchmark": (),
+    "pretrained": (),
+}
 """Files whose variants are not published experiments, and those variants; none named is all that
 the file names."""
 IMPORTED = (
@@ -82,9 +87,9 @@ PARAMETERS = {
     ("pretrained", "no_memory", "train"): 1_235_814_400 + 8 * 2048,
     ("memory_model", "1b", "combined"): 1_307_255_808,
     ("quickstart", "", "autoencoder"): 1_099_136,
-    ("quickstart", "", "combined"): 1_630_720,
-    ("quickstart", "", "no_memory"): 1_085_312,
-    ("quickstart", "small", "combined"): 79_808,
+    ("quickstart", "", "combined"): 1_648_144,
+    ("quickstart", "no_memory", "no_memory"): 1_086_224,
+    ("quickstart", "small", "combined"): 80_936,
 }
 """Parameters that are known from elsewhere."""
 

@@ -34,7 +34,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "configs"
 OTHER_SIZES = {"benchmark", "scaling"}
 """Files whose models differ from those of others in size alone."""
 FILES = sorted({path.stem for path in FOLDER.glob("*.py")} - OTHER_SIZES)
-OURS = {"quickstart": ("", "small", "decoder"), "pretrained": ("all", "no_memory")}
+OURS = {"quickstart": ("", "small", "decoder", "no_memory"), "pretrained": ("all", "no_memory")}
 """Files whose variants are not published experiments."""
 STACKS = {
     "autoencoder": ("encoder", "reconstructor"),

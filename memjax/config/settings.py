@@ -294,7 +294,7 @@ class Stage:
     warmup_steps: int = 20
     lr_schedule: str = "cosine"
     final_lr_ratio: float = 0.0
-    """Learning rate right after the last step as a share of `learning_rate`."""
+    """Learning rate of the last step as a share of `learning_rate`; 0 is reached right after it."""
     trainable: Rules = ((".*", True),)
     """Trainable parameters: True, False, or the rank r of an adapter of a block's matrix.
 

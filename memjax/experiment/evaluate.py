@@ -16,7 +16,7 @@ import numpy as np
 from memjax.checkpoints import load_params
 from memjax.config import Config, Stage
 from memjax.evaluation.evaluators import open_evaluators
-from memjax.evaluation.evaluators.held_out import held_out
+from memjax.evaluation.evaluators.held_out import BASE, COPY_BASE, held_out
 from memjax.models import build, can
 from memjax.progress import track
 from memjax.sharding import on_mesh
@@ -42,6 +42,9 @@ READING = (
     "next_token_nats_by_memories",
 )
 """Mappings from the number of memories, which stand there too where a model has them."""
+EMPTY = {"next_token_nats": f"{BASE}_nats", "copy_accuracy": f"{COPY_BASE}_accuracy"}
+"""Numbers of the final model with no memory in view, which stand there as those of `no_memory` in a
+run without that control."""
 AUTOENCODER = ("autoencoder_accuracy", "autoencoder_exact")
 """Shares of tokens and of whole chunks that the autoencoder reconstructs from memories."""
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
@@ -88,12 +91,18 @@ def headline(results: dict[str, Any], final: str, controls: tuple[str, ...]) -> 
     models, stages = results["models"], results["stages"].values()
     suffixes = {"": final} | {f"_{control}": control for control in controls}
     seconds = sum(stage["seconds"] for stage in stages)
+    empty = {} if "no_memory" in controls else EMPTY
     return {
         f"{key}{suffix}": models[name].get(key)
         for key in HEADLINES + READING
         for suffix, name in suffixes.items()
         if key in HEADLINES or key in models[name]
     } | {
+        **{
+            f"{key}_no_memory": models[final][found]
+            for key, found in empty.items()
+            if found in models[final]
+        },
         **{key: models[final].get(key) for key in AUTOENCODER},
         "tokens_per_second": sum(stage["tokens"] for stage in stages) / max(seconds, 1e-9),
         "seconds_training": seconds,

@@ -20,6 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.layers.attend import LONGEST_WHOLE, attend, choose
 
+LONG, PIECE = 512, 2**18
+"""Entries of a long prefix, and scores of a head that are computed at once with one: a CPU's cache
+holds them."""
+
 
 class Group(NamedTuple):
     """One group's part of an array [B, T, ...]."""
@@ -155,25 +159,29 @@ def _two_blocks(
 ) -> Float[Array, "B X L H E"]:
     """Compute scores with the prefix and with the chunk apart, and one softmax over both.
 
-    The products with the prefix are of all chunks at once. Large scores are computed one chunk at a
-    time and again in the backward pass.
+    The products with the prefix are of all chunks at once. Large scores, and those of a long
+    prefix, are computed in pieces of some chunks each, and again in the backward pass.
     """
-    chunks, length = query.shape[1:3]
-    if chunks * length * (key.prefix.shape[1] + length) <= LONGEST_WHOLE**2:
+    (chunks, length), entries = query.shape[1:3], key.prefix.shape[1]
+    scores = length * (entries + length)
+    if chunks * scores <= (LONGEST_WHOLE**2 if entries <= LONG else PIECE):
         return _mix(query, key, value, seen, valid)
+    most = max(1, PIECE // scores)
+    size = max(part for part in range(1, min(most, chunks) + 1) if chunks % part == 0)
 
     # Gradients of the prefix are sums over all chunks: accumulate them in float32.
     prefixes = key.prefix.astype(jnp.float32), value.prefix.astype(jnp.float32)
 
     @jax.checkpoint
-    def mix(prefixes: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, read, own = (x[:, None] for x in chunk)
+    def mix(prefixes: tuple[jax.Array, jax.Array], piece: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v, read, own = piece
         keys, values = (Group(p.astype(q.dtype), x) for p, x in zip(prefixes, (k, v), strict=True))
-        return _mix(q, keys, values, read, own)[:, 0]
+        return _mix(q, keys, values, read, own)
 
     parts = (query, key.chunks, value.chunks, seen, valid)
-    by_chunk = tuple(jnp.moveaxis(x, 1, 0) for x in parts)
-    return jnp.moveaxis(jax.lax.map(functools.partial(mix, prefixes), by_chunk), 0, 1)
+    pieces = tuple(jnp.moveaxis(x.reshape(len(x), -1, size, *x.shape[2:]), 1, 0) for x in parts)
+    mixed = jax.lax.map(functools.partial(mix, prefixes), pieces)
+    return jnp.moveaxis(mixed, 0, 1).reshape(query.shape)
 
 
 def _mix(

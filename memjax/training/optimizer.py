@@ -19,11 +19,11 @@ Tree = Mapping[str, Any]
 def learning_rate(stage: Stage) -> optax.Schedule:
     """Return a linear warm-up from 1 / warmup_steps of the peak, then the stage's schedule.
 
-    The rate reaches `final_lr_ratio` of the peak right after the last step, as published: the last
-    step has one step's share more.
+    The last step has `final_lr_ratio` of the peak. A ratio of 0 is reached right after it, as
+    published, so that no step is without effect.
     """
     peak, final = stage.learning_rate, stage.learning_rate * stage.final_lr_ratio
-    rest = max(stage.steps - stage.warmup_steps, 1)
+    rest = max(stage.steps - stage.warmup_steps - (final > 0), 1)
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest, alpha=stage.final_lr_ratio),
         "linear": optax.linear_schedule(peak, final, rest),

@@ -214,7 +214,7 @@ SMALL = [
 
 
 def test_the_small_quickstart_does_everything_the_large_one_does(tmp_path: Path) -> None:
-    """Four stages, two controls, evaluation and report, from the embedded corpus, by the command
+    """Two stages, a control, evaluation and report, from the embedded corpus, by the command
     people type."""
     root = Path(__file__).parents[2]
     args = [
@@ -234,7 +234,7 @@ def test_the_small_quickstart_does_everything_the_large_one_does(tmp_path: Path)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     for key in SMALL:
         assert isinstance(results[key], float) and math.isfinite(results[key]), key
-    for name in ("combined", "causal_control", "no_memory"):
+    for name in ("combined", "causal_control"):
         assert name in done.stdout
         model = results["models"][name]
         assert 0 < model["next_token_nats"] < math.log(400) + 0.5
@@ -253,4 +253,6 @@ def test_the_small_quickstart_does_everything_the_large_one_does(tmp_path: Path)
         assert split == {"train", "validation"}, stage
         assert list((tmp_path / "run" / "stages" / stage / "tensorboard").glob("events*")), stage
     both = lines(tmp_path / "run" / "stages" / "combined" / "metrics.jsonl")[0]
-    assert {"next_token/nats", "copy/nats", "loss"} <= both.keys(), "the two terms are logged apart"
+    assert {"next_token/nats", "recall/nats", "loss"} <= both.keys(), (
+        "the two terms are logged apart"
+    )

@@ -1,5 +1,7 @@
 """Rates, rules and updates."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +25,20 @@ def rates(stage: Stage) -> list[float]:
 @pytest.mark.parametrize(("decay", "middle"), [("linear", 0.6), ("cosine", 0.6), ("constant", 1.0)])
 def test_rate_rises_to_its_peak_and_falls_to_the_final_share(decay: str, middle: float) -> None:
     values = rates(
-        Stage(steps=12, warmup_steps=4, learning_rate=1.0, lr_schedule=decay, final_lr_ratio=0.2)
+        Stage(steps=13, warmup_steps=4, learning_rate=1.0, lr_schedule=decay, final_lr_ratio=0.2)
     )
     np.testing.assert_allclose(values[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
     np.testing.assert_allclose(values[8], middle, rtol=1e-6)
     np.testing.assert_allclose(values[12], 1.0 if decay == "constant" else 0.2, rtol=1e-6)
+
+
+def test_the_last_step_has_the_final_rate_and_is_never_without_effect() -> None:
+    stage = Stage(
+        steps=5, warmup_steps=2, learning_rate=1.0, lr_schedule="linear", final_lr_ratio=0.1
+    )
+    np.testing.assert_allclose(rates(stage)[:5], [0.5, 1.0, 1.0, 0.55, 0.1], rtol=1e-6)
+    to_zero = dataclasses.replace(stage, final_lr_ratio=0.0)
+    np.testing.assert_allclose(rates(to_zero), [0.5, 1.0, 1.0, 2 / 3, 1 / 3, 0.0], atol=1e-6)
 
 
 def test_rate_without_warm_up_starts_at_the_peak() -> None:

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from memjax.config import Evaluator, Stage
-from memjax.evaluation.evaluators.held_out import BASE, asks_to_recall, held_out, without_memory
+from memjax.evaluation.evaluators.held_out import (
+    BASE,
+    COPY_BASE,
+    asks_to_recall,
+    held_out,
+    without_memory,
+)
 from memjax.models import build, can
 from memjax.objectives import OBJECTIVES, is_measured
 from memjax.objectives.accuracy import Accuracy, NoTargetError, measure
@@ -32,18 +38,19 @@ def open_accuracy(run: Run, name: str, settings: Evaluator, base: bool = False) 
       run: the run.
       name: the stage.
       settings: the evaluator's entry.
-      base: evaluates next tokens by the pretrained decoder without memories instead.
+      base: evaluates next tokens without memories instead (`without_memory`).
     """
     stage = run.config.stages[name]
     module = build(run.config, stage)
-    reads_memories = can(module, "reads_memories") and not base
+    reads_memories = can(module, "reads_memories")
     names = MEMORY_OBJECTIVES if reads_memories else _plain_objectives(stage)
     recalls = reads_memories and asks_to_recall(run.config, stage)
+    trained = {"recall", "blank_recall"} & set(stage.objectives)
     if recalls:
-        trained = {"recall", "blank_recall"} & set(stage.objectives)
         names = tuple(x for x in RECALL_OBJECTIVES if x != "plain_copy" or not trained)
+    labels = {"next_token": BASE} | ({"recall": COPY_BASE} if recalls and trained else {})
     if base:
-        module, names = without_memory(module, stage), ("next_token",)
+        module, names = without_memory(module, stage), tuple(labels)
     if module is None or not names:
         return None
 
@@ -57,7 +64,7 @@ def open_accuracy(run: Run, name: str, settings: Evaluator, base: bool = False) 
         except NoTargetError:
             return {}
         if base:
-            return _numbers({BASE: measured["next_token"]})
+            return _numbers({label: measured[name] for name, label in labels.items()})
         if can(module, "reconstructs"):
             measured["autoencoder"] = measured.pop("reconstruction")
         if recalls and "blank_recall" in measured:

@@ -13,7 +13,9 @@ from memjax.sharding import batch_shards, local_rows, put_batch
 from memjax.training.init_state import Run
 
 BASE = "next_token_empty"
-"""Next tokens of held-out sequences, predicted by the pretrained decoder without memories."""
+"""Next tokens of held-out sequences, predicted without memories."""
+COPY_BASE = "copy_empty"
+"""Recalled chunks of held-out sequences, without memories."""
 BATCH = 32
 """Sequences in a batch of an evaluation."""
 
@@ -44,12 +46,12 @@ def asks_to_recall(config: Config, stage: Stage) -> bool:
 
 
 def without_memory(module: nn.Module, stage: Stage) -> nn.Module | None:
-    """Return the pretrained language model inside a stage's model, on the same parameters.
+    """Return the decoder of a stage's model with no memory in view, on the same parameters.
 
-    None where the stage does not start from a pretrained one, or its family has none.
+    Where the stage starts from a pretrained language model, that is this model. None where the
+    stage has neither.
     """
-    if not folder_of(stage.init_from):
-        return None
     if can(module, "reads_memories"):
         return module.clone(memory=False)
-    return module if can(module, "keeps_tokens") else None
+    pretrained = folder_of(stage.init_from) and can(module, "keeps_tokens")
+    return module if pretrained else None

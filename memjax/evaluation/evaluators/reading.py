@@ -82,6 +82,8 @@ def open_reading(run: Run, name: str, settings: Evaluator) -> Evaluate | None:
       consecutive ones, the same for all numbers n; the i-th reads its n + i preceding chunks.
     - `recall_chunks`, `next_token_chunks`: decoded chunks; half as many of next tokens.
 
+    A stage that does not train recall has the numbers of next tokens alone.
+
     Keys with `_interval` have 95 % bootstrap intervals over chunks.
 
     Args:
@@ -90,7 +92,9 @@ def open_reading(run: Run, name: str, settings: Evaluator) -> Evaluate | None:
       settings: the evaluator's entry; `examples` is the number of decoded chunks, per number of
         memories.
     """
-    module: Any = build(run.config, run.config.stages[name])
+    stage = run.config.stages[name]
+    module: Any = build(run.config, stage)
+    recalls = not {"recall", "blank_recall"}.isdisjoint(stage.objectives)
     if run.config.model.layout != "text" or not can(module, "reads_memories") or not module.memory:
         return None
 
@@ -101,7 +105,7 @@ def open_reading(run: Run, name: str, settings: Evaluator) -> Evaluate | None:
         text = Text(chunks, _encode(run, module, params, chunks))
         values: dict[str, dict[str, Any]] = {}
         sizes = [size for size in SIZES if size <= len(text.chunks)]
-        for size in sizes:
+        for size in sizes if recalls else ():
             for key, value in _recall(run, module, params, text, size, settings.examples).items():
                 values.setdefault(key, {})[str(size)] = value
         for size, nats, chunks in _next_tokens(run, module, params, text, sizes, settings.examples):

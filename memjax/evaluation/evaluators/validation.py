@@ -27,7 +27,7 @@ def open_validation(
       run: the run.
       name: the stage.
       settings: the evaluator's entry.
-      base: evaluates next tokens by the pretrained decoder without memories instead.
+      base: evaluates next tokens without memories instead (`without_memory`).
     """
     stage = run.config.stages[name]
     module = build(run.config, stage)
