@@ -130,7 +130,7 @@ def _no_memory(config: c.Config) -> c.Config:
     control = dataclasses.replace(config.stages["causal_control"], memory=False)
     return dataclasses.replace(
         config,
-        stages=config.stages | {"no_memory": control},
+        stages={**config.stages, "no_memory": control},
         controls=(*config.controls, "no_memory"),
     )
 
