@@ -51,7 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0 done, 1 a run that failed, 2 wrong input, 128 + signal when interrupted.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        if argv is None:
+            # The process ends: another Ctrl-C is not to interrupt that.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return _complain("interrupted", 128 + signal.SIGINT)
+
+
+def _run(args: list[str]) -> int:
+    """Run one command and return the exit status, or raise KeyboardInterrupt."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if args else 2
@@ -71,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _interruptible():
             return command.run(parse(command.ARGUMENTS, args)) or 0
-    except KeyboardInterrupt:
-        return _complain("interrupted", 128 + signal.SIGINT)
     except MemjaxError as error:
         return _complain(str(error), error.status)
     except OSError as error:

@@ -319,12 +319,14 @@ command = types.ModuleType("memjax.cli.report")
 command.run, command.ARGUMENTS = run, Arguments(example="", flags={})
 sys.modules["memjax.cli.report"] = command
 main.PATIENCE = float(sys.argv[1])
-sys.exit(main.main(["report"]))
+sys.argv[1:] = ["report"]
+sys.exit(main.main())
 """
 
 
 @pytest.mark.parametrize(("patience", "signals"), [("0.1", 1), ("600", 2)])
 def test_ctrl_c_ends_a_command_that_no_signal_interrupts(patience, signals):
+    """Also where the first interrupts Python before the command waits, and the second its end."""
     command = [sys.executable, "-c", BLOCKED, patience]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
