@@ -122,10 +122,10 @@ def speed_run() -> list[Row]:
             (path, factor if path == quickstart.MATRICES else rate)
             for path, rate in config.optimizer.rate_rules
         ]
-        return {"optimizer.rate_rules": repr(tuple(rules))}
+        return {"optimizer.rate_rules": json.dumps(rules)}
 
     def without(group: Mapping[str, Any], name: str) -> str:
-        return repr({key: value for key, value in group.items() if key != name})
+        return json.dumps({key: value for key, value in group.items() if key != name})
 
     rate, weight = "stages.combined.learning_rate", "stages.combined.objectives.next_token"
     changes = {
@@ -136,7 +136,7 @@ def speed_run() -> list[Row]:
             400,
             {
                 "stages.combined.batch_size": "4",
-                "stages.combined.scored_chunks": repr({k: 2 * v for k, v in scored.items()}),
+                "stages.combined.scored_chunks": json.dumps({k: 2 * v for k, v in scored.items()}),
             },
         ),
         "rate_3e-3": ("learning rate 0.003", stage.steps, {rate: "3e-3"}),
@@ -176,7 +176,7 @@ def every_row() -> list[Row]:
 
 def evaluators(chunks: int, examples: int) -> str:
     """Return the evaluators of a row: the next-token loss, and reading."""
-    return repr(
+    return json.dumps(
         {
             "accuracy": {"kind": "accuracy", "examples": examples},
             "reading": {"kind": "reading", "examples": chunks},
@@ -184,7 +184,7 @@ def evaluators(chunks: int, examples: int) -> str:
     )
 
 
-def overrides(row: Row, seed: int, folder: str, steps: int = 0) -> dict[str, str]:
+def overrides(row: Row, seed: int | str, folder: str, steps: int = 0) -> dict[str, str]:
     """Return the overrides of a run by key; `steps` above 0 makes it a trial of as many."""
     trial = {"stages.combined.warmup_steps": "0"} if steps else {}
     return {
@@ -373,9 +373,21 @@ def render(found: Mapping[str, Any]) -> str:
         chunks=CHUNKS,
         goals=GOALS,
         nats_limit=NATS,
-        commands=[shlex.join(run["command"]) for row in rows for run in runs_of(row, found)[:1]],
         compress=["memjax", *compress("FOLDER")],
+        command=command(),
+        settings={row.name: own_words(row) for row in rows if runs_of(row, found)},
     )
+
+
+def command() -> str:
+    """Return the command of a run, without the settings that a row changes."""
+    words = overrides(Row("NAME", "", 0), "SEED", "FOLDER") | {"stages.combined.steps": "STEPS"}
+    return shlex.join(["memjax", *train(DECODER, "FOLDER/NAME/SEED", words)])
+
+
+def own_words(row: Row) -> str:
+    """Return the words that a row's settings add to the command."""
+    return shlex.join(f"--config.{key}={value}" for key, value in row.settings.items())
 
 
 def write_page(found: Mapping[str, Any], page: Path = PAGE) -> None:
