@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -230,3 +231,67 @@ def test_the_contributed_corpus_format_is_read(tmp_path):
     formats = {".csv": contributed(2)["CsvPart"]}
     source = FilesSource("stories", [file], "text", False, formats)
     assert [document.text for document in source] == ["hello, world", "bye"]
+
+
+@pytest.fixture(scope="module")
+def speedrun():
+    """The script that writes docs/speedrun.md."""
+    spec = importlib.util.spec_from_file_location("make_speedrun", ROOT / "docs/make_speedrun.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def a_speed_run(script, row, blank, cpu_seconds=200.0, nats=4.0):
+    """A run as the script writes it down, with made-up numbers."""
+    shares = dict.fromkeys(script.SIZES, blank)
+    return {
+        "commit": "abc1234",
+        "date": "2026-01-02",
+        "load": 0.2,
+        "processor": "a processor",
+        "cores": 2,
+        "versions": {"Python": "3.11"},
+        "command": ["memjax", *script.train(script.DECODER, "FOLDER/x", row.settings)],
+        "steps": row.steps,
+        "cpu_seconds": cpu_seconds,
+        "numbers": {
+            "next_token_nats": nats,
+            **dict.fromkeys(script.READING, shares),
+            script.ADDRESS: {"64": 0.03},
+        },
+    }
+
+
+def test_every_run_of_the_speed_run_is_understood(speedrun):
+    rows = speedrun.every_row()
+    assert len({row.name for row in rows}) == len(rows)
+    assert speedrun.KEPT in {row.name for row in speedrun.speed_run()}
+    speedrun.check(rows)
+
+
+def test_the_page_of_the_speed_run_shows_what_is_measured(speedrun):
+    empty = speedrun.render({})
+    assert "Nothing is measured yet" in empty
+    assert "| decoder |" not in empty and "| change |" not in empty
+    rows = {row.name: row for row in speedrun.every_row()}
+    parts = rows["all_parts"]
+    found = {parts.key(1): a_speed_run(speedrun, parts, 0.6)}
+    assert "| all parts | 0.600 | 0.600 |" in speedrun.render(found)
+    found[parts.key(2)] = a_speed_run(speedrun, parts, 0.7)
+    for name, *numbers in (
+        ("quickstart", 0.99, 400),
+        ("steps_300", 0.92, 250),
+        ("half_batch", 0.995, 300),
+        ("next_token_1", 0.995, 390, 4.2),
+    ):
+        found[rows[name].key(1)] = a_speed_run(speedrun, rows[name], *numbers)
+    page = speedrun.render(found)
+    assert "| all parts | 0.650 (0.600 to 0.700) |" in page
+    assert "| the same, addresses at zero after training | – | – | – | – | 0.030 " in page
+    assert "without rotary values" not in page
+    assert re.search(r"\| 300 steps \| 300 \| 250 \| .* \| no \|", page)
+    assert re.search(r"\| 400 steps .* \| 400 \| 300 \| .* \| yes \|", page)
+    assert re.search(r"\| weight 1.0 of next tokens \|.* \| no \|", page)
+    assert "Of 3 measured changes, 1 may be kept" in page
+    assert "at commit abc1234." in page

@@ -1,0 +1,492 @@
+"""Make docs/speedrun.md: train the quickstart's decoder in many ways, on one autoencoder.
+
+    python docs/make_speedrun.py FOLDER                  measure missing runs, write the page
+    python docs/make_speedrun.py FOLDER --only=NAME,...  measure missing runs of these rows alone
+    python docs/make_speedrun.py FOLDER --steps=2        try the command, in FOLDER/trial
+    python docs/make_speedrun.py --list                  list all runs and their settings
+    python docs/make_speedrun.py --page                  write the page from the stored runs
+
+Workdirs, stored memories and the autoencoder are kept in FOLDER, outside the repository. Every
+finished run is in docs/speedrun.json and is skipped by the next call, so the command can be stopped
+at any time, and the run that it interrupts starts again. Delete a run from the file to measure it
+again. All runs together take hours on two cores.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jinja2  # noqa: E402
+
+from configs import quickstart  # noqa: E402
+from docs.make_benchmarks import processor  # noqa: E402
+from memjax.cli.arguments import read_config  # noqa: E402
+
+DATA, PAGE, TEMPLATE = (ROOT / "docs" / f"speedrun.{end}" for end in ("json", "md", "md.jinja"))
+CONFIG = "configs/quickstart.py"
+DECODER = f"{CONFIG}:decoder"
+SIZES = ("16", "64", "1024", "4096")
+"""Numbers of memories."""
+READING = ("recall_blank_accuracy", "recall_accuracy", "recall_exact", "recall_blank_exact")
+ADDRESS = "recall_accuracy_without_address"
+CHUNKS = 512
+"""Decoded chunks per number of memories."""
+EXAMPLES = 32
+"""Held-out sequences of the next-token loss."""
+SEEDS = (1, 2, 3)
+"""The autoencoder has seed 0, so that a decoder reads its sequences in another order."""
+ABLATION_STEPS = 150
+KEPT = "quickstart"
+"""The row of the speed run that configs/quickstart.py has: it runs with all seeds."""
+GOALS = {"recall_blank_accuracy": 0.99, "recall_exact": 0.90}
+"""Least values among 64 memories of a change that may be kept."""
+NATS = 1.005
+"""Greatest next-token loss of a change that may be kept, relative to the quickstart's."""
+BASE = "autoencoder"
+"""The key of the autoencoder in docs/speedrun.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table: settings of the decoder's stage, and the seeds that it runs with."""
+
+    name: str
+    label: str
+    steps: int
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Overrides of the config, by key."""
+    seeds: tuple[int, ...] = SEEDS[:1]
+
+    def key(self, seed: int) -> str:
+        """Return the key of a run in docs/speedrun.json."""
+        return f"{self.name}/{seed}"
+
+
+def ablations() -> list[Row]:
+    """Return the rows of the table of parts."""
+    features = quickstart.DECODER.features
+    labels = {
+        "sigmoid_gate": "linear output gate in place of the sigmoid",
+        "log_scale": "without the logarithm of the number of keys",
+        "rotary_values": "without rotary values",
+        "blind_memories": "memories attend to earlier memories",
+        "zero_outputs": "last matrices begin at random, not at zero",
+    }
+    rows = {
+        "all_parts": ("all parts", {}),
+        "no_place_heads": (
+            "without place heads: positions of the text in all heads",
+            {"model.decoder.place_heads": "0"},
+        ),
+        **{
+            f"no_{name}": (
+                labels.get(name, f"without {name}"),
+                {"model.decoder.features": ",".join(x for x in features if x != name)},
+            )
+            for name in features
+        },
+        "no_gaps": (
+            "without random gaps between chunks",
+            {"stages.combined.dials.place_range": "0"},
+        ),
+    }
+    return [
+        Row(name, label, ABLATION_STEPS, settings, SEEDS)
+        for name, (label, settings) in rows.items()
+    ]
+
+
+def speed_run() -> list[Row]:
+    """Return the rows of the table of changes, the quickstart as it is first."""
+    config = quickstart.get_config()
+    stage = config.stages.combined
+    scored, objectives = stage.scored_chunks.to_dict(), stage.objectives.to_dict()
+
+    def muon(factor: float) -> dict[str, str]:
+        rules = [
+            (path, factor if path == quickstart.MATRICES else rate)
+            for path, rate in config.optimizer.rate_rules
+        ]
+        return {"optimizer.rate_rules": json.dumps(rules)}
+
+    def without(group: Mapping[str, Any], name: str) -> str:
+        return json.dumps({key: value for key, value in group.items() if key != name})
+
+    rate, weight = "stages.combined.learning_rate", "stages.combined.objectives.next_token"
+    changes = {
+        "quickstart": ("the quickstart as it is", stage.steps, {}),
+        "steps_300": ("300 steps", 300, {}),
+        "half_batch": (
+            "400 steps of 4 sequences, twice the scored chunks of each",
+            400,
+            {
+                "stages.combined.batch_size": "4",
+                "stages.combined.scored_chunks": json.dumps({k: 2 * v for k, v in scored.items()}),
+            },
+        ),
+        "rate_3e-3": ("learning rate 0.003", stage.steps, {rate: "3e-3"}),
+        "rate_8e-3": ("learning rate 0.008", stage.steps, {rate: "8e-3"}),
+        "muon_6": ("Muon's rate 6 times AdamW's", stage.steps, muon(6.0)),
+        "muon_16": ("Muon's rate 16 times AdamW's", stage.steps, muon(16.0)),
+        "blank_only": (
+            "recall of blank chunks alone",
+            stage.steps,
+            {
+                "stages.combined.objectives": without(objectives, "recall"),
+                "stages.combined.scored_chunks": without(scored, "recall"),
+            },
+        ),
+        "next_token_1": ("weight 1.0 of next tokens", stage.steps, {weight: "1.0"}),
+        "next_token_2": ("weight 2.0 of next tokens", stage.steps, {weight: "2.0"}),
+        "encoder": (
+            "the encoder at every step, no stored memories",
+            stage.steps,
+            {"data.memories": ""},
+        ),
+    }
+    return [
+        Row(name, label, steps, settings, SEEDS if name == KEPT else SEEDS[:1])
+        for name, (label, steps, settings) in changes.items()
+    ]
+
+
+ONE_STEP = Row("one_step", "one step", 1, {"stages.combined.warmup_steps": "0"})
+"""A run whose CPU-seconds are those of start, compilation and evaluation."""
+
+
+def every_row() -> list[Row]:
+    """Return all rows in the order in which they run."""
+    return [ONE_STEP, *ablations(), *speed_run()]
+
+
+def evaluators(chunks: int, examples: int) -> str:
+    """Return the evaluators of a row: the next-token loss, and reading."""
+    return json.dumps(
+        {
+            "accuracy": {"kind": "accuracy", "examples": examples},
+            "reading": {"kind": "reading", "examples": chunks},
+        }
+    )
+
+
+def overrides(row: Row, seed: int | str, folder: str, steps: int = 0) -> dict[str, str]:
+    """Return the overrides of a run by key; `steps` above 0 makes it a trial of as many."""
+    trial = {"stages.combined.warmup_steps": "0"} if steps else {}
+    return {
+        "seed": str(seed),
+        "data.memories": f"{folder}/memories",
+        "evaluators": evaluators(*((16, 2) if steps else (CHUNKS, EXAMPLES))),
+        "stages.combined.init_from": f"{folder}/base/stages/{BASE}",
+        "stages.combined.steps": str(steps or row.steps),
+        **row.settings,
+        **trial,
+    }
+
+
+def train(config: str, workdir: str, settings: Mapping[str, str]) -> list[str]:
+    """Return the arguments of `memjax` that train a config."""
+    changed = [f"--config.{key}={value}" for key, value in settings.items()]
+    return ["train", f"--config={config}", *changed, f"--workdir={workdir}"]
+
+
+def run(args: list[str]) -> float:
+    """Run a command of memjax; return its CPU-seconds, those of its own processes included.
+
+    Raises:
+      CalledProcessError: it failed.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "memjax.cli.main", *args], cwd=ROOT, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def about(load: float) -> dict[str, Any]:
+    """Return the commit, the date and the machine; `load` is that at the start of a run."""
+    return {
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "load": load,
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "versions": {
+            "Python": platform.python_version(),
+            "JAX": version("jax"),
+            "jaxlib": version("jaxlib"),
+        },
+    }
+
+
+def commit() -> str:
+    """Return the commit; a plus marks uncommitted changes of the package or the configs."""
+
+    def git(*args: str) -> str:
+        found = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "memjax", "configs")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
+
+
+def make_base(folder: Path, steps: int) -> dict[str, Any] | None:
+    """Train the autoencoder and store its memories, unless both are there.
+
+    Returns:
+      The autoencoder's numbers, or None where it was there.
+    """
+    base, memories, load = folder / "base", folder / "memories", os.getloadavg()[0]
+    settings = {"curriculum": BASE, "controls": "", "data.memories": ""}
+    if steps:
+        settings |= {f"stages.{BASE}.steps": str(steps), f"stages.{BASE}.warmup_steps": "0"}
+    found = None
+    if not (base / "results.json").exists():
+        shutil.rmtree(base, ignore_errors=True)
+        shutil.rmtree(memories, ignore_errors=True)
+        seconds = run(train(CONFIG, str(base), settings))
+        results = json.loads((base / "results.json").read_text(encoding="utf-8"))
+        numbers = {key: results[key] for key in ("autoencoder_accuracy", "autoencoder_exact")}
+        found = about(load) | {
+            "command": ["memjax", *train(CONFIG, "FOLDER/base", settings)],
+            "steps": results["stages"][BASE]["steps"],
+            "cpu_seconds": seconds,
+            "numbers": numbers,
+        }
+    if not (memories / "train.json").exists():
+        shutil.rmtree(memories, ignore_errors=True)
+        run(compress(str(folder)))
+    return found
+
+
+def compress(folder: str) -> list[str]:
+    """Return the arguments of `memjax` that store the memories."""
+    stage = f"{folder}/base/stages/{BASE}"
+    return ["compress", stage, f"{folder}/base", f"--out={folder}/memories", "--dtype=float32"]
+
+
+def measure(row: Row, seed: int, folder: Path, steps: int) -> dict[str, Any]:
+    """Train and evaluate one run from its start; return its numbers and how they were made."""
+    workdir, load = folder / row.name / str(seed), os.getloadavg()[0]
+    # What a stopped run has left would take its CPU-seconds out of the count.
+    shutil.rmtree(workdir, ignore_errors=True)
+    shutil.copytree(folder / "base" / "data", workdir / "data")
+    seconds = run(train(DECODER, str(workdir), overrides(row, seed, str(folder), steps)))
+    results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+    shown = train(DECODER, f"FOLDER/{row.name}/{seed}", overrides(row, seed, "FOLDER", steps))
+    return about(load) | {
+        "command": ["memjax", *shown],
+        "steps": steps or row.steps,
+        "cpu_seconds": seconds,
+        "seconds_training": results["seconds_training"],
+        "numbers": numbers_of(results),
+    }
+
+
+def numbers_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a run from its results.json."""
+    model = results["models"]["combined"]
+    return {
+        "next_token_nats": results["next_token_nats"],
+        **{
+            key: {size: model[key][size] for size in SIZES if size in model[key]}
+            for key in (*READING, ADDRESS)
+            if key in model
+        },
+    }
+
+
+def spread(runs: Iterable[Mapping[str, Any]], *path: str) -> dict[str, float] | None:
+    """Return mean and range of a number over the runs that have it; None where none has."""
+    values = []
+    for found in runs:
+        value: Any = found
+        for key in path:
+            value = value.get(key) if value is not None else None
+        if value is not None:
+            values.append(value)
+    if not values:
+        return None
+    return {"mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+
+
+def runs_of(row: Row, found: Mapping[str, Any]) -> list[Any]:
+    """Return the measured runs of a row, in the order of its seeds."""
+    return [found[row.key(seed)] for seed in row.seeds if row.key(seed) in found]
+
+
+def may_be_kept(row: Row, found: Mapping[str, Any]) -> bool | None:
+    """Return whether a change reaches GOALS and NATS with fewer CPU-seconds, at one seed.
+
+    None where it or the quickstart is not measured.
+    """
+    seed = SEEDS[0]
+    ours, theirs = (found.get(f"{name}/{seed}") for name in (row.name, "quickstart"))
+    if ours is None or theirs is None:
+        return None
+    numbers, before = ours["numbers"], theirs["numbers"]["next_token_nats"]
+    return (
+        ours["cpu_seconds"] < theirs["cpu_seconds"]
+        and numbers["next_token_nats"] <= NATS * before
+        and all(numbers[key]["64"] >= least for key, least in GOALS.items())
+    )
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """Return the page of the available runs."""
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    tables = {
+        name: [(row, runs) for row in members if (runs := runs_of(row, found))]
+        for name, members in (("parts", ablations()), ("changes", speed_run()))
+    }
+    rows = every_row()
+    known = [run for row in rows for run in runs_of(row, found)]
+    changes = [row for row in speed_run() if row.name != "quickstart"]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        **tables,
+        base=found.get(BASE),
+        one_step=next(iter(runs_of(ONE_STEP, found)), None),
+        measured=known,
+        missing=sum(len(row.seeds) for row in rows) - len(known),
+        verdicts={row.name: may_be_kept(row, found) for row in changes},
+        kept=next(row for row in speed_run() if row.name == KEPT),
+        spread=spread,
+        sizes=SIZES,
+        address=ADDRESS,
+        ablation_steps=ABLATION_STEPS,
+        seeds=SEEDS,
+        chunks=CHUNKS,
+        goals=GOALS,
+        nats_limit=NATS,
+        compress=["memjax", *compress("FOLDER")],
+        command=command(),
+        settings={row.name: own_words(row) for row in rows if runs_of(row, found)},
+    )
+
+
+def command() -> str:
+    """Return the command of a run, without the settings that a row changes."""
+    words = overrides(Row("NAME", "", 0), "SEED", "FOLDER") | {"stages.combined.steps": "STEPS"}
+    return shlex.join(["memjax", *train(DECODER, "FOLDER/NAME/SEED", words)])
+
+
+def own_words(row: Row) -> str:
+    """Return the words that a row's settings add to the command."""
+    return shlex.join(f"--config.{key}={value}" for key, value in row.settings.items())
+
+
+def write_page(found: Mapping[str, Any], page: Path = PAGE) -> None:
+    """Write the page of the available runs."""
+    page.write_text(render(found), encoding="utf-8")
+
+
+def read(data: Path) -> dict[str, Any]:
+    """Return the runs of a file; none where it is absent."""
+    return json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+
+
+def write(found: Mapping[str, Any], data: Path) -> None:
+    """Write the runs, into another file first, so that a stop leaves the old or the new one."""
+    other = data.with_name(data.name + ".new")
+    other.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    other.replace(data)
+
+
+def check(rows: Iterable[Row], steps: int = 0) -> None:
+    """Check the settings of all runs, before the first one starts.
+
+    Raises:
+      ConfigError: a setting is unknown or wrong.
+    """
+    for row in rows:
+        for seed in row.seeds:
+            settings = overrides(row, seed, "some/folder", steps)
+            read_config("config", str(ROOT / DECODER), list(settings.items()))
+
+
+def measure_all(rows: list[Row], folder: Path, steps: int, data: Path, page: Path) -> list[str]:
+    """Measure missing runs and write the page after each; return the keys of those that failed."""
+    found, failed = read(data), []
+    wanted = [(row, seed) for row in rows for seed in row.seeds if row.key(seed) not in found]
+    if wanted and (base := make_base(folder, steps)):
+        found[BASE] = base
+        write(found, data)
+    for place, (row, seed) in enumerate(wanted, 1):
+        print(f"{row.key(seed)}: {row.label} ({place} of {len(wanted)})", flush=True)
+        try:
+            found[row.key(seed)] = measure(row, seed, folder, steps)
+        except subprocess.CalledProcessError as error:
+            print(f"{row.key(seed)}: {error}", file=sys.stderr, flush=True)
+            failed.append(row.key(seed))
+            continue
+        write(found, data)
+        write_page(found, page)
+    write_page(found, page)
+    return failed
+
+
+def main() -> None:
+    """Measure missing runs and write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="for workdirs")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="these rows alone")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=0,
+        help="a trial: as many steps, one seed, numbers and page in FOLDER/trial",
+    )
+    parser.add_argument("--list", action="store_true", help="list runs and settings, then stop")
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    given = parser.parse_args()
+    rows = {row.name: row for row in every_row()}
+    if given.steps:
+        rows = {name: dataclasses.replace(row, seeds=SEEDS[:1]) for name, row in rows.items()}
+    names = given.only.split(",") if given.only else list(rows)
+    if unknown := [name for name in names if name not in rows]:
+        parser.error(f"--only: {', '.join(unknown)}, expected some of {', '.join(rows)}")
+    wanted = [rows[name] for name in names]
+    if given.list:
+        check(wanted)
+        found = read(DATA)
+        for row in wanted:
+            done = f"{len(runs_of(row, found))} of {len(row.seeds)} runs"
+            print(f"{row.name}: {row.steps} steps, {done} {dict(row.settings)}")
+        return
+    if given.page:
+        write_page(read(DATA))
+        return
+    if given.folder is None:
+        parser.error("FOLDER: missing, expected a folder for workdirs, outside the repository")
+    folder = given.folder.expanduser().resolve()
+    if folder.is_relative_to(ROOT):
+        parser.error(f"{folder}: in the repository, expected a folder outside it")
+    data, page = DATA, PAGE
+    if given.steps:
+        folder /= "trial"
+        data, page = folder / DATA.name, folder / PAGE.name
+    folder.mkdir(parents=True, exist_ok=True)
+    check(wanted, given.steps)
+    if failed := measure_all(wanted, folder, given.steps, data, page):
+        sys.exit(f"failed: {', '.join(failed)}. The next call runs them again.")
+
+
+if __name__ == "__main__":
+    main()
