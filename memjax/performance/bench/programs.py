@@ -121,6 +121,7 @@ def make_program(config: Config, stage_name: str, name: str) -> Program:
         seconds = time.perf_counter() - began
         state, batch = programs.draw_state(), programs.draw_batch(batch)
     memory, peak = compiled.memory_analysis(), peak_flops(jax.devices()[0].device_kind)
+    stored = reads_memories(config, programs.stage, programs.trainable)
     report = Report(
         label="",
         stage=stage_name,
@@ -128,7 +129,7 @@ def make_program(config: Config, stage_name: str, name: str) -> Program:
         rows=programs.stage.batch_size,
         tokens=tokens(config, programs.stage, name),
         parameters=programs.parameters,
-        model_flops=flops(config, programs.stage, name),
+        model_flops=flops(config, programs.stage, name, stored),
         compile_seconds=seconds,
         planned_bytes=(
             memory.argument_size_in_bytes
@@ -214,13 +215,13 @@ def tokens(config: Config, stage: Stage, name: str) -> int:
     return stage.batch_size * (generated if name == "generate" else config.data.sequence_length)
 
 
-def flops(config: Config, stage: Stage, name: str) -> float:
+def flops(config: Config, stage: Stage, name: str, stored: bool = False) -> float:
     """Return the model FLOPs of a program by `memjax.training.flops.FORMULA`, over a whole batch.
 
-    `generate` counts a decoder with a KV cache (`token_flops`), and no encoding.
+    `stored` says that training reads stored memories. `generate` counts a decoder with a KV cache (`token_flops`), and no encoding.
     """
     if name == "train":
-        return model_flops(config, stage, stored=reads_memories(config, stage)).total
+        return model_flops(config, stage, stored).total
     if name == "evaluate":
         return model_flops(config, stage).forward
     chunks, half = config.chunks, config.chunks // 2
