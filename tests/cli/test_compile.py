@@ -1,5 +1,5 @@
-"""`memjax compile`: the mesh that is asked for, the table and its exit status. The compiler itself is
-tested in tests/performance/aot."""
+"""`memjax compile`: the mesh that is asked for, the table and its exit status. The compiler itself
+is tested in tests/performance/aot."""
 
 import json
 
