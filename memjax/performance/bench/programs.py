@@ -218,7 +218,7 @@ def tokens(config: Config, stage: Stage, name: str) -> int:
 def flops(config: Config, stage: Stage, name: str, stored: bool = False) -> float:
     """Return the model FLOPs of a program by `memjax.training.flops.FORMULA`, over a whole batch.
 
-    `stored` says that training reads stored memories. `generate` counts a decoder with a KV cache
+    `stored`: training reads stored memories. `generate` counts a decoder with a KV cache
     (`token_flops`), and no encoding.
     """
     if name == "train":
