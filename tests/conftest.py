@@ -95,14 +95,21 @@ def quick():
     return jit
 
 
+@functools.cache
+def shapes_of(module, method, args, tree, settings):
+    """Shapes of a module's variables, traced once for all tests of a process."""
+    init = functools.partial(module.init, method=method, **dict(settings))
+    return jax.eval_shape(init, jax.random.key(0), *jax.tree.unflatten(tree, args))
+
+
 @pytest.fixture(scope="session")
 def draw():
     """Variables of a module in which no entry is special: norms are not 1 and biases not 0."""
 
     def variables(module, *args, method=None, seed=0, **kwargs):
-        shapes = jax.eval_shape(
-            functools.partial(module.init, method=method, **kwargs), jax.random.key(0), *args
-        )
+        leaves, tree = jax.tree.flatten(args)
+        args = tuple(jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x)) for x in leaves)
+        shapes = shapes_of(module, method, args, tree, tuple(kwargs.items()))
         rng = np.random.default_rng(seed)
         return jax.device_put(
             jax.tree.map(lambda s: rng.normal(0, 0.4, s.shape).astype(s.dtype), shapes)

@@ -146,6 +146,8 @@ class Backbone(nn.Module):
             "variable_axes": {"params": 0},
             "split_rngs": {"params": True},
             "length": config.layers,
+            # A second trace of the block, which changes only how parameters are drawn.
+            "check_constancy_invariants": self.is_initializing(),
         }
         stack = nn.scan(
             block,

@@ -101,6 +101,8 @@ class RecurrentMemory(Memory):
             split_rngs={"params": False},
             in_axes=(1, 1, 0),
             out_axes=1,
+            # A second trace of the chunk, in which parameters are made that all chunks share.
+            check_constancy_invariants=self.is_initializing(),
         )
         return scan(self, state, self.embed(tokens), valid, cut_C)[1]
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from memjax.errors import MemjaxError
 
@@ -78,6 +77,8 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> Es
         return Estimate(value, None, None, 1)
     if np.ptp(above / below) == 0:  # All texts agree, and so do all resamples.
         return Estimate(value, value, value, above.size)
+    import scipy.stats  # Takes half a second, which commands that draw no interval save.
+
     interval = scipy.stats.bootstrap(
         (above, below),
         lambda above, below, axis: above.sum(axis=axis) / below.sum(axis=axis),

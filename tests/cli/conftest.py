@@ -2,6 +2,7 @@
 about stores; and one of drawn weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import memjax.inference
 from memjax.checkpoints import Checkpoints, load_params
 from memjax.config import Optimizer, Stage, to_json
 from memjax.data import prepare
@@ -94,6 +96,14 @@ def workdir(tmp_path_factory, draw):
         with Checkpoints(workdir / "stages" / name / "checkpoints") as checkpoints:
             checkpoints.save(1, jax.tree.map(jnp.asarray, params), {"step": jnp.int32(1)}, meta)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def loaded_once():
+    """Every model is loaded and compiled once for all commands of a module."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(memjax.inference, "load", functools.cache(memjax.inference.load))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 from memjax.cli import bench
 from memjax.cli.arguments import parse
 from memjax.cli.main import main
+from memjax.performance.bench.efficiency import Efficiency, Point, Side
 from memjax.testing import tiny_config, write_config
 
 
@@ -132,3 +133,38 @@ def test_what_cannot_be_timed_is_one_clear_line(
     said = capsys.readouterr().err
     assert message in " ".join(said.split())
     assert said.count("memjax:") == 1 and "Traceback" not in said
+
+
+def test_memories_against_full_context_is_a_line_for_each_and_their_ratios(
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is timed is tested in tests/performance/bench: here the numbers are given."""
+    memory = Side(3_000_000, 500_000, 2**20, 10, 4e6, (0.5, 0.5), False, (0.01, 0.01, 0.01))
+    full = Side(3_000_000, 0, 4 * 2**20, 40, 6e6, (1.5, 1.5), False, (0.02, 0.02, 0.02))
+    calls = []
+
+    def measured(*args: object) -> Efficiency:
+        calls.append(args[1:-1])
+        return Efficiency("1 x cpu", [Point(1024, 2, memory, full)])
+
+    monkeypatch.setattr("memjax.performance.bench.efficiency.measure_efficiency", measured)
+    out = tmp_path / "contexts.json"
+    args = ["--stage=combined", "--context_lengths=1024,4096", "--batch_size=2", "--steps=3"]
+    assert main(["bench", f"--config={file}", *args, f"--out={out}"]) == 0
+    assert calls == [("combined", [1024, 4096], 2, 3)]
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for text in (
+        "memories against full context, on 1 x cpu",
+        "1,024 memories 0.5 10 200.0 1.00 4.0",
+        "full context 1.5 20 100.0 4.00 6.0",
+        "1,024 tokens: with memories the cache is 4.0 times smaller, tokens per second are 2.00"
+        " times as many (95 % interval 2.00 to 2.00; model FLOPs allow 1.50), and the prompt is"
+        " read 3.0 times as fast",
+        "the same 3.0 M decoder parameters; encoder, bridge and positions are 0.5 M more",
+    ):
+        assert text in said, text
+    (point,) = json.loads(out.read_text())["points"]
+    assert (point["context"], point["smaller"], point["allowed_by_bytes"]) == (1024, 4, 4)

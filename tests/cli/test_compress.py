@@ -20,6 +20,8 @@ from memjax.models.memory import bank
 
 LENGTH = 8
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 def stage(workdir, name="autoencoder"):
     return str(workdir / "stages" / name)

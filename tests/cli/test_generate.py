@@ -10,6 +10,8 @@ from memjax.inference import Sampling, load
 from memjax.inference.chunking import cut, read_sources
 from memjax.inference.generator import text_pieces
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 def says(capsys, *args):
     assert main(["generate", *map(str, args)]) == 0

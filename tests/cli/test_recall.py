@@ -12,6 +12,8 @@ from memjax.inference import TrainedModel, load
 from memjax.models import build, example
 from memjax.testing import tiny_model
 
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
 
 @pytest.fixture(scope="module")
 def files(place, tmp_path_factory, draw):

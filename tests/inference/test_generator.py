@@ -194,7 +194,6 @@ def test_tokens_are_the_same_with_64_bits(generator, name):
 @pytest.mark.quick_cases(
     "reading",
     "memory, variable, 2 narrow vectors",
-    "memory, none",
     "causal, mixer",
     "recurrent, mixer",
 )

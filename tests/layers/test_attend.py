@@ -47,6 +47,12 @@ def run(quick, implementation, tensors, valid, causal):
     return [np.asarray(x, np.float32) for x in (read, *gradients)]
 
 
+@pytest.mark.quick_cases(
+    "40-2-2-16-True-right",
+    "128-2-1-64-True-left",
+    "192-4-2-16-True-slots",
+    "192-2-2-64-False-right",
+)
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "width", "causal", "padding"),
     [
@@ -80,6 +86,7 @@ def test_several_blocks_are_one(quick, monkeypatch, causal, padding):
         np.testing.assert_allclose(b, a, atol=5e-6)
 
 
+@pytest.mark.quick_cases("192-128-False")
 @pytest.mark.parametrize(("length", "width", "causal"), [(128, 64, True), (192, 128, False)])
 def test_bfloat16_is_as_near_to_float32_as_its_resolution(quick, length, width, causal):
     tensors, valid = draw(length, 2, 1, width, jnp.bfloat16), VALID["left"](length)

@@ -1,6 +1,7 @@
 """A scanned stack against the same blocks one by one, with and without recomputation, compiled and
 not."""
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,19 @@ def loop(settings, params, x):
     else:
         x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
     return x * gain + bias
+
+
+def test_a_block_is_traced_once_for_all_layers(stack):
+    module, variables = stack
+    calls = []
+
+    def count(call, args, kwargs, context):
+        calls.append((type(context.module), context.method_name))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(module.apply, variables, X)
+    assert calls.count((Block, "__call__")) == 1
 
 
 def test_stack_is_a_loop_over_its_layers(stack, kind, quick):

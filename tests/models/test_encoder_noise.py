@@ -2,6 +2,7 @@
 none."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +30,20 @@ def quirk(model, *compat):
     return dataclasses.replace(model, compat=compat)
 
 
+@functools.cache
+def compiled(model, expand, quick):
+    encoder = Encoder(model, VOCABULARY, expand)
+    return quick(
+        lambda variables, key: (
+            encoder.apply(variables, TOKENS),
+            encoder.apply(variables, TOKENS, rngs={"noise": key}),
+        )
+    )
+
+
 def runs(model, variables, quick, expand=True):
     """Memories without noise, and with that of a key."""
-    encoder = Encoder(model, VOCABULARY, expand)
-
-    @quick
-    def clean_and_noisy(key):
-        return encoder.apply(variables, TOKENS), encoder.apply(
-            variables, TOKENS, rngs={"noise": key}
-        )
-
-    return clean_and_noisy
+    return functools.partial(compiled(model, expand, quick), variables)
 
 
 @pytest.fixture

@@ -363,7 +363,7 @@ FRESH = {
 }
 
 
-@pytest.mark.quick_cases("memory model, mixer", "causal lm, mixer")
+@pytest.mark.quick_cases("causal lm, mixer")
 @pytest.mark.parametrize(("spec", "least", "most"), FRESH.values(), ids=FRESH.keys())
 def test_a_fresh_model_scores_about_what_the_published_one_does(spec, least, most, quick):
     """Cross entropy of ids that are drawn uniformly, in expectation, of 8 layers at the published

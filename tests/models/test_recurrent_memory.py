@@ -6,6 +6,7 @@ Outputs that must not change are compared exactly, in one compiled function run 
 
 import dataclasses
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,19 @@ def test_a_token_is_seen_by_all_that_follow_and_scored_before_it_is_seen(model):
             assert np.array_equal(
                 changed, np.broadcast_to(np.arange(CHUNKS * LENGTH) > c * LENGTH + t, changed.shape)
             )
+
+
+def test_a_chunk_is_traced_once_for_all_chunks(model):
+    module, variables, _ = model
+    calls = []
+
+    def count(call, args, kwargs, context):
+        calls.append((type(context.module), context.method_name))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(module.apply, variables, TOKENS)
+    assert calls.count((BackboneModule, "__call__")) == 1
 
 
 def test_score_is_the_cross_entropy_of_the_logits(model, quick):

@@ -1,6 +1,7 @@
 """How a decoder reads thousands of memories: the numbers against direct counts."""
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,14 +69,20 @@ def draw(run: Any) -> Any:
     return params
 
 
+@functools.cache
+def scorer(module: Any, name: str) -> Any:
+    """The compiled scores of a sequence by an objective."""
+
+    def score(params: Any, tokens: jax.Array) -> Any:
+        return objectives.score(module, {"params": params}, tokens, (name,), IDS)[name]
+
+    return jax.jit(score)
+
+
 def direct(run: Any, params: Any, tokens: np.ndarray, name: str) -> Any:
     """Scores of one sequence by the objective."""
     module = build(run.config, run.config.stages["main"])
-
-    def score(params: Any) -> Any:
-        return objectives.score(module, {"params": params}, tokens.reshape(1, -1), (name,), IDS)
-
-    return jax.jit(score)(params)[name]
+    return scorer(module, name)(params, tokens.reshape(1, -1))
 
 
 @pytest.fixture
