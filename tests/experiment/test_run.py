@@ -213,6 +213,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_small_quickstart_does_everything_the_large_one_does(tmp_path: Path) -> None:
     """Two stages, a control, evaluation and report, from the embedded corpus, by the command
     people type."""

@@ -218,3 +218,21 @@ def test_what_an_autoencoder_holds_is_counted_in_whole_chunks_too() -> None:
     evaluate: Any = open_accuracy(run, "main", Evaluator("accuracy", examples=1))
     right = direct(run, params, run.data.validation[0], "reconstruction").is_argmax[0, :8]
     assert evaluate(params, {})["autoencoder_exact"] == float(right.all(axis=-1).mean())
+
+
+def test_with_no_memory_in_view_the_numbers_are_those_of_the_control_on_the_same_parameters() -> (
+    None
+):
+    run = run_of(text(8))
+    control = run_of(text(8), stage=dataclasses.replace(RECALL, memory=False))
+    params, row = draw(run), run.data.validation[0]
+    evaluate: Any = open_accuracy(run, "main", Evaluator("base_accuracy", examples=1), base=True)
+    found = evaluate(params, {})
+    for key, name in (("next_token_empty", "next_token"), ("copy_empty", "recall")):
+        one = direct(control, params, row, name)
+        expected = float(jnp.sum(one.nats * one.weight) / jnp.sum(one.weight))
+        assert found[f"{key}_nats"] == pytest.approx(expected, rel=1e-5)
+    assert {key.rpartition("_")[0] for key in found if key.endswith("_nats")} == {
+        "next_token_empty",
+        "copy_empty",
+    }
