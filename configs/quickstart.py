@@ -68,7 +68,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     combined = dataclasses.replace(
         control,
-        objectives={"blank_recall": 1.0, "recall": 0.5, "next_token": 1.5},
+        objectives={"blank_recall": 1.0, "recall": 0.6, "next_token": 2.0},
         scored_chunks={"blank_recall": 8, "recall": 4, "next_token": 8},
         trainable=FROZEN_ENCODER,
         init_from="autoencoder",
