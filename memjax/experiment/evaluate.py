@@ -185,6 +185,25 @@ def _data(run: Run) -> dict[str, Any]:
         "row_tokens": config.data.sequence_length,
         "chunk_length": config.model.chunk_length,
         "chunks": config.chunks,
+    } | _memory(config)
+
+
+def _memory(config: Config) -> dict[str, int]:
+    """Return the size of a memory, and that of the decoder's keys and values.
+
+    Empty where the final model reads no memories, or its decoder has no KV cache.
+    """
+    stage, model = config.stages[config.curriculum[-1]], config.model
+    decoder = model.decoder
+    reads = can(stage.family, "reads_memories") and stage.memory
+    if not reads or decoder.kind != "transformer":
+        return {}
+    return {
+        "memory_vectors": model.memory_vectors,
+        "memory_width": model.encoder.width,
+        "decoder_layers": decoder.layers,
+        "decoder_kv_heads": decoder.kv_heads or decoder.heads,
+        "decoder_head_dim": decoder.attention_head_dim,
     }
 
 
