@@ -63,7 +63,10 @@ def evaluate_run(run: Run, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     with run.reporter.active():
         for name in track(order, "evaluation"):
             models[name] = _evaluate_model(run, name)
-    passages = {n: model.pop("passages") for n, model in models.items() if "passages" in model}
+    passages, far = (
+        {name: model.pop(key) for name, model in models.items() if key in model}
+        for key in ("passages", "far_passages")
+    )
     _inherit_autoencoder(run, models)
     results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -82,6 +85,7 @@ def evaluate_run(run: Run, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "stages": {name: _stage(run, name, stages[name]) for name in order},
         "models": models,
         "passages": _passages(run, passages),
+        "far_passages": _passages(run, far),
     }
     return headline(results, config.curriculum[-1], config.controls) | results
 

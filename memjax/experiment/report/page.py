@@ -69,6 +69,7 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
         "columns": [(heading, unit) for _, heading, unit, _ in COLUMNS],
         "models": _models(run),
         "passages": passages.read_passages(run.results.get("passages")),
+        "far": passages.read_passages(run.results.get("far_passages")),
         "holds": holds,
         "losses": losses,
         "stages": [_stage(run, stage) for stage in (*run.curriculum, *run.controls)],
