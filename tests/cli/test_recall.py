@@ -70,6 +70,29 @@ def test_a_phrase_is_listed_with_its_place(files, capsys):
     assert len(says(capsys, files, f"--find={phrase}", "--limit=1").splitlines()) == 1
 
 
+def test_generation_from_more_memories_than_the_model_keeps_is_one_line(files, tmp_path, capsys):
+    model = load(files / "model")
+    config = dataclasses.replace(
+        model.config, model=dataclasses.replace(model.config.model, max_memories=2)
+    )
+    few = dataclasses.replace(model, config=config, module=build(config, model.settings))
+    few.save(tmp_path / "few")
+    full = len(open_store(files / "store").full_chunks)
+    args = ["generate", str(tmp_path / "few"), f"--memory={files / 'store'}", "--prompt="]
+    assert main([*args, "--max_new_tokens=2"]) == 2
+    found = capsys.readouterr()
+    assert " ".join(found.err.split()) == (
+        f"memjax: {files / 'store'}: {full} memories before a prompt of 0 tokens and"
+        " --max_new_tokens=2, expected at most 2 of the 2 of config.model.max_memories. Read the"
+        " last ones by --chunks=-2:"
+    )
+    assert not found.out
+    assert main([*args, "--max_new_tokens=2", "--chunks=:3"]) == 2
+    assert "3 memories before" in (said := " ".join(capsys.readouterr().err.split()))
+    assert said.endswith("--chunks=1:3")
+    assert main([*args, "--max_new_tokens=2", "--chunks=1:3"]) == 0
+
+
 WRONG = {
     "neither": ([], "--chunk, --find: both missing, expected one of them. For example: memjax"),
     "both": (["--chunk=1", "--find=a"], "--chunk, --find: both given, expected one of them."),
