@@ -93,6 +93,18 @@ def test_generation_from_more_memories_than_the_model_keeps_is_one_line(files, t
     assert main([*args, "--max_new_tokens=2", "--chunks=1:3"]) == 0
 
 
+def test_a_stage_that_recalls_reconstructs_by_its_own_objective(files, capsys):
+    model, store = load(files / "model"), open_store(files / "store")
+    assert model.codec().recall_objective == "blank_recall"
+    assert main(["reconstruct", str(files / "model"), str(files / "store")]) == 0
+    assert "not trained on" not in capsys.readouterr().err
+    # In groups of as many chunks as are half a sequence, each from their memories alone.
+    found, held = model.reconstruct_tokens(store), model.codec().held
+    first = store[: min(held, int((store.spans[:, 0] == 0).sum()))]
+    alone = model.recall_tokens(first, range(len(first)))
+    np.testing.assert_array_equal(found[: len(first)], alone)
+
+
 WRONG = {
     "neither": ([], "--chunk, --find: both missing, expected one of them. For example: memjax"),
     "both": (["--chunk=1", "--find=a"], "--chunk, --find: both given, expected one of them."),
