@@ -33,7 +33,7 @@ def attribute(
     data, batch, seed = Path(given.data or model.data), given.batch_size, given.seed
     if model.tokenizer is None:
         model = model.with_tokenizer(load_tokenizer(data), data)
-    codec, tokenizer = model.codec(given.recall_objective), model.required_tokenizer
+    codec, tokenizer = model.codec(given.recall_objective or ""), model.required_tokenizer
     for name in names:
         attribution.check_measure(codec, name)
     packing = model.config.data.packing

@@ -11,6 +11,7 @@ from memjax.progress import Reporter
 if TYPE_CHECKING:
     from memjax.checkpoints.store import MemoryStore
     from memjax.inference import TrainedModel
+    from memjax.inference.strategy import DecodingStrategy
 
 ARGUMENTS = Arguments(
     example='memjax generate runs/quickstart --prompt="The list is" --temperature=0.8',
@@ -35,7 +36,9 @@ ARGUMENTS = Arguments(
 
     With --memory a memory model continues a text that `memjax compress` has encoded, by the same
     encoder. The memories come before the prompt. The model reads as many as it keeps, those nearest
-    to the end; --document and --chunks choose others. The store has no chunk that is not full, such
+    to the end; --document and --chunks choose others. A model with the positions of the text
+    (config.model.layout=text) reads all of them; more than config.model.max_memories are an
+    error. The store has no chunk that is not full, such
     as the last one of a document: pass its text with the prompt. A message on standard error names
     the memories that are read.
     """,
@@ -112,6 +115,7 @@ def _memories(model: "TrainedModel", text: str, given: Namespace, chunks: slice)
     """The chosen chunks of a store; logs on stderr which of them are read before the prompt."""
     from memjax.checkpoints.store import open_store
     from memjax.inference import GenerationError
+    from memjax.inference.room import evicts_nothing
 
     generator, prompt = model.generator(), len(model.required_tokenizer.encode(text))
     store, of = open_store(given.memory, expected=generator.provenance), given.memory
@@ -128,6 +132,9 @@ def _memories(model: "TrainedModel", text: str, given: Namespace, chunks: slice)
         len(picked),
         f"--chunks: {given.chunks}, expected at least one of the {len(full)} full chunks of {of}.",
     )
+    strategy, new = generator.strategy, given.max_new_tokens
+    if given.overflow == "error" or evicts_nothing(strategy):
+        _require_room(strategy, prompt, new, len(picked), of, chunks, len(full))
     read = min(len(picked), generator.strategy.kept(prompt // generator.strategy.window))
     message = f"{of}: reads the last {read} of {len(picked)} memories"
     after = int(picked[-1]) + 1
@@ -140,3 +147,43 @@ def _memories(model: "TrainedModel", text: str, given: Namespace, chunks: slice)
             )
     Reporter(stderr=True).log(message)
     return store[picked]
+
+
+def _require_room(
+    strategy: "DecodingStrategy",
+    prompt: int,
+    new: int,
+    memories: int,
+    of: str,
+    picked: slice,
+    full: int,
+) -> None:
+    """Raises GenerationError if memories of a store are more than the model keeps.
+
+    Args:
+      strategy: of the model.
+      prompt: tokens of the prompt.
+      new: tokens to generate.
+      memories: how many the command reads.
+      of: the store.
+      picked: the value of --chunks, a slice of its full chunks.
+      full: how many these are.
+    """
+    from memjax.inference import GenerationError
+    from memjax.inference.room import budget, room
+
+    most = room(strategy, prompt, new)
+    if most is None or memories <= most:
+        return
+    given = f"a prompt of {prompt} tokens and --max_new_tokens={new}"
+    GenerationError.require(
+        most > 0,
+        f"{of}: {memories} memories before {given}, expected none: these leave no room for them."
+        " Pass fewer tokens.",
+    )
+    end = picked.indices(full)[1]
+    last = f"-{most}:" if end == full else f"{end - most}:{end}"
+    raise GenerationError(
+        f"{of}: {memories} memories before {given}, expected at most {most} {budget(strategy)}."
+        f" Read the last ones by --chunks={last}"
+    )

@@ -14,7 +14,7 @@ ATTRIBUTIONS = (
     "occlusion_loss", "occlusion_l1", "occlusion_cosine", "noise", "gradient", "entropy",
 )  # fmt: skip
 """The attribution measures; the first is the default."""
-OBJECTIVES = ("blank_copy", "copy", "plain_copy")
+OBJECTIVES = ("blank_copy", "copy", "plain_copy", "blank_recall", "recall")
 ARGUMENTS = Arguments(
     example="memjax measure runs/quickstart --instruments=information,attribution:gradient",
     words={"PATH": STAGE_PATH},
@@ -23,7 +23,7 @@ ARGUMENTS = Arguments(
             "what": f"{', '.join(suite.INSTRUMENTS)}; {ATTRIBUTION}, or {ATTRIBUTION}:MEASURE. By"
             f" default all but {ATTRIBUTION}",
         },
-        recall_objective={"choices": OBJECTIVES, "default": OBJECTIVES[0]},
+        recall_objective={"choices": OBJECTIVES},
         limit={"what": "held-out texts; by default 256, and 16 for attribution", "minimum": 2},
         data={},
         corpus={"what": "recall of another corpus"},
@@ -45,7 +45,9 @@ ARGUMENTS = Arguments(
     notes=f"""
     Reads held-out text of the stage's run and prints a table per instrument; `memjax report` shows
     the numbers on the run's page. The stage needs a decoder that reads memories: family
-    autoencoder, oracle or memory_model. `memjax probe` measures any encoder.
+    autoencoder, oracle or memory_model. `memjax probe` measures any encoder. By default a memory
+    model reconstructs from memories alone: by blank_recall if it was trained to recall chunks by
+    their places, and else by blank_copy.
 
     The instrument {ATTRIBUTION} computes how much of each token comes from the memory. It writes a
     page of coloured texts, attribution.html, and the values, attribution.json, beside --out. Its
@@ -76,7 +78,7 @@ def run(given: Namespace) -> None:
         with reporter.active():
             subject = suite.prepare_subject(
                 model,
-                given.recall_objective,
+                given.recall_objective or "",
                 given.limit or 256,
                 given.data or "",
                 given.corpus or "",

@@ -21,8 +21,9 @@ ARGUMENTS = Arguments(
     ),
     notes="""
     An autoencoder reconstructs a chunk at once. A memory model reconstructs by the objective
-    blank_copy, so that all its text comes from memories. The stage may be another than the one that
-    compressed the text, if both have the same encoder. Messages go to standard error.
+    blank_copy, or blank_recall if it was trained to recall, so that all its text comes from
+    memories. The stage may be another than the one that compressed the text, if both have the same
+    encoder. Messages go to standard error.
     """,
 )
 
@@ -34,7 +35,6 @@ def run(given: Namespace) -> None:
     from memjax.files import write_text
     from memjax.inference import load
     from memjax.inference.expansion import accuracy_against, text_of
-    from memjax.inference.trained_model import RECALL
 
     reporter = Reporter(stderr=True)
     model = load(given.path)
@@ -42,9 +42,11 @@ def run(given: Namespace) -> None:
     codec = model.codec()
     store = store if given.document is None else store.of_document(given.document)
     source = model.chunks(given.against) if given.against else None
-    if codec.recall_objective and not model.settings.objectives.get(RECALL):
+    objective = codec.recall_objective
+    if objective and not model.settings.objectives.get(objective):
         reporter.log(
-            f"{given.path}: not trained on {RECALL}, by which it reconstructs; expect low accuracy"
+            f"{given.path}: not trained on {objective}, by which it reconstructs; expect low"
+            " accuracy"
         )
     with reporter.active():
         found = model.reconstruct_tokens(store, batch=given.batch_size)

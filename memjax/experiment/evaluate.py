@@ -63,7 +63,10 @@ def evaluate_run(run: Run, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     with run.reporter.active():
         for name in track(order, "evaluation"):
             models[name] = _evaluate_model(run, name)
-    passages = {n: model.pop("passages") for n, model in models.items() if "passages" in model}
+    passages, far = (
+        {name: model.pop(key) for name, model in models.items() if key in model}
+        for key in ("passages", "far_passages")
+    )
     _inherit_autoencoder(run, models)
     results: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -82,6 +85,7 @@ def evaluate_run(run: Run, stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "stages": {name: _stage(run, name, stages[name]) for name in order},
         "models": models,
         "passages": _passages(run, passages),
+        "far_passages": _passages(run, far),
     }
     return headline(results, config.curriculum[-1], config.controls) | results
 
@@ -185,6 +189,25 @@ def _data(run: Run) -> dict[str, Any]:
         "row_tokens": config.data.sequence_length,
         "chunk_length": config.model.chunk_length,
         "chunks": config.chunks,
+    } | _memory(config)
+
+
+def _memory(config: Config) -> dict[str, int]:
+    """Return the size of a memory, and that of the decoder's keys and values.
+
+    Empty where the final model reads no memories, or its decoder has no KV cache.
+    """
+    stage, model = config.stages[config.curriculum[-1]], config.model
+    decoder = model.decoder
+    reads = can(stage.family, "reads_memories") and stage.memory
+    if not reads or decoder.kind != "transformer":
+        return {}
+    return {
+        "memory_vectors": model.memory_vectors,
+        "memory_width": model.encoder.width,
+        "decoder_layers": decoder.layers,
+        "decoder_kv_heads": decoder.kv_heads or decoder.heads,
+        "decoder_head_dim": decoder.attention_head_dim,
     }
 
 

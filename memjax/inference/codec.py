@@ -15,16 +15,22 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from memjax.inference.regenerate import greedy, regenerate
+from memjax.config import Config, Stage
+from memjax.inference.regenerate import greedy
 from memjax.models import families_that, find
 from memjax.models.request import alone
 from memjax.objectives import Request, Scores, SpecialIds, make_request
+from memjax.objectives.recall import RECALLS, asks_to_recall, recall_request
 
 Params = Mapping[str, Any]
 RECALL_OBJECTIVES = ("blank_copy", "copy", "plain_copy")
-"""Objectives that can prompt a memory model for its memories."""
+"""Objectives that can prompt a memory model for its memories, besides RECALLS of a decoder with the
+positions of the text."""
+BLANK = ("blank_copy", "blank_recall")
+"""Objectives that show no token: everything comes from memories."""
 LOGITS = 2**24
 """Logits in memory at a time."""
 
@@ -40,8 +46,7 @@ class MemoryCodec(abc.ABC):
     module: Any
     ids: SpecialIds
     recall_objective: str = ""
-    """The prompt of a memory model: `blank_copy` (everything from memories), `copy` or
-    `plain_copy`."""
+    """The prompt of a memory model: one of RECALL_OBJECTIVES or RECALLS."""
     compat: tuple[str, ...] = ()
     """Quirks of the stage (STAGE_QUIRKS)."""
 
@@ -88,8 +93,8 @@ class MemoryCodec(abc.ABC):
         """Return the nats of each token with a given memory, all [B, 1, T], without computing all
         logits.
 
-        An autoencoder reads the memory alone; an oracle, and a memory model with the prompt `copy`,
-        also read the tokens before.
+        An autoencoder reads the memory alone; an oracle, and a memory model with a prompt that is
+        not BLANK, also read the tokens before.
         """
         request, rest = self._arguments(jnp.asarray(tokens), memory)
         nats, correct = self._losses(params, request, rest)
@@ -130,8 +135,7 @@ class MemoryCodec(abc.ABC):
         before it.
 
         Of `tokens`, only those that are no targets are read: padding, and under
-        `unscored_first_tokens` the first of each chunk. A memory model with the prompt `copy` or
-        `plain_copy` encodes `tokens` itself and does not read `memory`.
+        `unscored_first_tokens` the first of each chunk.
         """
         # A few texts at a time, so that not all logits are in memory.
         fitting = max(1, LOGITS // (self.length * self.vocabulary))
@@ -203,15 +207,17 @@ class OracleCodec(MemoryCodec):
 
 @dataclasses.dataclass(frozen=True)
 class RecallCodec(MemoryCodec):
-    """The codec of a memory model, prompted to copy the first half of a sequence, which is one
-    text.
+    """The codec of a memory model, prompted to copy or recall the first half of a sequence, which
+    is one text.
     """
 
     def __post_init__(self) -> None:
-        if self.recall_objective not in RECALL_OBJECTIVES:
+        able = RECALL_OBJECTIVES + RECALLS * (self.module.config.layout == "text")
+        if self.recall_objective not in able:
             raise ValueError(
                 f"recall_objective={self.recall_objective!r}: a memory model is prompted by"
-                f" {', '.join(RECALL_OBJECTIVES)}"
+                f" {', '.join(RECALL_OBJECTIVES)}, and with config.model.layout='text' by"
+                f" {', '.join(RECALLS)}"
             )
         if not self.module.memory:
             raise ValueError("this model was built with memory=False: it holds nothing")
@@ -233,10 +239,14 @@ class RecallCodec(MemoryCodec):
         """Return the request for texts as first halves, and the other inputs of the decoder."""
         length, chunks = self.module.config.chunk_length, self.module.chunks
         half = tokens.reshape(tokens.shape[0], self.held, length)
-        # The other half is neither an input nor a target.
-        after = ((0, 0), (0, chunks - self.held), (0, 0))
-        row = jnp.pad(half, after, constant_values=self.ids.pad)
-        request = make_request(self.recall_objective, row, self.ids, self.compat)
+        if self.recall_objective in RECALLS:
+            place = np.arange(self.held)
+            request = recall_request(self.recall_objective, half, place, self.held, self.ids)
+        else:
+            # The other half is neither an input nor a target.
+            after = ((0, 0), (0, chunks - self.held), (0, 0))
+            row = jnp.pad(half, after, constant_values=self.ids.pad)
+            request = make_request(self.recall_objective, row, self.ids, self.compat)
         if memory is not None:
             memory = memory.reshape(memory.shape[0], self.held, -1, memory.shape[-1])
         valid = (half != self.ids.pad).any(axis=-1)
@@ -260,13 +270,18 @@ class RecallCodec(MemoryCodec):
         return self.score(params, None, tokens)
 
     def reconstruct(self, params: Params, memory: jax.Array, tokens: jax.Array) -> jax.Array:
-        """See `MemoryCodec.reconstruct`."""
-        if self.recall_objective == "blank_copy":
+        """See `MemoryCodec.reconstruct`; token by token, unless none is shown."""
+        if self.recall_objective in BLANK:
             return super().reconstruct(params, memory, tokens)
-        after = self.module.chunks * self.module.config.chunk_length - self.length
-        rows = jnp.pad(tokens, ((0, 0), (0, after)), constant_values=self.ids.pad)
-        prompt = (self.ids, self.recall_objective, self.compat)
-        return regenerate(self.module, params, rows, *prompt)[0].reshape(tokens.shape)
+        request, rest = self._arguments(jnp.asarray(tokens), memory)
+
+        def logits(inputs: jax.Array, position: jax.Array) -> jax.Array:
+            shown = alone(dataclasses.replace(request, inputs=inputs))
+            hidden = self.apply(params, shown, *rest, method="joined_states")
+            return self.apply(params, hidden[:, :, position], method=lambda m, h: m.head(h))
+
+        half = jnp.asarray(tokens).reshape(request.inputs.shape)
+        return greedy(logits, request, half, self.ids, self.shift).reshape(tokens.shape)
 
 
 CODECS: Mapping[str, type[MemoryCodec]] = {
@@ -277,6 +292,17 @@ CODECS: Mapping[str, type[MemoryCodec]] = {
 """Codecs by the capability that a family needs."""
 
 
+def own_objective(config: Config, stage: Stage) -> str:
+    """Return the objective by which a memory model reconstructs.
+
+    It is the blank one, unless the stage was trained to recall with its tokens shown alone.
+    """
+    if not asks_to_recall(config, stage):
+        return "blank_copy"
+    shown, blank = (stage.objectives.get(name) for name in RECALLS)
+    return "recall" if shown and not blank else "blank_recall"
+
+
 def make_codec(
     module: nn.Module, ids: SpecialIds, recall_objective: str = "", compat: tuple[str, ...] = ()
 ) -> MemoryCodec:
@@ -285,7 +311,8 @@ def make_codec(
     Args:
       module: an autoencoder, an oracle or a memory model.
       ids: reserved ids.
-      recall_objective: of a memory model, one of RECALL_OBJECTIVES; others do not read it.
+      recall_objective: of a memory model, one of RECALL_OBJECTIVES or RECALLS; others do not read
+        it.
       compat: quirks that the stage was trained under (STAGE_QUIRKS).
 
     Raises:

@@ -19,6 +19,7 @@ from memjax.inference.causal import CausalStrategy
 from memjax.inference.memory import MemoryStrategy, RecurrentStrategy
 from memjax.inference.programs import DecodeState, Programs, compiled
 from memjax.inference.reading import ReadingStrategy
+from memjax.inference.room import evicts_nothing, require_room
 from memjax.inference.sampling import GenerationError, Sampling
 from memjax.inference.strategy import DecodingStrategy, Params, bucket
 from memjax.models import families_that, find
@@ -111,11 +112,13 @@ class Generator:
 
         Raises:
           GenerationError: a prompt is not a sequence of ids, or there is none; or the memories
-            cannot be read.
+            cannot be read, or with a prompt are more than the model keeps of any text.
           StoreError: a store belongs to another encoder or tokenizer.
         """
-        strategy = self.strategy
-        cuts = [strategy.cut(prompt) for prompt in self._checked(prompts)]
+        strategy, checked = self.strategy, self._checked(prompts)
+        if evicts_nothing(strategy):
+            self._require_room(checked, 0, memories)
+        cuts = [strategy.cut(prompt) for prompt in checked]
         before = None
         if memories is not None:
             room = [strategy.kept(len(cut.chunks)) for cut in cuts]
@@ -173,11 +176,12 @@ class Generator:
           memories: memories before each prompt, for a memory model: a store of its own encoder (or
             a slice of one, or one of its documents), of which full chunks are read, an array [N, K,
             E], or None. They replace chunks before the prompt, the oldest first, and are evicted
-            before the prompt's own.
+            before the prompt's own. A model that keeps all (`config.model.layout="text"`) evicts
+            none.
 
         Raises:
-          GenerationError: as `prefill`; or `beyond="error"` and a sequence could outgrow the
-            context.
+          GenerationError: as `prefill`; or a sequence could outgrow the context and `beyond` is
+            `error`, or the model evicts nothing.
           StoreError: as `prefill`.
         """
         made: list[list[int]] = [[] for _ in prompts]
@@ -203,9 +207,9 @@ class Generator:
           GenerationError, StoreError: as `generate`.
         """
         checked = self._checked(prompts)
-        read = None if memories is None else self._last(memories, len(checked))
-        if self.beyond == "error" or self.strategy.grows:
+        if self.beyond == "error" or evicts_nothing(self.strategy):
             self._require_room(checked, max_new_tokens, memories)
+        read = None if memories is None else self._last(memories, len(checked))
         if max_new_tokens <= 0:
             return iter(())
         state = self.prefill(checked, first_row, read)
@@ -254,12 +258,7 @@ class Generator:
 
     def _last(self, memories: Sequence[prefix.Memories], rows: int) -> list[np.ndarray]:
         """Return the last memories of each sequence, checked."""
-        prefix.require_memories(self.module)
-        if len(memories) != rows:
-            raise GenerationError(
-                f"memories are given for {len(memories)} rows, and there are {rows} prompts; give"
-                " one entry each"
-            )
+        self._check_memories(memories, rows)
         model = self.module.config
         shape = model.memory_vectors, model.encoder.width
         return prefix.last_memories(memories, self.strategy.kept(0), shape, self.encoder)
@@ -267,25 +266,23 @@ class Generator:
     def _require_room(
         self, prompts: list[np.ndarray], new: int, memories: Sequence[prefix.Memories] | None
     ) -> None:
-        """Raise GenerationError if a sequence could outgrow the context."""
-        limit = self.strategy.limit
-        if limit is None:
-            return
-        counts = [0] * len(prompts) if memories is None else [prefix.count(row) for row in memories]
-        window = self.strategy.window
-        tokens, prompt, held = max(
-            (n * window + len(p), len(p), n) for n, p in zip(counts, prompts, strict=True)
-        )
-        if tokens + new <= limit:
-            return
-        remedy = "Pass fewer" if self.strategy.grows else "Pass fewer, or beyond='evict'"
-        remembered = f"{held} memories of {window} tokens each, " if held else ""
-        kept = f" ({self.strategy.kept(0)} memories and the chunk it writes)" if held else ""
-        raise GenerationError(
-            f"{remembered}a prompt of {prompt} tokens and max_new_tokens={new} are more than the"
-            f" {limit} tokens of which the model"
-            f" keeps everything{kept}. {remedy}"
-        )
+        """Raise GenerationError if a sequence could outgrow the context; of memories none is read.
+
+        Arguments are as in `require_room`.
+        """
+        if memories is not None:
+            self._check_memories(memories, len(prompts))
+        held = [0] * len(prompts) if memories is None else list(map(prefix.count, memories))
+        require_room(self.strategy, [len(prompt) for prompt in prompts], new, held)
+
+    def _check_memories(self, memories: Sequence[prefix.Memories], rows: int) -> None:
+        """Raise GenerationError if the model reads none, or they are not of so many rows."""
+        prefix.require_memories(self.module)
+        if len(memories) != rows:
+            raise GenerationError(
+                f"memories are given for {len(memories)} rows, and there are {rows} prompts; give"
+                " one entry each"
+            )
 
     def _checked(self, prompts: Sequence[Any]) -> list[np.ndarray]:
         if not len(prompts):

@@ -28,9 +28,7 @@ from memjax.layers.attend import PrefixCache
 from memjax.layers.attention import KeyValues
 from memjax.models.memory import VECTORS, Memories
 from memjax.objectives import SpecialIds
-
-RECALLS = ("recall", "blank_recall")
-"""Objectives by which a stage recalls: with the tokens so far, or from memories alone."""
+from memjax.objectives.recall import RECALLS
 
 
 def chosen_recall(config: Config, stage: str, objective: str = "") -> str:

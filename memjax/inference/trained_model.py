@@ -24,7 +24,7 @@ from memjax.data import Tokenizer
 from memjax.data.packing import check_side
 from memjax.errors import MemjaxError
 from memjax.inference.chunking import Chunks, Source, cut, read_sources
-from memjax.inference.codec import MemoryCodec, make_codec
+from memjax.inference.codec import MemoryCodec, make_codec, own_objective
 from memjax.inference.compression import compress, document_of, provenance_of
 from memjax.inference.expansion import document_texts, expand
 from memjax.inference.generator import Generator, text_pieces
@@ -38,8 +38,6 @@ from memjax.models.memory import VECTORS, Memories
 from memjax.objectives import SpecialIds
 
 T = TypeVar("T")
-RECALL = "blank_copy"
-"""The objective by which a memory model reconstructs: it sees nothing but memories."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,17 +141,18 @@ class TrainedModel(Recalling):
         trained = (self.family, self.stage, self.step, tokenizer, self.path)
         return provenance_of(encoder, params, *trained)
 
-    def codec(self, recall_objective: str = RECALL) -> MemoryCodec:
+    def codec(self, recall_objective: str = "") -> MemoryCodec:
         """The encoder and the decoder that reads its memories as one.
 
         Args:
-          recall_objective: the objective by which a memory model reconstructs; other families do
-            not use it.
+          recall_objective: the objective by which a memory model reconstructs, by default blank
+            recall of a stage that recalls, and else a blank copy; other families do not use it.
 
         Raises:
           CheckpointError: no decoder reads memories of a text.
         """
-        arguments = (self.module, self.ids, recall_objective, self.settings.compat)
+        objective = recall_objective or own_objective(self.config, self.settings)
+        arguments = (self.module, self.ids, objective, self.settings.compat)
         return self._make(make_codec, arguments, CheckpointError)
 
     def generator(self, beyond: str = "evict") -> Generator:

@@ -19,6 +19,18 @@ from memjax.models.request import RECALL, Asking, Request, SpecialIds
 from memjax.objectives.objective import Objective
 from memjax.objectives.requests import draw_chunks, shift_right, token_weight
 
+RECALLS = ("recall", "blank_recall")
+"""Objectives by which a stage recalls: with the tokens so far, or from memories alone."""
+
+
+def asks_to_recall(config: Config, stage: Stage) -> bool:
+    """Return whether copies of a stage's model are chunks recalled by their places in the text.
+
+    So they are where a decoder reads by these, unless the stage trains it to copy.
+    """
+    copies = {"copy", "blank_copy", "plain_copy"}
+    return config.model.layout == "text" and not copies & set(stage.objectives)
+
 
 def recall_request(
     name: str,
@@ -78,5 +90,5 @@ def _check(config: Config, stage: Stage, key: str) -> None:
 
 OBJECTIVES = tuple(
     Objective(name, needs="reads_memories", request=functools.partial(_request, name), check=_check)
-    for name in ("recall", "blank_recall")
+    for name in RECALLS
 )

@@ -104,7 +104,7 @@ WRONG = {
     "no tokens": (["{run}", "--prompt=a", "--max_new_tokens=0"], "--max_new_tokens: 0, expected"),
     "too many tokens": (
         ["{run}", "--prompt=a", "--max_new_tokens=100", "--overflow=error"],
-        "max_new_tokens=100 are more than the 32 tokens",
+        "max_new_tokens=100, expected at most the 32 tokens of which the model keeps everything.",
     ),
 }
 
@@ -209,9 +209,12 @@ def test_a_text_goes_on_from_its_memories(workdir, novel, stores, capsys):
         == 0
     )
     assert main([*generate, "--prompt=", "--max_new_tokens=8", "--overflow=error"]) == 2
-    assert f"{full.sum()} memories of 8 tokens each, a prompt of 0 tokens" in " ".join(
-        capsys.readouterr().err.split()
+    message = (
+        f"autoencoder-float32: {full.sum()} memories before a prompt of 0 tokens and"
+        " --max_new_tokens=8, expected at most 3 of the 3 before the last chunk of a training"
+        " sequence. Read the last ones by --chunks=-3:"
     )
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_fills_no_chunk_is_named(workdir, novel, stores, capsys):

@@ -72,6 +72,41 @@ def test_a_phrase_is_listed_with_its_place(files, capsys):
     assert len(says(capsys, files, f"--find={phrase}", "--limit=1").splitlines()) == 1
 
 
+def test_generation_from_more_memories_than_the_model_keeps_is_one_line(files, tmp_path, capsys):
+    model = load(files / "model")
+    config = dataclasses.replace(
+        model.config, model=dataclasses.replace(model.config.model, max_memories=2)
+    )
+    few = dataclasses.replace(model, config=config, module=build(config, model.settings))
+    few.save(tmp_path / "few")
+    full = len(open_store(files / "store").full_chunks)
+    args = ["generate", str(tmp_path / "few"), f"--memory={files / 'store'}", "--prompt="]
+    assert main([*args, "--max_new_tokens=2"]) == 2
+    found = capsys.readouterr()
+    assert " ".join(found.err.split()) == (
+        f"memjax: {files / 'store'}: {full} memories before a prompt of 0 tokens and"
+        " --max_new_tokens=2, expected at most 2 of the 2 of config.model.max_memories. Read the"
+        " last ones by --chunks=-2:"
+    )
+    assert not found.out
+    assert main([*args, "--max_new_tokens=2", "--chunks=:3"]) == 2
+    assert "3 memories before" in (said := " ".join(capsys.readouterr().err.split()))
+    assert said.endswith("--chunks=1:3")
+    assert main([*args, "--max_new_tokens=2", "--chunks=1:3"]) == 0
+
+
+def test_a_stage_that_recalls_reconstructs_by_its_own_objective(files, capsys):
+    model, store = load(files / "model"), open_store(files / "store")
+    assert model.codec().recall_objective == "blank_recall"
+    assert main(["reconstruct", str(files / "model"), str(files / "store")]) == 0
+    assert "not trained on" not in capsys.readouterr().err
+    # In groups of as many chunks as are half a sequence, each from their memories alone.
+    found, held = model.reconstruct_tokens(store), model.codec().held
+    first = store[: min(held, int((store.spans[:, 0] == 0).sum()))]
+    alone = model.recall_tokens(first, range(len(first)))
+    np.testing.assert_array_equal(found[: len(first)], alone)
+
+
 WRONG = {
     "neither": ([], "--chunk, --find: both missing, expected one of them. For example: memjax"),
     "both": (["--chunk=1", "--find=a"], "--chunk, --find: both given, expected one of them."),

@@ -8,7 +8,7 @@ import pytest
 
 from memjax import objectives
 from memjax.config import Stage
-from memjax.inference.codec import make_codec, scores_of
+from memjax.inference.codec import make_codec, own_objective, scores_of
 from memjax.models import build, example
 from memjax.objectives import SpecialIds
 from memjax.testing import tiny_config
@@ -77,6 +77,62 @@ def test_nats_are_those_of_the_objective(family, ask, changes, shape):
     np.testing.assert_allclose(
         by_hand[real], np.asarray(scores.nats)[:, 0][real], rtol=1e-4, atol=1e-5
     )
+
+
+READER = {
+    "layout": "text",
+    "chunk_positions": False,
+    "decoder": dataclasses.replace(CONFIG.model.decoder, place_heads=1, qk_norm=True),
+}
+
+
+@pytest.mark.parametrize("ask", ["blank_recall", "recall"])
+def test_recall_reads_the_first_half_by_its_places(ask, quick):
+    """The nats of the objective on a sequence of these chunks and one more, and greedy decoding
+    from a memory that is given."""
+    system, params = make("memory_model", ask, **READER)
+    # Padding that is predicted would be masked where it is shown.
+    params["head"]["kernel"] *= np.arange(system.vocabulary) >= IDS.first_content
+    tokens = texts(system)
+    row = np.concatenate([tokens, np.full((5, CONFIG.model.chunk_length), 9)], axis=1)
+    scores = quick(lambda p, x: scores_of(system, p, x))(params, tokens)
+    wanted = quick(
+        lambda p, x: objectives.score(system.module, {"params": p}, x, (ask,), IDS)[ask]
+    )(params, row.astype(np.int32))
+    for one, other in ((scores.nats, wanted.nats), (scores.is_argmax, wanted.is_argmax)):
+        sums = (
+            np.sum(x * w, axis=(1, 2)) for x, w in ((one, scores.weight), (other, wanted.weight))
+        )
+        np.testing.assert_allclose(*sums, rtol=1e-4)
+    memory = quick(system.encode)(params, tokens)
+    speak = quick(system.reconstruct)
+    said = np.asarray(speak(params, memory, tokens))
+    # Shown what it reconstructed, with the same memory, the model is right everywhere.
+    own = quick(system.score)(params, memory, said)
+    assert np.asarray(own.is_argmax)[np.asarray(own.weight) > 0].all()
+    other = np.where(tokens == IDS.pad, tokens, 7)
+    np.testing.assert_array_equal(speak(params, memory, other), said)
+    assert (np.asarray(speak(params, memory[::-1], tokens)) != said).any()
+
+
+@pytest.mark.parametrize(
+    ("trained", "own"),
+    [
+        ({"recall": 1.0, "blank_recall": 0.5}, "blank_recall"),
+        ({"recall": 1.0, "next_token": 1.0}, "recall"),
+        ({"next_token": 1.0}, "blank_recall"),
+        ({"recall": 1.0, "copy": 1.0}, "blank_copy"),
+    ],
+)
+def test_a_stage_reconstructs_as_it_was_trained(trained, own):
+    stage, model = Stage(objectives=trained), dataclasses.replace(CONFIG.model, **READER)
+    assert own_objective(dataclasses.replace(CONFIG, model=model), stage) == own
+    assert own_objective(CONFIG, stage) == "blank_copy", "its decoder finds no places"
+
+
+def test_recall_needs_the_positions_of_the_text():
+    with pytest.raises(ValueError, match=r"and with config\.model\.layout='text' by recall, blank"):
+        make_codec(build(CONFIG, Stage()), IDS, "recall")
 
 
 @pytest.mark.slow

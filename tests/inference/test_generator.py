@@ -349,7 +349,7 @@ def test_beyond_what_is_kept_it_evicts_or_refuses(generator):
         )
         with pytest.raises(
             GenerationError,
-            match=f"a prompt of 9 tokens and max_new_tokens={limit - 8} are more than the {limit}",
+            match=f"prompt 1: 9 tokens and max_new_tokens={limit - 8}, expected at most the",
         ):
             strict.generate([PROMPTS[0], PROMPTS[3]], limit - 8)
     assert len(generator("recurrent, transformer", beyond="error").generate(PROMPTS, 10)[4]) == 10

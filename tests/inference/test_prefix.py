@@ -163,14 +163,14 @@ def test_the_oldest_leave_first(quick, generator):
     strict = generator(beyond="error")
     assert len(strict.generate(prompts[:1] * 3, 5, memories=[store[4:]] * 3)[0]) == 5
     message = (
-        r"6 memories of 4 tokens each, a prompt of 3 tokens and max_new_tokens=5 are more"
-        r" than the 16 .*\(3 memories and the"
+        r"memories of row 0: 6 before a prompt of 3 tokens and max_new_tokens=5, expected at most 2"
+        r" of the 3 before .*\. Pass fewer, such as store\[-2:\], or beyond='evict'\.$"
     )
     with pytest.raises(GenerationError, match=message):
         strict.generate([TEXTS[0]], 5, memories=[store])
     with pytest.raises(
         GenerationError,
-        match="2 memories of 4 tokens each, a prompt of 3 tokens and max_new_tokens=6 are more",
+        match="row 0: 2 before a prompt of 3 tokens and max_new_tokens=6, expected at most 1 of",
     ):
         strict.generate([TEXTS[0]], 6, memories=[store[4:]])
 

@@ -231,6 +231,26 @@ def test_more_memories_than_max_memories_are_refused(reading):
     with pytest.raises(GenerationError, match=f"{len(store)} memories, expected at most the 5 of"):
         few.recall(store, [0])
     assert few.recall(store[-5:], [4]) == reading.recall(store[-5:], [4])
-    with pytest.raises(GenerationError, match=r"\(5 memories and the chunk it writes\)\. Pass few"):
+    full = store[store.full_chunks]
+    message = (
+        rf"memories of row 0: {len(full)} before a prompt of 0 tokens and max_new_tokens=1,"
+        r" expected at most 5 of the 5 of config\.model\.max_memories\. Pass fewer, such as"
+        r" store\[-5:\]\.$"
+    )
+    with pytest.raises(GenerationError, match=message):
         few.generate("", 1, store)
-    assert list(few.generate("", 0, store[store.full_chunks][-5:])) == []
+    assert list(few.generate("", 0, full[-5:])) == []
+    # A state that is read alone, with chunks of the prompt among those that are kept.
+    generator, length = few.generator(), few.module.config.chunk_length
+    prompt = np.full(2 * length, 7)
+    assert generator.prefill([prompt], memories=[full[-3:]]).context.count.tolist() == [5]
+    for memories, message in (
+        (full[-4:], rf"row 0: 4 before a prompt of {2 * length} tokens, expected at most 3 of"),
+        (
+            None,
+            rf"prompt 0: {6 * length} tokens, expected at most the {6 * length} tokens of which",
+        ),
+    ):
+        tokens = prompt if memories else np.full(6 * length, 7)
+        with pytest.raises(GenerationError, match=message):
+            generator.prefill([tokens], memories=[memories])

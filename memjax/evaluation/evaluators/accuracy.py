@@ -7,13 +7,13 @@ from memjax.config import Evaluator, Stage
 from memjax.evaluation.evaluators.held_out import (
     BASE,
     COPY_BASE,
-    asks_to_recall,
     held_out,
     without_memory,
 )
 from memjax.models import build, can
 from memjax.objectives import OBJECTIVES, is_measured
 from memjax.objectives.accuracy import Accuracy, NoTargetError, measure
+from memjax.objectives.recall import asks_to_recall
 from memjax.objectives.uncertainty import ratio
 from memjax.training.init_state import Run
 from memjax.training.loop import Evaluate

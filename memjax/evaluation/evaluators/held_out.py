@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import flax.linen as nn
 import jax
 
-from memjax.config import Config, Stage
+from memjax.config import Stage
 from memjax.data import evaluation_batches
 from memjax.interop.huggingface.settings import folder_of
 from memjax.models import can
@@ -34,15 +34,6 @@ def held_out(run: Run, examples: int, batch: int = BATCH) -> Iterator[jax.Array]
     part = local_rows(run.mesh, batch)
     for rows in evaluation_batches(run.data.validation, batch, examples, run.ids.pad, part):
         yield put_batch(rows, run.mesh, batch)
-
-
-def asks_to_recall(config: Config, stage: Stage) -> bool:
-    """Return whether copies of a stage's model are chunks recalled by their places in the text.
-
-    So they are where a decoder reads by these, unless the stage trains it to copy.
-    """
-    copies = {"copy", "blank_copy", "plain_copy"}
-    return config.model.layout == "text" and not copies & set(stage.objectives)
 
 
 def without_memory(module: nn.Module, stage: Stage) -> nn.Module | None:

@@ -37,6 +37,8 @@ GROUP = 64
 TOKENS = 2**13
 """Positions of one call, about."""
 FORMS = ("recall", "blank_recall")
+FAR_PASSAGES = 3
+"""Chunks from far back that the report shows."""
 TENTHS = 10
 
 
@@ -82,6 +84,9 @@ def open_reading(run: Run, name: str, settings: Evaluator) -> Evaluate | None:
       consecutive ones, the same for all numbers n; the i-th reads its n + i preceding chunks.
     - `recall_chunks`, `next_token_chunks`: decoded chunks; half as many of next tokens.
 
+    `far_passages` is a list of a few chunks from far back, where the stage trains blank recall: see
+    `_far_passages`.
+
     A stage that does not train recall has the numbers of next tokens alone.
 
     Keys with `_interval` have 95 % bootstrap intervals over chunks.
@@ -115,7 +120,9 @@ def open_reading(run: Run, name: str, settings: Evaluator) -> Evaluate | None:
                 nats.high,
             ]
             values.setdefault("next_token_chunks", {})[size] = chunks
-        return dict(values)
+        if not stage.objectives.get("blank_recall"):
+            return dict(values)
+        return values | {"far_passages": _far_passages(run, module, params, text, sizes[-1])}
 
     return evaluate
 
@@ -184,6 +191,42 @@ def _draw(chunks: int, size: int, examples: int, length: int) -> Windows:
 
 def _without_address(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     return jnp.zeros_like(leaf) if path[-1].key in ("query_address", "key_address") else leaf
+
+
+def _far_passages(
+    run: Run, module: Any, params: Tree, text: Text, size: int
+) -> list[dict[str, Any]]:
+    """Return chunks from far back, each beside its tokens as recalled from memories alone.
+
+    They are evenly spaced over the first tenth of the places of the text's first `size` memories,
+    not chosen by their errors. No token of a chunk is shown, so that the most likely tokens are
+    those of free-running decoding.
+
+    Returns:
+      For each its pieces `source` and `regenerated`, which tokens are `correct`, the number of
+      `memories`, and its `place` among them.
+    """
+    entries = np.arange(size)
+    tenth = max(1, size // TENTHS)
+    places = np.unique(np.linspace(0, tenth - 1, FAR_PASSAGES).astype(int))
+    # A mesh may split a batch into more than the one window.
+    ((at, _),) = _calls(run, 1, 1)
+    rows = tuple(x[None][at] for x in (text.memories[entries], text.chunks[places], places))
+    recall: Any = _recaller
+    found = recall(module, run.ids, run.mesh)(params, *_put(run, rows, len(at)))
+    pieces = run.data.tokenizer.pieces
+    return [
+        {
+            "source": pieces(source),
+            "regenerated": pieces(made),
+            "correct": (source == made).tolist(),
+            "memories": size,
+            "place": int(place),
+        }
+        for source, made, place in zip(
+            text.chunks[places], jax.device_get(found)[0], places, strict=True
+        )
+    ]
 
 
 def _next_tokens(
@@ -289,3 +332,21 @@ def _scorer(
         return list(zip(*map(joined.split, scored), strict=True))
 
     return on_mesh(score, mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _recaller(module: Any, ids: SpecialIds, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """Return a function as `_scorer` does, to the most likely tokens by blank recall."""
+
+    def recall(
+        params: Tree,
+        memories: Float[jax.Array, "B P K E"],
+        labels: Int[jax.Array, "B X L"],
+        places: Int[jax.Array, "B X"],
+    ) -> Int[jax.Array, "B X L"]:
+        joined = alone(recall_request("blank_recall", labels, places, memories.shape[1], ids))
+        states = module.apply({"params": params}, joined, memories, method="joined_states")
+        logits = module.apply({"params": params}, states, method=lambda m, x: m.head(x))
+        return jnp.argmax(logits, axis=-1)
+
+    return on_mesh(recall, mesh)

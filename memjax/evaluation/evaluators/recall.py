@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from memjax.config import Evaluator
-from memjax.evaluation.evaluators.held_out import BATCH, asks_to_recall, held_out
+from memjax.evaluation.evaluators.held_out import BATCH, held_out
 from memjax.evaluation.instruments.recall_curves import in_chunks
 from memjax.inference.regenerate import regenerate
 from memjax.models import build, can
+from memjax.objectives.recall import asks_to_recall
 from memjax.training.init_state import Run
 from memjax.training.loop import Evaluate
 from memjax.training.optimizer import Tree

@@ -77,7 +77,7 @@ class Subject:
 
 def prepare_subject(
     model: trained_model.TrainedModel,
-    recall_objective: str = "blank_copy",
+    recall_objective: str = "",
     limit: int = 256,
     data: str | Path = "",
     corpus: str = "",
@@ -87,7 +87,7 @@ def prepare_subject(
 
     Args:
       model: encoder and decoder.
-      recall_objective: the objective by which a memory model reconstructs.
+      recall_objective: the objective by which a memory model reconstructs; empty for its own.
       limit: held-out texts, at most.
       data: the data folder of a workdir; by default the model's own.
       corpus: another corpus, for `out_of_distribution`.

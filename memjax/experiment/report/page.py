@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memjax.experiment.report import claim, numbers, passages, plots, words
+from memjax.experiment.report.cost import cost_table
 from memjax.experiment.report.instruments import probe_table, tables
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run, read_run
 from memjax.experiment.templates import render
@@ -68,6 +69,7 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
         "columns": [(heading, unit) for _, heading, unit, _ in COLUMNS],
         "models": _models(run),
         "passages": passages.read_passages(run.results.get("passages")),
+        "far": passages.read_passages(run.results.get("far_passages")),
         "holds": holds,
         "losses": losses,
         "stages": [_stage(run, stage) for stage in (*run.curriculum, *run.controls)],
@@ -80,6 +82,7 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
         "data": data,
         "chunk": _whole(data.get("chunk_length"), "L"),
         "chunks": _whole(data.get("chunks"), "C"),
+        "cost": cost_table(data),
         "chance": run.section("chance"),
         "measured": [_measured(found) for found in run.measured.values()],
         "probed": probe_table(run.probed) if run.probed else None,

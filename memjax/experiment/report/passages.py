@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memjax.experiment.report.numbers import number
+
 
 class Token(NamedTuple):
     """One piece of text; `expected` is the right piece if this one is wrong, else None."""
@@ -23,6 +25,10 @@ class Passage(NamedTuple):
     source: list[Token]
     regenerated: list[Token] | None
     control: list[Token] | None
+    memories: int | None = None
+    """The memories among which it was recalled, where that was by its place."""
+    back: int | None = None
+    """Chunks from the end of those memories back to it."""
 
 
 def visible(piece: Any) -> str:
@@ -41,9 +47,12 @@ def read_passages(records: Any) -> list[Passage]:
         if source:
             regenerated = mark(source, _pieces(record.get("regenerated")), record.get("correct"))
             control = mark(source, _pieces(record.get("control")), record.get("control_correct"))
-            passages.append(
-                Passage([Token(visible(piece)) for piece in source], regenerated, control)
+            memories, place = (number(record.get(key)) for key in ("memories", "place"))
+            where = (
+                () if memories is None or place is None else (int(memories), int(memories - place))
             )
+            shown = [Token(visible(piece)) for piece in source]
+            passages.append(Passage(shown, regenerated, control, *where))
     return passages
 
 

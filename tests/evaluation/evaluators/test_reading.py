@@ -129,6 +129,31 @@ def test_next_tokens_are_those_of_the_same_chunks_behind_more_and_fewer_memories
         assert found[str(size)] == pytest.approx(float(nats.mean()), rel=1e-5)
 
 
+@pytest.mark.usefixtures("small")
+def test_passages_from_far_back_are_the_most_likely_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "TENTHS", 3)
+    stage = Stage(objectives={"blank_recall": 1.0})
+    run = run_of(text(ENTRIES + 1), stage=stage)
+    params, chunks = draw(run), text(ENTRIES + 1)[:ENTRIES]
+    evaluate: Any = open_reading(run, "main", Evaluator("reading", examples=4))
+    found = evaluate(params, {})["far_passages"]
+    assert [(one["place"], one["memories"]) for one in found] == [(0, 16), (2, 16), (4, 16)]
+    # By the objective, on the sequence of these memories and one more chunk.
+    scored = direct(run, params, run.data.validation[0][:-LENGTH], "blank_recall")
+    for one in found:
+        assert list(one["source"]) == chunks[one["place"]].tolist()
+        same = [a == b for a, b in zip(one["source"], one["regenerated"], strict=True)]
+        assert one["correct"] == same
+        assert one["correct"] == np.asarray(scored.is_argmax)[0, one["place"]].tolist()
+    assert {right for one in found for right in one["correct"]} == {True, False}
+
+
+def test_a_stage_without_blank_recall_has_no_passages(small: None) -> None:
+    run = run_of(text(ENTRIES))
+    evaluate: Any = open_reading(run, "main", Evaluator("reading", examples=4))
+    assert "far_passages" not in evaluate(draw(run), {})
+
+
 @pytest.mark.parametrize("chunks", [0, 15])
 def test_too_little_text_has_no_numbers(chunks: int) -> None:
     evaluate: Any = open_reading(run_of(text(chunks)), "main", Evaluator("reading"))

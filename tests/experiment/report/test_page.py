@@ -207,6 +207,31 @@ def test_wrong_tokens_are_marked_exactly_where_they_differ(make_run):
     assert "8 of 8 tokens correct" in page.text
 
 
+def test_passages_from_far_back_have_their_place(make_run):
+    source = ["def", " foo", "(", ")"]
+    found = {"source": source, "regenerated": ["def", " bar", "(", ")"]}
+    flags = {"correct": [True, False, True, True]}
+
+    def change(results: dict[str, Any]) -> None:
+        results["passages"] = []
+        results["far_passages"] = [
+            found | flags | {"memories": 4096, "place": 96},
+            {"source": source, "regenerated": source, "memories": 16, "place": None},
+            {"source": source, "memories": 16, "place": 0},
+        ]
+
+    page = Page(write_report(make_run(change, curves=False)))
+    assert "4 tokens, recalled among 4,096 memories, 4,000 chunks back" in page.text
+    assert "16 memories, 16 chunks back" in page.text
+    assert page.text.count("chunks back") == 2, "one has no place"
+    assert sides_of(page, "ours")[0] == [("“ foo”", "bar")]
+    assert "reconstructed no passages" not in page.text
+
+
+def test_a_run_without_passages_from_far_back_has_no_heading_for_them(page):
+    assert "far back" not in page.text
+
+
 def test_flags_know_better_than_equal_text(make_run):
     record = {"source": ["a", "b"], "regenerated": ["a", "b"], "correct": [True, False]}
     page = Page(
