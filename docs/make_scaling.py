@@ -190,6 +190,7 @@ def write_page(found: dict[str, Any]) -> None:
         commits=sorted({one["commit"] for one in there}),
         main=MAIN,
         weak=WEAK,
+        reading=READING,
     )
     PAGE.write_text(page, encoding="utf-8")
 
