@@ -11,6 +11,11 @@ encoder and decoder to predict and to copy, from scratch, which is the most expe
 encoder makes it cheaper. `--config.stages.combined.batch_size` is the batch size, by default 16
 thousand tokens per chip on 256 chips.
 
+SIZE-reading-LxC (512x32, 512x256) is a decoder with the positions of the text, as the quickstart's.
+Its encoder is frozen: name the stage that trained it in `--config.stages.combined.init_from`, with
+`init_part=encoder`. A step scores 8 chunks of each objective. A chip gets one sequence, of 131,072
+tokens in 512x256.
+
 These configs were compiled, not trained.
 """
 
@@ -28,7 +33,12 @@ DECODERS = {
     "7b": {"width": 4096, "layers": 32, "heads": 32, "mlp_ratio": 2.6875},
 }
 SHAPES = {"256x4": (256, 4), "512x8": (512, 8), "512x32": (512, 32)}
-VARIANTS = tuple(f"{size}-{shape}" for size, shape in itertools.product(DECODERS, SHAPES))
+READING_SHAPES = {"reading-512x32": (512, 32), "reading-512x256": (512, 256)}
+SLOTS, READING = (
+    tuple(f"{size}-{shape}" for size, shape in itertools.product(DECODERS, shapes))
+    for shapes in (SHAPES, READING_SHAPES)
+)
+VARIANTS = SLOTS + READING
 CHIPS, TOKENS_PER_CHIP = 256, 16384
 
 
@@ -37,35 +47,60 @@ def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"scaling.py has no variant {variant!r}; it has {', '.join(VARIANTS)}")
     size, _, shape = variant.partition("-")
-    length, chunks = SHAPES[shape]
+    length, chunks = (SHAPES | READING_SHAPES)[shape]
     decoder = c.Backbone(kind="transformer", **DECODERS[size])
     encoder = dataclasses.replace(decoder, width=decoder.width // 2, heads=decoder.heads // 2)
+    rows = max(CHIPS, CHIPS * TOKENS_PER_CHIP // (length * chunks))
     stage = c.Stage(
         objectives={"next_token": 1.0, "copy": 1.0},
         steps=50_000,
-        batch_size=CHIPS * TOKENS_PER_CHIP // (length * chunks),
+        batch_size=rows,
         # What 32 blocks of 4096 keep for the backward pass is 12 GiB for 16 thousand tokens.
-        grad_accum_steps=4 if size == "7b" and shape != "512x32" else 1,
+        grad_accum_steps=4 if size == "7b" and rows > CHIPS else 1,
         learning_rate=3e-4,
         warmup_steps=1000,
         final_lr_ratio=0.1,
     )
-    return c.to_config_dict(
-        c.Config(
-            name=f"scaling-{variant}",
-            data=c.Data(vocab_size=32768, sequence_length=length * chunks),
-            model=c.Model(
-                chunk_length=length,
-                encoder=encoder,
-                decoder=decoder,
-                dtype="bfloat16",
-                remat="nothing_saveable",
-            ),
-            mesh=c.MESHES["fsdp"],
-            optimizer=c.Optimizer(beta2=0.95, decay_rules=((r"kernel$", 0.1), (".*", 0.0))),
-            stages={"combined": stage},
-            curriculum=("combined",),
-            checkpoint_every=1000,
-            evaluators=c.usual_evaluators(every=1000),
-        )
+    config = c.Config(
+        name=f"scaling-{variant}",
+        data=c.Data(vocab_size=32768, sequence_length=length * chunks),
+        model=c.Model(
+            chunk_length=length,
+            encoder=encoder,
+            decoder=decoder,
+            dtype="bfloat16",
+            remat="nothing_saveable",
+        ),
+        mesh=c.MESHES["fsdp"],
+        optimizer=c.Optimizer(beta2=0.95, decay_rules=((r"kernel$", 0.1), (".*", 0.0))),
+        stages={"combined": stage},
+        curriculum=("combined",),
+        checkpoint_every=1000,
+        evaluators=c.usual_evaluators(every=1000),
+    )
+    return c.to_config_dict(_reading(config) if shape in READING_SHAPES else config)
+
+
+def _reading(config: c.Config) -> c.Config:
+    """Return the config with a reading decoder and a frozen encoder."""
+    decoder = dataclasses.replace(
+        config.model.decoder,
+        output_gate=True,
+        qk_norm=True,
+        place_heads=config.model.decoder.heads // 2,
+        features=("sigmoid_gate", "log_scale", "rotary_values", "blind_memories", "zero_outputs"),
+    )
+    stage = dataclasses.replace(
+        config.stages["combined"],
+        objectives={"blank_recall": 1.0, "recall": 0.5, "next_token": 1.5},
+        scored_chunks={"blank_recall": 8, "recall": 8, "next_token": 8},
+        dials={"place_range": 4096},
+        trainable=(("^encoder/", False), (".*", True)),
+    )
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model, layout="text", chunk_positions=False, decoder=decoder
+        ),
+        stages={"combined": stage},
     )

@@ -1,6 +1,7 @@
 """Make docs/scaling.md: compile every entry of its tables with `memjax.performance.aot`.
 
     python docs/make_scaling.py            compile missing entries (minutes each), write the page
+    python docs/make_scaling.py WORD       of those only entries with this word in their key
     python docs/make_scaling.py --page     write the page from docs/scaling.json alone
     python docs/make_scaling.py --all      every size and shape on every slice: 4 hours on one core
 
@@ -53,6 +54,7 @@ class Entry(NamedTuple):
 
 MAIN = "1.3b-512x8"
 WEAK = "350m-256x4"
+READING = ("350m-512x32", "350m-reading-512x32", "350m-reading-512x256")
 
 
 def v5e(chips: int) -> str:
@@ -71,6 +73,11 @@ def weak_scaling() -> list[Entry]:
     return [Entry(WEAK, v5e(chips), mesh) for chips, mesh in zip(sizes, meshes, strict=True)]
 
 
+def reading() -> list[Entry]:
+    """Return decoders that read memories by their place, and before them one with slots."""
+    return [Entry(variant, slices) for slices in ("v5e-256", "v5p-128") for variant in READING]
+
+
 def entries(everything: bool = False) -> list[Entry]:
     """Return the entries of the page; `everything` adds every size and shape on every slice."""
     ones, pods = (
@@ -85,7 +92,8 @@ def entries(everything: bool = False) -> list[Entry]:
         for size in scaling.DECODERS
     ]
     wanted += [Entry(MAIN, name) for name in ("2xv5e-256", "v6e-256", "v4-512")]
-    wanted += [Entry(variant, "v5e-256") for variant in scaling.VARIANTS]
+    wanted += reading()
+    wanted += [Entry(variant, "v5e-256") for variant in scaling.SLOTS]
     wanted += [Entry(MAIN, name) for name in (*ones, "v5p-512")]
     wanted += [Entry(MAIN, "v5e-256", program=program) for program in ("evaluate", "decode")]
     wanted += [
@@ -96,9 +104,7 @@ def entries(everything: bool = False) -> list[Entry]:
     ]
     if everything:
         wanted += [
-            Entry(variant, name)
-            for name in (*pods, *ones, "v5p-128")
-            for variant in scaling.VARIANTS
+            Entry(variant, name) for name in (*pods, *ones, "v5p-128") for variant in scaling.SLOTS
         ]
     return list(dict.fromkeys(wanted))
 
@@ -144,7 +150,11 @@ def write_page(found: dict[str, Any]) -> None:
     order = {variant: place for place, variant in enumerate(scaling.VARIANTS)}
     tables = {
         "models": sorted(
-            (one for one in plain if one["topology"] in ("v5e-256", "v5p-128")),
+            (
+                one
+                for one in plain
+                if one["topology"] in ("v5e-256", "v5p-128") and one["variant"] in scaling.SLOTS
+            ),
             key=lambda one: (one["topology"], order[one["variant"]]),
         ),
         "slices": sorted(
@@ -168,6 +178,7 @@ def write_page(found: dict[str, Any]) -> None:
             for one in there
             if one["variant"] == MAIN and one["topology"] == "v5e-256" and one["program"] == "train"
         ],
+        "reading": [found[entry.key] for entry in reading() if entry.key in found],
         "programs": [one for one in there if one["program"] != "train"],
     }
     environment = jinja2.Environment(
@@ -179,6 +190,7 @@ def write_page(found: dict[str, Any]) -> None:
         commits=sorted({one["commit"] for one in there}),
         main=MAIN,
         weak=WEAK,
+        reading=READING,
     )
     PAGE.write_text(page, encoding="utf-8")
 
@@ -186,8 +198,9 @@ def write_page(found: dict[str, Any]) -> None:
 def main() -> None:
     """Compile missing entries and write the page."""
     found: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
     for entry in entries("--all" in sys.argv[1:]) if "--page" not in sys.argv[1:] else []:
-        if entry.key in found:
+        if entry.key in found or not all(word in entry.key for word in words):
             continue
         found[entry.key] = compile_entry(entry) | {"commit": commit()}
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

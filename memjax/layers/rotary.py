@@ -129,7 +129,6 @@ PLACE_RANGE = 16_384
 _DRAWS = 2_048
 
 
-@functools.lru_cache
 def place_phases(heads: int, half: int) -> UInt32[np.ndarray, "H F"]:
     """Return the phases of places, per head.
 
@@ -137,6 +136,12 @@ def place_phases(heads: int, half: int) -> UInt32[np.ndarray, "H F"]:
     frequencies f, highest at distance 0. Evenly spaced frequencies share a period and alias. These
     are drawn from (0, pi); of many draws those are kept whose highest other score is lowest.
     """
+    return whole_phases(_draw_frequencies(half)[:heads])
+
+
+@functools.lru_cache
+def _draw_frequencies(half: int) -> Float[np.ndarray, "N F"]:
+    """Return all draws for `place_phases`, best first."""
     drawn = np.random.default_rng(0).uniform(0, np.pi, (_DRAWS, half))
     block = math.isqrt(PLACE_RANGE)
     near, far = np.arange(block), np.arange(0, PLACE_RANGE, block)
@@ -147,4 +152,4 @@ def place_phases(heads: int, half: int) -> UInt32[np.ndarray, "H F"]:
         scores = np.cos(a) @ np.cos(b).T - np.sin(a) @ np.sin(b).T
         scores[0, 0] = -np.inf
         highest[number] = scores.max()
-    return whole_phases(drawn[np.argsort(highest, kind="stable")[:heads]])
+    return drawn[np.argsort(highest, kind="stable")]

@@ -77,8 +77,11 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
     encoded = rows * (own + sum(r.extra.shape[1] for r in asked if r.extra is not None))
     yield from encoder_uses(config, encoded)
     yield Use("bridge", "bridge", encoded * vectors)
-    chunks = sum(request.inputs.shape[1] for request in asked)
-    whole = module.slots * vectors + length
+    drawn = [
+        min(stage.scored_chunks.get(name, 0) or count, count)
+        for name, count in ((name, request.inputs.shape[1]) for name, request in requests.items())
+    ]
+    chunks, whole = sum(drawn), module.slots * vectors + length
     if not module.shares_prefixes:
         yield from decoder_uses(model.decoder, rows * chunks, whole, length)
         return
@@ -87,10 +90,10 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
     for entries, numbers in groups if stage.memory else ():
         prefix = len(entries) * vectors
         seen = sum(
-            float(request.visible.sum())
-            if isinstance(request.visible, np.ndarray)
-            else request.inputs.shape[1] * len(entries)
-            for request in (asked[number] for number in numbers)
+            drawn[number] * float(np.mean(asked[number].visible))
+            if isinstance(asked[number].visible, np.ndarray)
+            else drawn[number] * len(entries)
+            for number in numbers
         )
         positions += prefix
         pairs += prefix**2 / 2 + seen * vectors * length

@@ -31,7 +31,8 @@ forward: of every matrix, 2 * its entries * the positions it is applied to;
          of every attention layer, 4 * pairs * width of all heads;
          of every token mixer, 2 * pairs * width * taps;
          pairs are those of positions of which one reads the other: of a sequence all, halved where
-         causal; of chunks that share a prefix, in each chunk half, and the entries that it sees.
+         causal; of chunks that share a prefix, in each chunk half, and the entries that it sees;
+         of chunks that are drawn, the mean of all.
 backward: the forward again for each of a product's two factors that has a gradient: a matrix that
          is trained, and its input, where something trained stands before it. In a stack, which is
          computed block by block in a loop, that is all of its blocks or none."""
@@ -55,7 +56,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Flops(Part):
-    """The model FLOPs of a step, over a whole batch; the forward pass is also an evaluation."""
+    """The model FLOPs of a step, over a whole batch.
+
+    The forward pass is also an evaluation, of a stage that scores all chunks.
+    """
 
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
     """`encoder`, `encoder_mixing` (attention scores, or mixing over positions), `bridge` (all

@@ -319,23 +319,30 @@ def test_a_kernel_counts_every_cell_of_its_grid():
     assert kernel - plain == of_entry * (9 * 256**2 + 256 - 6 * 129**2)
 
 
-@pytest.mark.quick_cases("memory")
+@pytest.mark.quick_cases("drawn-memory")
 @pytest.mark.parametrize("memory", [True, False], ids=["memory", "no memory"])
-def test_chunks_of_a_reading_model_share_a_prefix(memory):
-    """Of 4 chunks of 8 tokens, 2 are predicted and one is recalled, from the same 3 entries."""
+@pytest.mark.parametrize("scored", [{}, {"next_token": 2, "recall": 1}], ids=["all", "drawn"])
+def test_chunks_of_a_reading_model_share_a_prefix(memory, scored):
+    """Of 4 chunks of 8 tokens, all or 2 are predicted and 3 or one recalled, from 3 entries."""
+    objectives = {"next_token": 1.0} | ({"recall": 1.0} if memory else {})
     config, stage = setting(
         {"layout": "text", "chunk_positions": False, "decoder": transformer(place_heads=1)},
         memory=memory,
-        objectives={"next_token": 1.0} | ({"recall": 1.0} if memory else {}),
+        objectives=objectives,
+        scored_chunks={name: count for name, count in scored.items() if name in objectives},
     )
-    entries, chunks = (3, [0, 1, 2, 3, 3, 3, 3]) if memory else (0, [0, 0, 0, 0])
+    # Means over the chunks, of which some are drawn.
+    seen = {"next_token": 1.5 * memory, "recall": 3}
+    chunks = {name: scored.get(name, {"next_token": 4, "recall": 3}[name]) for name in objectives}
+    entries, asked = 3 * memory, sum(chunks.values())
     found = model_flops(config, stage).parts
     matrices = 2 * (4 * 16 * 16 + 3 * 16 * 32) * 2
-    assert found["decoder"].forward == matrices * 8 * (entries + 8 * len(chunks))
-    read = entries**2 / 2 + 8 * sum(chunks) + len(chunks) * 8 * 8 / 2
+    assert found["decoder"].forward == matrices * 8 * (entries + 8 * asked)
+    read = entries**2 / 2 + asked * 8 * 8 / 2
+    read += 8 * sum(count * seen[name] for name, count in chunks.items())
     assert found["decoder_mixing"].forward == 4 * 8 * read * 16 * 2
     # A program computes every entry with every position of a chunk, and squares in full.
-    computed = entries**2 + len(chunks) * 8 * (entries + 8)
+    computed = entries**2 + asked * 8 * (entries + 8)
     whole = sum(part.total for name, part in found.items() if name != "decoder_mixing")
     whole += found["decoder_mixing"].total * computed / read + found["head"].forward
     assert counted(config, stage) == whole + found.get("encoder_mixing", Part()).total

@@ -118,7 +118,8 @@ def compile_program(
     traffic, moved = total(found), hbm_bytes(parsed)
     # Held-out sequences are encoded whatever training reads.
     stored = program == "train" and reads_memories(config, stage, programs.trainable)
-    needed = model_flops(config, stage, stored)
+    scored = stage if program == "train" else dataclasses.replace(stage, scored_chunks={})
+    needed = model_flops(config, scored, stored)
     useful = {"train": needed.total, "evaluate": needed.forward}.get(program, 0.0) / where.chips
     work = Work(useful, counted / where.chips, moved, traffic.ici, traffic.dcn)
     return report(

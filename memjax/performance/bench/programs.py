@@ -223,6 +223,8 @@ def flops(config: Config, stage: Stage, name: str, stored: bool = False) -> floa
     """
     if name == "train":
         return model_flops(config, stage, stored).total
+    # Other programs draw no chunks.
+    stage = dataclasses.replace(stage, scored_chunks={})
     if name == "evaluate":
         return model_flops(config, stage).forward
     chunks, half = config.chunks, config.chunks // 2

@@ -2,6 +2,7 @@
 and whole training steps on it."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from memjax.config import Mesh, Optimizer, Stage
-from memjax.layers.attend import LONGEST_BLOCK, WIDEST_AUTO, attend
+from memjax.config import Backbone, Data, Mesh, Model, Optimizer, Stage
+from memjax.config.choices import FEATURES
+from memjax.layers.attend import LONGEST_BLOCK, WIDEST_AUTO, attend, block_length
+from memjax.layers.shared_prefix import SharedPrefix, attend_shared
 from memjax.objectives import Batch
 from memjax.sharding import batch_sharding, make_mesh
 from memjax.testing import tiny_config
@@ -139,3 +142,64 @@ def test_a_training_step_runs_on_the_kernel(topology, family, attention, remat):
     # before the backward pass.
     counts = {name: len(lines) for name, lines in kernels(compiled).items()}
     assert counts == {FORWARD: 1 + (remat != "none"), BACKWARD[0]: 1, BACKWARD[1]: 1}
+
+
+def has_scores(program, length, keys):
+    """Whether an array of a program, as text, has an axis of queries and one of keys."""
+    shapes = re.findall(r"(?:tensor<|\[)(\d+(?:[,x]\d+)+)", program)
+    axes = ({int(size) for size in re.split("[,x]", shape)} for shape in set(shapes))
+    return any(length in sizes and sizes & keys for sizes in axes)
+
+
+@pytest.mark.slow
+def test_chunks_that_share_a_prefix_hold_neither_scores_nor_a_mask(topology):
+    chunks, length = 4, 256
+    stage = Stage(
+        batch_size=8,
+        objectives={"recall": 1.0, "next_token": 1.0},
+        scored_chunks={"recall": 2, "next_token": 2},
+        trainable=(("^encoder/", False), (".*", True)),
+    )
+    config = tiny_config(
+        "unused",
+        optimizer=Optimizer(),
+        mesh=Mesh(data=1, fsdp=-1),
+        stages={"only": stage},
+        data=Data(vocab_size=64, sequence_length=chunks * length),
+        model=Model(
+            chunk_length=length,
+            layout="text",
+            chunk_positions=False,
+            encoder=Backbone(kind="mixer", width=32, layers=1, heads=4),
+            decoder=Backbone(
+                width=64,
+                layers=1,
+                heads=2,
+                output_gate=True,
+                qk_norm=True,
+                place_heads=1,
+                features=FEATURES,
+            ),
+            dtype="bfloat16",
+        ),
+    )
+    mesh = make_mesh(config.mesh, topology("v5e:2x4"))
+    batch = Batch(
+        tokens=jax.ShapeDtypeStruct((8, chunks * length), jnp.int32, sharding=batch_sharding(mesh))
+    )
+    steps = StageSteps(config, "only", mesh)
+    with jax.set_mesh(mesh):
+        compiled = steps.jit_train_step().lower(steps.state, batch).compile()
+    assert all(kernels(compiled).values())
+    # Entries and tokens, and the same as a whole block of the kernel.
+    keys = {chunks - 1 + length, block_length(chunks - 1 + length)}
+    assert not has_scores(compiled.as_text(), length, keys)
+    assert has_scores(scored_by_xla(chunks - 1, length), length, keys)
+
+
+def scored_by_xla(entries, length):
+    """The program of one chunk that reads a prefix, with scores in HBM."""
+    valid = jnp.ones((1, entries + length), bool)
+    reading = SharedPrefix(valid, (jnp.full((1, 1), entries),), (entries,), length, blind=True)
+    tensor = jnp.ones((1, entries + length, 1, 8))
+    return str(jax.make_jaxpr(lambda x: attend_shared(x, x, x, reading, "xla"))(tensor))
