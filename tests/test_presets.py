@@ -249,12 +249,15 @@ def dead_by_design(model: Model, stage: Stage) -> str:
       whatever it attends to, it returns one vector at all positions: rotary positions turn queries
       and keys alone, and these have no gradient;
     - a flat mixer's bias adds one number to all channels, which every later layer norm takes away,
-      and where no map, RMS norm or head reads the memory before one does, nothing is left of it.
+      and where no map, RMS norm or head reads the memory before one does, nothing is left of it;
+    - the bias of keys in place heads is that of memories, of which a control without them has none.
     """
     encoder, decoder = model.encoder, model.decoder
     if stage.family == "autoencoder":
         blind = model.expansion == "repeat" and model.reconstructor.kind == "transformer"
         return r"^backbone/blocks/mix/(query|key)/kernel$" if blind else "$^"
+    if not stage.memory and decoder.place_heads:
+        return r"^backbone/blocks/mix/key_address$"
     flat = (
         encoder.kind == "mixer"
         and encoder.heads == 0
