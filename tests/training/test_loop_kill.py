@@ -79,7 +79,9 @@ def make_runs(folder: Path, names: tuple[str, ...]) -> tuple[Path, Path]:
     combined = dataclasses.replace(config.stages["combined"], steps=20)
     trainable = dataclasses.replace(combined, init_from="", init_part="", trainable=((".*", True),))
     stages = {
-        "causal": dataclasses.replace(config.stages["causal_control"], steps=20),
+        "causal": dataclasses.replace(
+            config.stages["causal_control"], family="causal_lm", steps=20
+        ),
         "trainable": trainable,
         "frozen": dataclasses.replace(combined, init_from="trainable"),
         "microbatches": dataclasses.replace(trainable, grad_accum_steps=2),
