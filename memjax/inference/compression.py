@@ -66,6 +66,7 @@ def compress(
     chunks: Chunks,
     dtype: str,
     batch: int = 256,
+    fill_id: int | None = None,
 ) -> MemoryStore:
     """Return a store of the memories of chunks.
 
@@ -79,6 +80,7 @@ def compress(
       chunks: text in tokens of that tokenizer.
       dtype: dtype of the store.
       batch: chunks per batch.
+      fill_id: the id that an encoder reads in place of padding, if its training rows had none.
 
     Raises:
       StoreError: there is no such dtype, or a memory is not finite.
@@ -89,7 +91,10 @@ def compress(
         store.append(document, empty, np.empty((0, 4), np.int64))
     done = 0
     encode = functools.partial(_encode, encoder, pad_id, params)
-    for memories in each_batch(encode, chunks.tokens, batch, "compress"):
+    tokens = chunks.tokens
+    if fill_id is not None:
+        tokens = np.where(tokens == pad_id, np.int32(fill_id), tokens)
+    for memories in each_batch(encode, tokens, batch, "compress"):
         found = np.asarray(memories, np.float32)[: len(chunks) - done]
         _append(store, found, chunks.spans[done : done + len(found)])
         done += len(found)

@@ -19,7 +19,7 @@ from memjax.checkpoints.export_writing import SHARD_BYTES, write_export
 from memjax.checkpoints.store import MemoryStore
 from memjax.checkpoints.store_records import EncoderProvenance, StoreError
 from memjax.config import Config, Stage
-from memjax.config.choices import PACKINGS
+from memjax.config.choices import FULL_PACKINGS, PACKINGS
 from memjax.data import Tokenizer
 from memjax.data.packing import check_side
 from memjax.errors import MemjaxError
@@ -275,7 +275,11 @@ class TrainedModel(Recalling):
         """
         chunks = source if isinstance(source, Chunks) else self.chunks(source)
         encoder = (self.encoder, self.params["encoder"], self.provenance)
-        return compress(*encoder, self.required_tokenizer.pad_id, chunks, dtype, batch)
+        tokenizer = self.required_tokenizer
+        # Rows of documents one after another have chunks that are full: an end id ends a text.
+        full = self.config.data.packing in FULL_PACKINGS
+        fill = tokenizer.eos_id if full else None
+        return compress(*encoder, tokenizer.pad_id, chunks, dtype, batch, fill)
 
     def reconstruct(self, memories: MemoryStore | Memories, *, batch: int = 32) -> list[str]:
         """Reconstruct texts from memories alone, by the most likely token at every position.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from memjax.config.choices import FULL_PACKINGS
 from memjax.data import evenly_spaced
 from memjax.evaluation.instruments.information import token_scores
 from memjax.evaluation.instruments.quantisation import Quantisation, quantisation
@@ -23,7 +24,8 @@ def rounding_loss(
 ) -> Quantisation:
     """Score a sample of the text from unrounded and from rounded memories, paired.
 
-    `rounded` is one result, or none for float32, which is not rounded.
+    `rounded` is one result, or none for float32, which is not rounded. Of a model that was trained
+    on full chunks alone, chunks that are not full are left out.
 
     Args:
       model: encoder and decoder.
@@ -36,9 +38,13 @@ def rounding_loss(
       CheckpointError: no decoder reads memories of a text.
     """
     system = model.codec()
-    numbers = groups(chunks.spans[:, 0], system.held)
+    whole = (chunks.tokens != model.ids.pad).all(axis=1)
+    if model.config.data.packing not in FULL_PACKINGS or not whole.any():
+        whole[:] = True
+    numbers = groups(chunks.spans[whole, 0], system.held)
     picked = numbers[evenly_spaced(len(numbers), sample)]
-    texts = grouped(chunks.tokens, picked, model.ids.pad).reshape(len(picked), system.length)
+    texts = grouped(chunks.tokens[whole], picked, model.ids.pad)
+    texts = texts.reshape(len(picked), system.length)
     if dtype not in KINDS:
         sums = token_scores(system, model.params, texts, batch).of_texts()
         return Quantisation(ratio(sums.nats, sums.tokens), ratio(sums.correct, sums.tokens), ())
