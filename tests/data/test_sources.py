@@ -49,20 +49,22 @@ def agreed(source) -> list[Document]:
     return documents
 
 
-def streamed(raw: bytes, section: int) -> list[str]:
+def streamed(raw: bytes, section: int, wrapped: int = 120) -> list[str]:
     """The rule of text files, line by line."""
     text = raw.decode("utf-8-sig")
     lines = text.split("\n")
     lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
     inner = text.strip(" \t\n\r\x0b\f")
-    if len(inner) >= section and not any(
+    by_lines = len(inner) >= section and not any(
         line.strip() in ("", "<|endoftext|>") for line in inner.split("\n")
-    ):
+    )
+    if by_lines and max(map(len, inner.split("\n"))) > wrapped:
         return [line.removeprefix("\ufeff") for line in lines]
     documents = [""]
     for line in lines:
         separator = line.strip() == "<|endoftext|>"
-        if separator or (len(documents[-1]) >= section and line and not line.strip()):
+        ends = line and (by_lines or not line.strip())
+        if separator or (len(documents[-1]) >= section and ends):
             documents.append("")
         if not separator:
             documents[-1] += line
@@ -96,10 +98,11 @@ def test_text_files_are_cut_by_the_rule_wherever_pieces_of_the_file_end(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams_module, "_PIECE", piece)
         patch.setattr(lines_module, "SECTION_CHARACTERS", 20)
+        patch.setattr(lines_module, "WRAPPED_CHARACTERS", 16)
         source = open_source(str(file))
         assert agreed(source) == [
             Document(f"{file}#{i}", text)
-            for i, text in enumerate(streamed(raw, 20))
+            for i, text in enumerate(streamed(raw, 20, 16))
             if text.strip()
         ]
 
@@ -322,7 +325,7 @@ def test_python_docs_are_a_source_too():
 
 
 @pytest.mark.skipif(not NOVELS.exists(), reason="needs the shared novels")
-def test_novels_are_cut_as_they_were():
+def test_novels_are_cut_by_the_rule():
     found = [document.text for document in open_source(str(NOVELS / "[CDH]*.txt.gz"))]
     files = sorted(NOVELS.glob("[CDH]*.txt.gz"))
     assert found == [

@@ -84,7 +84,7 @@ def test_other_encodings_without_a_mark_are_named_and_the_advice_works(tmp_path,
 
 
 def test_a_long_text_without_blank_lines_has_a_document_per_line(tmp_path):
-    lines = [f"Sentence {i} is short, 字.\n" for i in range(400)]
+    lines = [f"Sentence {i} is not wrapped, 字. {'word ' * (20 + i % 10)}\n" for i in range(400)]
     file = tmp_path / "a.txt"
     for raw in ("".join(lines), "\n \n" + "".join(lines) + "\n\n", "\ufeff" + "".join(lines)):
         file.write_text(raw)
@@ -97,6 +97,27 @@ def test_a_long_text_without_blank_lines_has_a_document_per_line(tmp_path):
     assert len(texts(file)) == 2, "a blank line ends a document"
     file.write_text("".join(lines[:3]))
     assert texts(file) == ["".join(lines[:3])], "a short text is one document"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_wrapped_text_without_blank_lines_is_parted_at_line_ends(tmp_path, monkeypatch, mark):
+    """A document ends with the line in which it gets 4,000 characters, not bytes."""
+    lines = [f"{i:03} {'字' * (i % 117)}\n" for i in range(400)]
+    file = tmp_path / "a.txt"
+    file.write_text(mark + "".join(lines))
+    expected = [""]
+    for line in lines:
+        expected += [""] if len(expected[-1]) >= 4000 else []
+        expected[-1] += line
+    for piece in (1 << 20, 512):
+        monkeypatch.setattr(streams, "_PIECE", piece)
+        source = open_source(str(file))
+        assert [document.text for document in source] == expected
+        documents = [d for block in source.blocks(1000) for d in source.read(block)]
+        assert documents == list(source)
+        assert all(file.read_bytes()[d.start :].startswith(d.text.encode()) for d in documents)
+    file.write_text("".join(lines) + f"{'x' * 121}\n")
+    assert len(texts(file)) == 401, "a longer line shows that lines are documents"
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".txt.gz", ".jsonl.gz"])

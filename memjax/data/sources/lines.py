@@ -33,11 +33,13 @@ from memjax.data.sources.streams import (
 SEPARATOR = "<|endoftext|>"
 """A line that holds this alone ends a document of a text file."""
 SECTION_CHARACTERS = 4_000
-"""A document of a text file that is longer than this ends at the next blank line."""
+"""A document of a text file that is longer than this ends at the next boundary."""
+WRAPPED_CHARACTERS = 120
+"""Lines of a text that is broken to fit a page are at most as long."""
 _HEAD = 4096
 """Bytes of a file that show its encoding."""
 _LONG_HEAD = 1 << 20
-"""Bytes of a text file that show whether it has blank lines."""
+"""Bytes of a text file that show where its documents end."""
 
 _SPACE = (
     rb"(?:[\t\x0b\x0c\r\x1c-\x1f ]++|\xc2[\x85\xa0]|\xe1\x9a\x80|"
@@ -46,6 +48,10 @@ _SPACE = (
 """White space within a line in UTF-8, as `str.strip` removes it."""
 _BLANK = re.compile(rb"\n(?=%b(%b%b)?\n)" % (_SPACE, re.escape(SEPARATOR.encode()), _SPACE))
 """The line end before a line that is blank, or (then with a group) a separator."""
+_ANY = re.compile(
+    rb"\n(?:(?=%b(%b%b)\n)|(?=[\s\S]))" % (_SPACE, re.escape(SEPARATOR.encode()), _SPACE)
+)
+"""The line end before any line; with a group if that is a separator."""
 _JOINED = re.compile(rb"(?<=\})(?=%b\s*\{)" % MARK)
 """The place between two JSON objects of which the second began a file."""
 
@@ -164,7 +170,8 @@ class TextPart(_LinesPart):
     """A text file, split at separators; a long text is split at blank lines too.
 
     One book therefore has documents to train on and to hold out. A long text without a blank line
-    has a document per line.
+    has a document per line, unless all lines are so short that they are those of a page: then it is
+    split at line ends.
     """
 
     REMEDY = f"Break it by lines of {SEPARATOR}"
@@ -175,17 +182,21 @@ class TextPart(_LinesPart):
         return Document(f"{self.file}#{entry.number}", self.decoded(entry), start)
 
     @functools.cached_property
-    def by_lines(self) -> bool:
-        """Return whether each line is a document: a long beginning has no other boundary."""
+    def boundary(self) -> re.Pattern[bytes] | None:
+        """Return where documents may end, judged by a long beginning; None for each line."""
         head = first_bytes(self.text(0, self.size), _LONG_HEAD).removeprefix(MARK).strip()
-        return _is_long(head, SECTION_CHARACTERS) and not _BLANK.search(b"\n%b\n" % head)
+        if not _is_long(head, SECTION_CHARACTERS) or _BLANK.search(b"\n%b\n" % head):
+            return _BLANK
+        wrapped = not any(_is_long(line, WRAPPED_CHARACTERS + 1) for line in head.split(b"\n"))
+        return _ANY if wrapped else None
 
     def split(self, lines: Iterable[bytes], offset: int, number: int) -> Iterator[Entry]:
-        """Yield documents that end at a separator or a late blank line, or with each line.
+        """Yield documents that end at a separator or a late boundary, or with each line.
 
         A separator is dropped. The first blank line after SECTION_CHARACTERS is kept.
         """
-        if self.by_lines:
+        boundary = self.boundary
+        if boundary is None:
             every = _lines(lines, offset, number)
             yield from (entry for entry in every if entry.raw.strip() != SEPARATOR.encode())
             return
@@ -194,7 +205,9 @@ class TextPart(_LinesPart):
         start = offset
         for piece in lines:
             begin = 0
-            for match in _BLANK.finditer(b"\n" + piece + (b"" if piece.endswith(b"\n") else b"\n")):
+            for match in boundary.finditer(
+                b"\n" + piece + (b"" if piece.endswith(b"\n") else b"\n")
+            ):
                 line = match.start()
                 if match[1] is None and not _is_long(
                     piece[begin:line], SECTION_CHARACTERS - characters
