@@ -57,4 +57,4 @@ def run(given: Namespace) -> None:
     else:
         sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
     if source is not None:
-        reporter.log(f"tokens right: {accuracy_against(store, found, source, given.against)}")
+        reporter.log(str(accuracy_against(store, found, source, given.against)))

@@ -6,7 +6,8 @@ Shapes: B group of a batch, H chunk of a group, L token, N chunk, K vector, E it
 
 import functools
 import itertools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -97,25 +98,42 @@ def _follows(one: StoredDocument, other: StoredDocument) -> bool:
     return same_file and one.start + one.bytes == other.start
 
 
+class Accuracy(NamedTuple):
+    """Shares of a text that are given back as they were."""
+
+    tokens: Estimate
+    chunks: Estimate
+    """Of chunks whose tokens are all right."""
+
+    def __str__(self) -> str:
+        return f"tokens right: {self.tokens}; whole chunks right: {self.chunks}"
+
+
 def accuracy_against(
-    store: MemoryStore, generated: Int[np.ndarray, "N L"], source: Chunks, where: str
-) -> Estimate:
-    """Return the share of right tokens in the result of `expand`, over the chunks whose document is
-    in `source`.
+    store: MemoryStore,
+    generated: Int[np.ndarray, "n L"],
+    source: Chunks,
+    where: str,
+    chunks: Sequence[int] | None = None,
+) -> Accuracy:
+    """Return the share of right tokens and of right chunks, over the chunks whose document is in
+    `source`.
 
     Args:
-      store: the reconstructed store.
-      generated: the tokens from `expand`.
+      store: the store whose memories were read.
+      generated: the tokens from `expand` or of `recall_tokens`.
       source: the original text, split in the same way.
       where: the source's files, for messages.
+      chunks: numbers in the store of the generated chunks; by default all.
 
     Raises:
       StoreError: none of the store's documents is in the source.
     """
     places = zip(source.spans[:, :2].tolist(), source.tokens, strict=True)
     true = {(source.documents[number], first): row for (number, first), row in places}
+    spans = store.spans if chunks is None else store.spans[np.asarray(chunks, int)]
     right, counts = [], []
-    for row, (number, first, tokens, *_) in zip(generated, store.spans.tolist(), strict=True):
+    for row, (number, first, tokens, *_) in zip(generated, spans.tolist(), strict=True):
         own = true.get((store.documents[number], first))
         if own is not None:
             # Padding is equal in both.
@@ -123,10 +141,11 @@ def accuracy_against(
             counts.append(tokens)
     if not counts:
         names = ", ".join(
-            dict.fromkeys(store.documents[number].name for number in store.spans[:3, 0].tolist())
+            dict.fromkeys(store.documents[number].name for number in spans[:3, 0].tolist())
         )
         raise StoreError(
             f"{where}: holds none of the texts of the store ({names}, ...); give the file that was"
             " compressed"
         )
-    return ratio(np.array(right), np.array(counts))
+    whole = np.equal(right, counts)
+    return Accuracy(ratio(np.array(right), np.array(counts)), ratio(whole, np.ones(len(whole))))

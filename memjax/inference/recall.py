@@ -194,10 +194,16 @@ class Recalling:
           StoreError: a number is outside the store, or the memories are of another encoder, not
             finite or not opened.
         """
-        store, tokenizer = self.as_store(memories), self.required_tokenizer
-        found = self.recall_tokens(store, chunks, batch=batch)
+        store = self.as_store(memories)
+        self.required_tokenizer  # noqa: B018
+        return self.chunk_texts(store, chunks, self.recall_tokens(store, chunks, batch=batch))
+
+    def chunk_texts(
+        self: Any, store: MemoryStore, chunks: Sequence[int], tokens: Int[np.ndarray, "n L"]
+    ) -> list[str]:
+        """Return the text of each of some chunks of a store from its tokens."""
         first = store.spans[np.asarray(chunks, int), 1] == 0
-        return list(map(tokenizer.decode, found, first.tolist()))
+        return list(map(self.required_tokenizer.decode, tokens, first.tolist()))
 
     def recall_tokens(
         self: Any,

@@ -59,6 +59,21 @@ def test_chunks_are_written_in_the_order_asked(files, capsys):
     assert says(capsys, files, "--chunk=0", "--document=1") == expected
 
 
+def test_every_other_chunk_is_compared_with_the_text(files, tmp_path, capsys):
+    model, text = load(files / "model"), tmp_path / "text.txt"
+    text.write_text("A memory holds what the chunk said. The decoder reads it.")
+    source, store = model.chunks(text), model.compress(text)
+    store.save(tmp_path / "text.store")
+    numbers = list(range(0, len(store), 2))
+    found = model.recall_tokens(store, numbers)
+    args = f"--memory={tmp_path / 'text.store'}", f"--chunk=0:{len(store)}:2", f"--against={text}"
+    assert main(["recall", str(files / "model"), *args]) == 0
+    out, err = capsys.readouterr()
+    assert out == lines(model.chunk_texts(store, numbers, found))
+    right = (found == source.tokens[numbers])[source.tokens[numbers] != 0].mean()
+    assert f"tokens right: {right:.4g} [" in err and "whole chunks right: 0 [" in err
+
+
 def test_a_phrase_is_listed_with_its_place(files, capsys):
     model, store = load(files / "model"), open_store(files / "store")
     tokens = model.recall_tokens(store, np.arange(len(store)), alone=True)
@@ -110,7 +125,8 @@ def test_a_stage_that_recalls_reconstructs_by_its_own_objective(files, capsys):
 WRONG = {
     "neither": ([], "--chunk, --find: both missing, expected one of them. For example: memjax"),
     "both": (["--chunk=1", "--find=a"], "--chunk, --find: both given, expected one of them."),
-    "words": (["--chunk=a"], "--chunk: 'a', expected a number, or a range such as 10:20."),
+    "words": (["--chunk=a"], "--chunk: 'a', expected a number, or a range such as 10:20 or"),
+    "no step": (["--chunk=0:3:0"], "--chunk: '0:3:0', expected a number, or a range"),
     "below 0": (["--chunk=-1"], "--chunk: '-1', expected a number, or a range"),
     "nothing": (["--chunk="], "--chunk: '', expected a number, or a range"),
     "an empty range": (["--chunk=3:3"], "--chunk: '3:3', expected a number, or a range"),
@@ -121,6 +137,11 @@ WRONG = {
     ),
     "beyond all numbers": (["--chunk=9" + "9" * 30], "chunks: [9999999999999999"),
     "an empty phrase": (["--find= "], "phrase: no text, expected some."),
+    "a phrase against": (["--find=a", "--against=b"], "--against: given with --find, expected"),
+    "another objective": (
+        ["--chunk=0", "--recall_objective=recall"],
+        "stage reading: trained on blank_recall, expected recall.",
+    ),
     "no document": (["--chunk=0", "--document=2"], "document 2: expected a number from 0 to 1"),
     "another encoder": (
         ["--chunk=0", "--memory={files}/other.store"],

@@ -251,9 +251,13 @@ def test_chunks_of_texts_are_padded_as_in_training(models):
     logits = model.module.apply(of, vectors(store), method="decode")
     found = model.reconstruct_tokens(store)
     np.testing.assert_array_equal(found, np.where(real, logits.argmax(axis=-1), 0))
-    assert accuracy_against(store, chunks.tokens, chunks, "texts").value == 1
-    right = (found == chunks.tokens)[real].mean()
-    assert accuracy_against(store, found, chunks, "texts").value == pytest.approx(right)
+    assert accuracy_against(store, chunks.tokens, chunks, "texts").chunks.value == 1
+    accuracy = accuracy_against(store, found, chunks, "texts")
+    assert accuracy.tokens.value == pytest.approx((found == chunks.tokens)[real].mean())
+    assert accuracy.chunks.value == (found == chunks.tokens).all(axis=1).mean()
+    found[1:] = chunks.tokens[1:]
+    some = accuracy_against(store, found[[2, 0]], chunks, "texts", [2, 0])
+    assert some.chunks.value == (1 + (found[0] == chunks.tokens[0]).all()) / 2
 
 
 def test_places_of_rows_padded_on_the_left_are_read_as_in_training_or_refused(models, quick):
