@@ -14,7 +14,14 @@ MLPS = ("swiglu", "gelu", "silu")
 READOUTS = ("last", "second_to_last", "memory_tokens")
 EXPANSIONS = ("unroll", "repeat")
 LAYOUTS = ("fixed", "variable", "text")
-FEATURES = ("sigmoid_gate", "log_scale", "rotary_values", "blind_memories", "zero_outputs")
+FEATURES = (
+    "sigmoid_gate",
+    "log_scale",
+    "rotary_values",
+    "blind_memories",
+    "zero_outputs",
+    "constant_addresses",
+)
 """Parts of the reading decoder, each off unless a stack names it:
 
 - `sigmoid_gate`: the output gate passes through 2 * sigmoid, which begins near 1;
@@ -24,7 +31,9 @@ FEATURES = ("sigmoid_gate", "log_scale", "rotary_values", "blind_memories", "zer
 - `rotary_values`: values turn by their position in the text, and the mixed result turns back by the
   query's, so that the map from a memory to a token depends on where in its chunk the token stands;
 - `blind_memories`: each memory attends to itself alone (Block-attention, arXiv 2409.15355);
-- `zero_outputs`: the last matrices of attention and MLP begin at zero, and a block as the identity.
+- `zero_outputs`: the last matrices of attention and MLP begin at zero, and a block as the identity;
+- `constant_addresses`: in place heads a token looks for memories by their place alone, whatever it
+  and they hold.
 """
 MEMORY_INJECTIONS = ("token", "embedding", "add")
 DTYPES = ("float32", "bfloat16")

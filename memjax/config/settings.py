@@ -136,6 +136,11 @@ class Backbone:
         return "zero_outputs" in self.features
 
     @property
+    def constant_addresses(self) -> bool:
+        """True with `constant_addresses` among the features."""
+        return "constant_addresses" in self.features
+
+    @property
     def attention_head_dim(self) -> int:
         """E: channels per attention head."""
         return self.head_dim or self.width // max(self.heads, 1)

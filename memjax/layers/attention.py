@@ -179,6 +179,11 @@ class Attention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if config.place_heads:
             entry_T11 = is_entry[:, None, None]
+            if config.constant_addresses:
+                in_place = jnp.arange(config.heads)[:, None] < config.place_heads
+                keys_in_place = in_place[:: config.heads // self.key_heads]
+                query = jnp.where(in_place & ~entry_T11, 0, query)
+                key = jnp.where(keys_in_place & entry_T11, 0, key)
             query += jnp.where(entry_T11, 0, self.query_address).astype(query.dtype)
             key += jnp.where(entry_T11, self.key_address, 0).astype(key.dtype)
         if config.log_scale:
