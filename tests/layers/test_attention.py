@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from memjax.config import Backbone as Settings
 from memjax.layers import MLP, Attention, rotate
+from memjax.layers.rotary import TextPositions
 
 RNG = np.random.default_rng(0)
 
@@ -135,3 +136,26 @@ def test_mlp_is_that_of_numpy(quick, draw, mlp):
         assert set(p["up"]) == set(p["gate"]) == set(p["down"]) == {"kernel"}
     assert p["up"]["kernel"].shape == (8, 12)
     np.testing.assert_allclose(quick(module.apply)(variables, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_constant_addresses_are_looked_for_by_place_alone(quick, draw, kv_heads):
+    """Place heads' queries of tokens and keys of memories depend on no input; others do."""
+    features = ("constant_addresses", "log_scale")
+    settings = Settings(width=16, heads=4, kv_heads=kv_heads, place_heads=2, features=features)
+    module = Attention(settings, jnp.float32)
+    is_entry, keys = np.array([True, True, False, False]), np.array([[1, 2, 3, 4]])
+    positions = TextPositions(np.array([[0, 8, 16, 17]]), np.array([[0, 1, 2, 2]]))
+    one, other = RNG.normal(size=(2, 1, 4, 16)).astype(np.float32)
+    variables = draw(module, one, positions, np.ones((1, 4), bool))
+
+    def project(x):
+        return module.apply(variables, x, positions, is_entry, keys, method="_project")
+
+    (query, key, value), (query_2, key_2, value_2) = quick(project)(one), quick(project)(other)
+    places = 2 * kv_heads // 4
+    same = np.isclose(query, query_2).all(axis=(0, 3)), np.isclose(key, key_2).all(axis=(0, 3))
+    head = np.arange(4) < 2
+    np.testing.assert_array_equal(same[0], ~is_entry[:, None] & head)
+    np.testing.assert_array_equal(same[1], is_entry[:, None] & (np.arange(kv_heads) < places))
+    assert not np.isclose(value, value_2).all(axis=(0, 3)).any()
