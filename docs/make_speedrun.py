@@ -44,6 +44,7 @@ SIZES = ("16", "64", "1024", "4096")
 """Numbers of memories."""
 READING = ("recall_blank_accuracy", "recall_accuracy", "recall_exact", "recall_blank_exact")
 ADDRESS = "recall_accuracy_without_address"
+BY_MEMORIES = "next_token_nats_by_memories"
 CHUNKS = 512
 """Decoded chunks per number of memories."""
 EXAMPLES = 32
@@ -51,6 +52,7 @@ EXAMPLES = 32
 SEEDS = (1, 2, 3)
 """The autoencoder has seed 0, so that a decoder reads its sequences in another order."""
 ABLATION_STEPS = 150
+CONTROL = "causal_control"
 KEPT = "quickstart"
 """The row of the speed run that configs/quickstart.py has: it runs with all seeds."""
 GOALS = {"recall_blank_accuracy": 0.99, "recall_exact": 0.90}
@@ -71,6 +73,7 @@ class Row:
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Overrides of the config, by key."""
     seeds: tuple[int, ...] = SEEDS[:1]
+    stage: str = "combined"
 
     def key(self, seed: int) -> str:
         """Return the key of a run in docs/speedrun.json."""
@@ -174,13 +177,23 @@ def speed_run() -> list[Row]:
     ]
 
 
+def controls() -> list[Row]:
+    """Return the rows of the control's learning rates, the quickstart's first."""
+    steps = quickstart.get_config().stages[CONTROL].steps
+    rate = f"stages.{CONTROL}.learning_rate"
+    return [
+        Row(f"control_{value}", f"learning rate {value}", steps, {rate: value}, stage=CONTROL)
+        for value in ("0.005", "0.003", "0.008")
+    ]
+
+
 ONE_STEP = Row("one_step", "one step", 1, {"stages.combined.warmup_steps": "0"})
 """A run whose CPU-seconds are those of start, compilation and evaluation."""
 
 
 def every_row() -> list[Row]:
     """Return all rows in the order in which they run."""
-    return [ONE_STEP, *ablations(), *speed_run()]
+    return [ONE_STEP, *ablations(), *speed_run(), *controls()]
 
 
 def evaluators(chunks: int, examples: int) -> str:
@@ -195,16 +208,28 @@ def evaluators(chunks: int, examples: int) -> str:
 
 def overrides(row: Row, seed: int | str, folder: str, steps: int = 0) -> dict[str, str]:
     """Return the overrides of a run by key; `steps` above 0 makes it a trial of as many."""
-    trial = {"stages.combined.warmup_steps": "0"} if steps else {}
+    trial = {f"stages.{row.stage}.warmup_steps": "0"} if steps else {}
+    of_stage = (
+        {"curriculum": CONTROL, "controls": "", "data.memories": ""}
+        if row.stage == CONTROL
+        else {
+            "data.memories": f"{folder}/memories",
+            "stages.combined.init_from": f"{folder}/base/stages/{BASE}",
+        }
+    )
     return {
         "seed": str(seed),
-        "data.memories": f"{folder}/memories",
         "evaluators": evaluators(*((16, 2) if steps else (CHUNKS, EXAMPLES))),
-        "stages.combined.init_from": f"{folder}/base/stages/{BASE}",
-        "stages.combined.steps": str(steps or row.steps),
+        **of_stage,
+        f"stages.{row.stage}.steps": str(steps or row.steps),
         **row.settings,
         **trial,
     }
+
+
+def config_of(row: Row) -> str:
+    """Return the config of a row."""
+    return CONFIG if row.stage == CONTROL else DECODER
 
 
 def train(config: str, workdir: str, settings: Mapping[str, str]) -> list[str]:
@@ -293,26 +318,27 @@ def measure(row: Row, seed: int, folder: Path, steps: int) -> dict[str, Any]:
     # What a stopped run has left would take its CPU-seconds out of the count.
     shutil.rmtree(workdir, ignore_errors=True)
     shutil.copytree(folder / "base" / "data", workdir / "data")
-    seconds = run(train(DECODER, str(workdir), overrides(row, seed, str(folder), steps)))
+    seconds = run(train(config_of(row), str(workdir), overrides(row, seed, str(folder), steps)))
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
-    shown = train(DECODER, f"FOLDER/{row.name}/{seed}", overrides(row, seed, "FOLDER", steps))
+    settings = overrides(row, seed, "FOLDER", steps)
+    shown = train(config_of(row), f"FOLDER/{row.name}/{seed}", settings)
     return about(load) | {
         "command": ["memjax", *shown],
         "steps": steps or row.steps,
         "cpu_seconds": seconds,
         "seconds_training": results["seconds_training"],
-        "numbers": numbers_of(results),
+        "numbers": numbers_of(results, row.stage),
     }
 
 
-def numbers_of(results: Mapping[str, Any]) -> dict[str, Any]:
+def numbers_of(results: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """Return the numbers of a run from its results.json."""
-    model = results["models"]["combined"]
+    model = results["models"][stage]
     return {
         "next_token_nats": results["next_token_nats"],
         **{
             key: {size: model[key][size] for size in SIZES if size in model[key]}
-            for key in (*READING, ADDRESS)
+            for key in (*READING, ADDRESS, BY_MEMORIES)
             if key in model
         },
     }
@@ -361,7 +387,11 @@ def render(found: Mapping[str, Any]) -> str:
     )
     tables = {
         name: [(row, runs) for row in members if (runs := runs_of(row, found))]
-        for name, members in (("parts", ablations()), ("changes", speed_run()))
+        for name, members in (
+            ("parts", ablations()),
+            ("changes", speed_run()),
+            ("controls", controls()),
+        )
     }
     rows = every_row()
     known = [run for row in rows for run in runs_of(row, found)]
@@ -377,6 +407,7 @@ def render(found: Mapping[str, Any]) -> str:
         spread=spread,
         sizes=SIZES,
         address=ADDRESS,
+        by_memories=BY_MEMORIES,
         ablation_steps=ABLATION_STEPS,
         seeds=SEEDS,
         chunks=CHUNKS,
@@ -425,7 +456,7 @@ def check(rows: Iterable[Row], steps: int = 0) -> None:
     for row in rows:
         for seed in row.seeds:
             settings = overrides(row, seed, "some/folder", steps)
-            read_config("config", str(ROOT / DECODER), list(settings.items()))
+            read_config("config", str(ROOT / config_of(row)), list(settings.items()))
 
 
 def measure_all(rows: list[Row], folder: Path, steps: int, data: Path, page: Path) -> list[str]:
