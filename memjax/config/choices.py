@@ -32,8 +32,8 @@ FEATURES = (
   query's, so that the map from a memory to a token depends on where in its chunk the token stands;
 - `blind_memories`: each memory attends to itself alone (Block-attention, arXiv 2409.15355);
 - `zero_outputs`: the last matrices of attention and MLP begin at zero, and a block as the identity;
-- `constant_addresses`: in place heads a token looks for memories by their place alone, whatever it
-  and they hold.
+- `constant_addresses`: queries of tokens and keys of memories in place heads are their learned
+  biases alone, so that these heads find a memory by its place, whatever it holds.
 """
 MEMORY_INJECTIONS = ("token", "embedding", "add")
 DTYPES = ("float32", "bfloat16")

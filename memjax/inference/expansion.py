@@ -99,11 +99,15 @@ def _follows(one: StoredDocument, other: StoredDocument) -> bool:
 
 
 class Accuracy(NamedTuple):
-    """Shares of a text that are given back as they were."""
+    """Shares of a text that are given back as they were.
+
+    Attributes:
+      tokens: the share of tokens that are right.
+      chunks: the share of chunks whose tokens are all right.
+    """
 
     tokens: Estimate
     chunks: Estimate
-    """Of chunks whose tokens are all right."""
 
     def __str__(self) -> str:
         return f"tokens right: {self.tokens}; whole chunks right: {self.chunks}"
