@@ -43,7 +43,14 @@ DECODER = c.Backbone(
     output_gate=True,
     qk_norm=True,
     place_heads=2,
-    features=("sigmoid_gate", "log_scale", "rotary_values", "blind_memories", "zero_outputs"),
+    features=(
+        "sigmoid_gate",
+        "log_scale",
+        "rotary_values",
+        "blind_memories",
+        "zero_outputs",
+        "constant_addresses",
+    ),
 )
 
 

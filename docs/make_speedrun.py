@@ -89,6 +89,7 @@ def ablations() -> list[Row]:
         "rotary_values": "without rotary values",
         "blind_memories": "memories attend to earlier memories",
         "zero_outputs": "last matrices begin at random, not at zero",
+        "constant_addresses": "addresses hold what tokens and memories hold too",
     }
     rows = {
         "all_parts": ("all parts", {}),
@@ -146,15 +147,6 @@ def speed_run() -> list[Row]:
         "rate_8e-3": ("learning rate 0.008", stage.steps, {rate: "8e-3"}),
         "muon_6": ("Muon's rate 6 times AdamW's", stage.steps, muon(6.0)),
         "muon_16": ("Muon's rate 16 times AdamW's", stage.steps, muon(16.0)),
-        "constant_addresses": (
-            "place heads look for memories by place alone",
-            stage.steps,
-            {
-                "model.decoder.features": ",".join(
-                    (*quickstart.DECODER.features, "constant_addresses")
-                )
-            },
-        ),
         "blank_only": (
             "recall of blank chunks alone",
             stage.steps,
