@@ -14,6 +14,7 @@ one size differ only in their objectives and trained parts:
 | equal | 512 wide both, 4 layers each | next tokens and copies | trained |
 | frozen, frozen_stored | as equal | next tokens and copies | frozen; or stored memories instead |
 | blank, blank_stored | as equal | copies from blanks | frozen; or stored memories instead |
+| reading | as combined, with the decoder of `quickstart.py` | next tokens, recall | trained |
 | accelerator | 256, 512 wide, 16 layers each, bfloat16 | next tokens and copies | trained |
 
 The batch size is 4, and 32 for `accelerator`. These configs are not for training: frozen encoders
@@ -62,8 +63,23 @@ def benchmark(
     )
 
 
+def reading() -> c.Config:
+    """Return a run whose decoder has the positions of the text and reads any number of memories."""
+    config = benchmark("next_token", "recall")
+    decoder = dataclasses.replace(
+        config.model.decoder,
+        output_gate=True,
+        qk_norm=True,
+        place_heads=2,
+        features=("sigmoid_gate", "log_scale", "rotary_values", "blind_memories", "zero_outputs"),
+    )
+    model = dataclasses.replace(config.model, layout="text", chunk_positions=False, decoder=decoder)
+    return dataclasses.replace(config, model=model)
+
+
 VARIANTS = {
     "combined": benchmark("next_token", "copy"),
+    "reading": reading(),
     "next_token": benchmark("next_token"),
     "copy": benchmark("copy"),
     "equal": benchmark("next_token", "copy", encoder=512),

@@ -14,12 +14,13 @@ from memjax.progress import SILENT, Reporter
 if TYPE_CHECKING:
     from memjax.config import Config
     from memjax.performance.bench import Comparison, Report, Result
+    from memjax.performance.bench.borders import Borders
     from memjax.performance.bench.efficiency import Efficiency
 
 TWO_PASSES = "two_passes"
 PROGRAMS = ("train", "evaluate", "encode", "decode", "generate", TWO_PASSES)
 ONLY_PROGRAMS = ("program", "warmup", "profile", "mesh", "against")
-"""Flags that cannot be given with --context_lengths."""
+"""Flags that cannot be given with --context_lengths or --border_entries."""
 ARGUMENTS = Arguments(
     example="memjax bench --config=configs/benchmark.py:combined --against=two_passes",
     flags=take(
@@ -32,6 +33,7 @@ ARGUMENTS = Arguments(
         profile={"what": "N steps after the timed ones"},
         mesh={},
         context_lengths={},
+        border_entries={},
         batch_size={"what": "Generated sequences", "default": 1},
         out={"what": "Write the figures to this file, as JSON", "metavar": "FILE"},
     ),
@@ -44,7 +46,8 @@ ARGUMENTS = Arguments(
 
     --context_lengths=1024,4096 compares the stage's memory model with its decoder alone, which
     attends to the full context: seconds of prefill, time per token, and bytes of the cache.
-    --batch_size is read only with it.
+    --border_entries=64,16384 times the step that fills a chunk, behind that many random memories.
+    --batch_size is read only with one of these two.
     """,
 )
 
@@ -70,7 +73,7 @@ def run(given: Namespace) -> None:
     """Times the programs of a stage and prints the figures."""
     config = read_config("config", given.config, given.overrides["config"])
     other = rival(given)
-    if given.context_lengths is not None:
+    if given.context_lengths is not None or given.border_entries is not None:
         run_contexts(config, given)
         return
     UsageError.require(
@@ -117,24 +120,36 @@ def run(given: Namespace) -> None:
 
 
 def run_contexts(config: "Config", given: Namespace) -> None:
-    """Times a memory model and its decoder alone at several context lengths."""
-    refuse(ARGUMENTS, given, ONLY_PROGRAMS, "with --context_lengths")
-    UsageError.require(
-        given.context_lengths,
-        "--context_lengths: no value, expected numbers such as 1024,4096.",
+    """Times a memory model and its decoder alone at several context lengths, or borders."""
+    flag, usual = (
+        ("context_lengths", "1024,4096")
+        if given.context_lengths is not None
+        else ("border_entries", "64,16384")
     )
+    others = ONLY_PROGRAMS + ("border_entries",) * (flag == "context_lengths")
+    refuse(ARGUMENTS, given, others, f"with --{flag}")
+    numbers = getattr(given, flag)
+    UsageError.require(numbers, f"--{flag}: no value, expected numbers such as {usual}.")
     keep_freed_memory()
+    from memjax.performance.bench.borders import measure_borders
     from memjax.performance.bench.efficiency import measure_efficiency
 
     reporter = Reporter()
     stage = given.stage or config.curriculum[-1]
-    with reporter.console.status("starting") as status:
-        found = measure_efficiency(
-            config, stage, given.context_lengths, given.batch_size, given.steps, status.update
-        )
-    show_contexts(found, reporter)
+    arguments = config, stage, numbers, given.batch_size, given.steps
+    status = reporter.console.status("starting")
+    if flag == "context_lengths":
+        with status:
+            points = measure_efficiency(*arguments, status.update)
+        show_contexts(points, reporter)
+        figures = points.to_json()
+    else:
+        with status:
+            borders = measure_borders(*arguments, status.update)
+        show_borders(borders, reporter)
+        figures = borders.to_json()
     if given.out:
-        write_json(given.out, found.to_json())
+        write_json(given.out, figures)
 
 
 def show_contexts(found: "Efficiency", reporter: Reporter) -> None:
@@ -142,7 +157,16 @@ def show_contexts(found: "Efficiency", reporter: Reporter) -> None:
     figures = [point.to_json() for point in found.points]
     reporter.table(
         f"memories against full context, on {found.devices}",
-        ("context", "model", "prefill s", "ms per token", "tokens/s", "cache MiB", "MFLOPs"),
+        (
+            "context",
+            "model",
+            "prefill s",
+            "ms per token",
+            "tokens/s",
+            "ms at a border",
+            "cache MiB",
+            "MFLOPs",
+        ),
         [
             row
             for point in figures
@@ -156,9 +180,12 @@ def show_contexts(found: "Efficiency", reporter: Reporter) -> None:
     )
     for point in figures:
         faster = point["faster"]
+        smaller = f"with memories the cache is {point['smaller']:.1f} times smaller"
+        if not faster:
+            reporter.log(f"{point['context']:,} tokens: {smaller}; full context is not timed")
+            continue
         reporter.log(
-            f"{point['context']:,} tokens: with memories the cache is"
-            f" {point['smaller']:.1f} times smaller, tokens per"
+            f"{point['context']:,} tokens: {smaller}, tokens per"
             f" second are {faster['value']:.2f} times as many"
             f" (95 % interval {faster['low']:.2f} to {faster['high']:.2f}; model FLOPs"
             f" allow {point['allowed']:.2f}), and the prompt is read {point['prefill_faster']:.1f}"
@@ -172,13 +199,40 @@ def show_contexts(found: "Efficiency", reporter: Reporter) -> None:
 
 
 def _side(figures: dict[str, Any]) -> list[str]:
+    prefill, token, border = (figures[f"{name}_spread"] for name in ("prefill", "token", "border"))
     return [
-        f"{figures['prefill_spread']['median']:.3g}",
-        f"{1e3 * figures['token_spread']['median']:.4g}",
-        f"{figures['tokens_per_second']:,.1f}",
+        f"{prefill['median']:.3g}" if prefill else "–",
+        f"{1e3 * token['median']:.4g}" if token else "–",
+        f"{figures['tokens_per_second']:,.1f}" if token else "–",
+        f"{1e3 * border['median']:.4g}" if border else "–",
         f"{figures['cache_bytes'] / 2**20:,.2f}",
         f"{figures['token_flops'] / 1e6:,.1f}",
     ]
+
+
+def show_borders(found: "Borders", reporter: Reporter) -> None:
+    """Prints a line per number of entries, and the ratio of the last to the first."""
+    figures = found.to_json()
+    reporter.table(
+        f"the border of a chunk, on {found.devices}",
+        ("entries", "ms per token within a chunk", "ms at the border", "s to double the cache"),
+        [
+            (
+                f"{border['entries']:,}",
+                f"{1e3 * border['token_spread']['median']:.4g}",
+                f"{1e3 * border['border_spread']['median']:.4g}",
+                f"{border['grow_seconds']:.3g}",
+            )
+            for border in figures["borders"]
+        ],
+        "medians of rounds; a border encodes a chunk, appends its entry and scores the next token",
+    )
+    whole, beyond = figures["dearer"], figures["dearer_beyond_attention"]
+    reporter.log(
+        f"the last border takes {whole['value']:.2f} times as long as the first, and"
+        f" {beyond['value']:.2f} times beyond attention over the entries (95 % interval"
+        f" {beyond['low']:.2f} to {beyond['high']:.2f})"
+    )
 
 
 def show(result: "Result", reporter: Reporter) -> None:

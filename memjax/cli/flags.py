@@ -71,6 +71,7 @@ FLAGS: Mapping[str, Flag] = {
     "sequence_length": flag("int", "TOKENS", "Tokens per sequence; {}.", 1),
     "batch_size": flag("int", "N", "{} per batch.", 1),
     "context_lengths": flag("ints", "TOKENS,...", "Compare caches at these context lengths.", 1),
+    "border_entries": flag("ints", "N,...", "Time borders of chunks behind so many memories.", 1),
     "max_new_tokens": flag("int", "N", "Generate at most N tokens.", 1),
     "steps": flag("int", "N", "Timed steps per program, or generated chunks per context.", 1),
     "warmup": flag("int", "N", "Steps before timing starts.", 1),

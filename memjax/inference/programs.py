@@ -120,11 +120,10 @@ def _append(
     tokens, position = state.tokens.at[rows, state.position].set(token), state.position + 1
     full = position == strategy.window
     context, cache, hidden = state.context, state.cache, None
-    if strategy.cached:
-        hidden, cache = strategy.decode_step(params, context, cache, token, position)
     if strategy.grows:
-        written = _written(strategy, params, (context, cache, position, hidden), tokens)
-        context, cache, position, hidden = written
+        read = _read(strategy, params, context, cache, token, position)
+        written = _written(strategy, params, (context, *read, tokens, position))
+        context, cache, hidden, tokens, position = written
         return _laid_out(
             dataclasses.replace(
                 state,
@@ -136,6 +135,9 @@ def _append(
                 cache=cache,
             )
         )
+
+    if strategy.cached:
+        hidden, cache = strategy.decode_step(params, context, cache, token, position)
 
     def advanced() -> tuple[Any, ...]:
         new = strategy.advance_window(params, context, tokens, position)
@@ -171,22 +173,43 @@ def _append(
     )
 
 
-def _written(strategy: Any, params: Params, carry: Any, tokens: jax.Array) -> Any:
+def _read(
+    strategy: Any, params: Params, context: Any, cache: Any, token: jax.Array, position: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Return the cache and the hidden states [B, D] after one more token; nothing is computed where
+    all windows are full, which read their next one instead. A loop as in `_written`.
+    """
+
+    def step(cache: Any) -> tuple[jax.Array, Any]:
+        return strategy.decode_step(params, context, cache, token, position)
+
+    def read(carry: Any) -> tuple[Any, jax.Array, jax.Array]:
+        hidden, cache = step(carry[0])
+        return cache, hidden, jnp.zeros_like(carry[2])
+
+    nothing = jnp.zeros_like(jax.eval_shape(step, cache)[0])
+    begin = cache, nothing, jnp.any(position < strategy.window)
+    return jax.lax.while_loop(lambda carry: carry[2], read, begin)[:2]
+
+
+def _written(strategy: Any, params: Params, carry: Any) -> Any:
     """Write full windows into the cache; nothing is computed where there is none.
 
     A loop of one round or none, whose carry is updated in place: the two branches of a conditional
-    would copy a cache that is as long as the text.
+    would copy a cache that is as long as the text. A window that is written becomes zeros: if the
+    loop left its tokens as they are, the compiler would encode them before the loop, in every step.
     """
 
     def is_full(carry: Any) -> jax.Array:
-        return jnp.any(carry[2] == strategy.window)
+        return jnp.any(carry[-1] == strategy.window)
 
     def write(carry: Any) -> Any:
-        context, cache, position, hidden = carry
+        context, cache, hidden, tokens, position = carry
         full = position == strategy.window
         context, cache, first = strategy.write_chunk(params, context, cache, tokens, full)
         hidden = jnp.where(full[:, None], first.astype(hidden.dtype), hidden)
-        return context, cache, jnp.where(full, 0, position), hidden
+        tokens = jnp.where(full[:, None], 0, tokens)
+        return context, cache, hidden, tokens, jnp.where(full, 0, position)
 
     return jax.lax.while_loop(is_full, write, carry)
 

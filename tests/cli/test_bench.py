@@ -158,8 +158,8 @@ def test_memories_against_full_context_is_a_line_for_each_and_their_ratios(
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for text in (
         "memories against full context, on 1 x cpu",
-        "1,024 memories 0.5 10 200.0 1.00 4.0",
-        "full context 1.5 20 100.0 4.00 6.0",
+        "1,024 memories 0.5 10 200.0 – 1.00 4.0",
+        "full context 1.5 20 100.0 – 4.00 6.0",
         "1,024 tokens: with memories the cache is 4.0 times smaller, tokens per second are 2.00"
         " times as many (95 % interval 2.00 to 2.00; model FLOPs allow 1.50), and the prompt is"
         " read 3.0 times as fast",
