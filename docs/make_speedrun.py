@@ -455,6 +455,8 @@ def measure_all(rows: list[Row], folder: Path, steps: int, data: Path, page: Pat
     """Measure missing runs and write the page after each; return the keys of those that failed."""
     found, failed = read(data), []
     wanted = [(row, seed) for row in rows for seed in row.seeds if row.key(seed) not in found]
+    # All rows with one seed first, so that a stopped command leaves whole tables.
+    wanted.sort(key=lambda run: run[1])
     if wanted and (base := make_base(folder, steps)):
         found[BASE] = base
         write(found, data)
