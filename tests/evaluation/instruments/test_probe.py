@@ -164,6 +164,7 @@ def test_a_fit_keeps_the_best_it_saw(reader, sets):
     )
 
 
+@pytest.mark.slow
 def test_scale_and_origin_of_vectors_do_not_matter(reader, sets):
     train, held_out = (
         dataclasses.replace(x, vectors=np.asarray(x.vectors) * 1000 + 7) for x in sets
