@@ -141,7 +141,7 @@ def test_a_begin_stands_where_the_settings_put_it(folder):
         assert strategy.inputs(window, len(ids))[0, :length].tolist() == begun
 
 
-@pytest.mark.quick_cases("qwen 3")
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, indirect=True)
 def test_scores_and_texts_are_those_of_the_harness_own_backend(folder, quick):
     pytest.importorskip("lm_eval")

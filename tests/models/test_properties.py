@@ -127,10 +127,7 @@ def compiled(quick, draw):
 
 @pytest.mark.quick_cases(
     "memory_model-mixer",
-    "memory_model-transformer",
-    "oracle-mixer",
     "recurrent_memory-mixer",
-    "entropy_regressor-mixer",
     "retriever-mixer",
 )
 @pytest.mark.parametrize(("family", "kind"), CASES)

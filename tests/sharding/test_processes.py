@@ -354,7 +354,7 @@ def test_an_error_in_one_process_ends_all_and_says_where_it_was(broken: list[End
     assert "Traceback" not in first.said + second.said
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_where_the_disk_of_one_process_is_full_all_end_and_nothing_is_lost(folder: Path) -> None:
     """First of the second process while it trains, then of the first one after the last step."""
     there = checkpoints(folder / "full")
@@ -394,7 +394,7 @@ def test_a_request_after_the_last_step_of_a_stage_stops_all_in_the_next(folder: 
     assert [process.status for process in ended] == [128 + signal.SIGINT] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("killed",))
 @pytest.mark.parametrize(
     ("gone", "when", "number"),
     [(0, 5, signal.SIGKILL), (1, 2 * END_OF_STAGE + 5, signal.SIGTERM)],
@@ -462,6 +462,7 @@ def agreement(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(process.said.splitlines()[-1]) for process in ended]
 
 
+@pytest.mark.slow
 def test_processes_agree_and_name_the_one_that_differs(agreement: list[dict[str, Any]]) -> None:
     for process, said in enumerate(agreement):
         assert (said["process"], said["first"]) == (process, process == 0)
@@ -473,6 +474,7 @@ def test_processes_agree_and_name_the_one_that_differs(agreement: list[dict[str,
         )
 
 
+@pytest.mark.slow
 def test_a_process_holds_the_rows_it_reads(agreement: list[dict[str, Any]]) -> None:
     halves = [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
     for process, said in enumerate(agreement):
@@ -484,6 +486,7 @@ def test_a_process_holds_the_rows_it_reads(agreement: list[dict[str, Any]]) -> N
         }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(
     agreement: list[dict[str, Any]],
 ) -> None:
