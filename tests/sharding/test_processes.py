@@ -439,7 +439,7 @@ def test_a_process_that_is_asked_twice_ends_at_once_with_a_line(
     assert line.startswith("process 0 ends: a second signal came, number 2.")
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("1",))
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_process_that_hangs_counts_as_dead(folder: Path, frozen: int) -> None:
     """Its connections stay open, so nothing but its silence tells."""
