@@ -136,7 +136,7 @@ def test_what_is_attended_to_matters_only_where_there_is_padding(family):
     assert program(family, "attended_padding", padded=False) == program(family, padded=False)
 
 
-@pytest.mark.quick_cases("memory_model", "oracle")
+@pytest.mark.quick_cases("memory_model")
 @pytest.mark.parametrize("family", FAMILY_OBJECTIVES)
 def test_a_model_without_mixers_has_no_dead_triangle(family):
     assert program(family, "dense_mixing_gradient", mixer=False) == program(family, mixer=False)

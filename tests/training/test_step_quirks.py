@@ -175,7 +175,7 @@ def test_so_many_tokens_of_a_row_are_targets(compat, next_token, copied, stepped
     }
 
 
-@pytest.mark.quick_cases("oracle")
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["recurrent_memory", "oracle"])
 def test_other_families_leave_a_chunks_first_token_out_too(family, stepped):
     _, metrics = stepped(stage_of(FIRST, family, next_token=1.0))[2](PADDED)
