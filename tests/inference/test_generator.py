@@ -180,7 +180,7 @@ def _windows(generator, texts):
     return decode, np.stack(rows), at
 
 
-@pytest.mark.quick_cases("causal, transformer")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["memory, fixed", "causal, transformer"])
 def test_tokens_are_the_same_with_64_bits(generator, name):
     found, sampling = generator(name), Sampling(temperature=1.0, top_k=9)

@@ -75,7 +75,7 @@ def test_outputs_and_gradients_are_those_of_linen(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
 
 
-@pytest.mark.quick_cases("autoencoder")
+@pytest.mark.slow
 def test_a_step_of_an_nnx_optimizer_lowers_the_loss_as_sgd_by_hand(case):
     module, variables, _, scored = case
     model = to_nnx(module, variables)

@@ -181,6 +181,7 @@ def test_watch_goes_on_with_the_sources_it_began_with(cloud):
     assert not (cloud.folder / "tiny" / "0" / "memjax" / "src" / "memjax" / "new.py").exists()
 
 
+@pytest.mark.slow
 def test_watch_starts_what_ended_again_but_not_forever(cloud):
     cloud.queue(["ACTIVE"])
     cloud.memjax("exit 134")

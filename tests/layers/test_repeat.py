@@ -44,7 +44,13 @@ def draw(draw):
     return variables
 
 
-@pytest.fixture(scope="module", params=REPEATS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(kind, marks=[pytest.mark.slow] if kind == "column_repeat" else [])
+        for kind in REPEATS
+    ],
+)
 def kind(request):
     return request.param
 

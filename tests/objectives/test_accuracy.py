@@ -105,6 +105,7 @@ def test_recall_sees_no_token_of_the_text_but_through_memories(draw) -> None:
     )
 
 
+@pytest.mark.slow
 def test_in_the_published_form_a_chunk_goes_on_from_its_given_tokens(params: dict) -> None:
     """Written out token by token: the first is given (three delimiters and two tokens, where there
     are delimiters)."""

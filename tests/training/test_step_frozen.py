@@ -185,7 +185,7 @@ def test_what_is_frozen_has_no_optimizer_state(family, preset, trained):
     ]
 
 
-@pytest.mark.quick_cases("memory_model")
+@pytest.mark.slow
 @pytest.mark.parametrize("family", NAMES)
 def test_under_frozen_all_memories_are_the_autoencoders_to_the_last_bit(
     family, trained, source, quick

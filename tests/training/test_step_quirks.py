@@ -156,7 +156,7 @@ def test_chunks_without_a_target_do_not_raise_the_share_of_the_others(stepped):
     np.testing.assert_allclose(means.loss, plain.loss / CHUNKS, rtol=1e-5)
 
 
-@pytest.mark.quick_cases("none")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compat", "next_token", "copied"),
     [((), 16, 8), (FIRST, 12, 6), ((*FIRST, DELIMITED), 12, 5)],

@@ -247,6 +247,7 @@ def test_a_decoder_has_converged_when_its_loss_stays():
     assert has_converged([4.0, 0.004, 0.0035, 0.0031], 2, 0.005), "nothing is left to fall"
 
 
+@pytest.mark.slow
 def test_a_decoder_stops_when_it_has_converged(sets):
     """Texts that never differ are learned in no time."""
     one = Vectors(
