@@ -191,7 +191,7 @@ def contributed(index: int) -> dict:
 
 
 @pytest.mark.slow
-def test_the_contributed_objective_and_family_can_be_scored(monkeypatch):
+def test_the_contributed_objective_and_family_can_be_scored(monkeypatch, quick):
     (objective,), adapter = contributed(0)["OBJECTIVES"], contributed(1)["ADAPTER"]
     monkeypatch.setitem(OBJECTIVES, objective.name, objective)
     monkeypatch.setitem(FAMILIES, adapter.name, adapter)
@@ -204,10 +204,15 @@ def test_the_contributed_objective_and_family_can_be_scored(monkeypatch):
     tokens = np.random.default_rng(0).integers(6, 320, (2, config.data.sequence_length))
     for stage in stages.values():
         module = build(config, stage)
-        variables = module.init(jax.random.key(0), find(stage.family).example(config))
         (name,) = stage.objectives
-        scores = score(module, variables, tokens.astype(np.int32), [name], SpecialIds(), stage)
-        sums = total(scores[name])
+
+        @quick
+        def sums_of(key, tokens, module=module, stage=stage, name=name):
+            variables = module.init(key, find(stage.family).example(config))
+            scores = score(module, variables, tokens, [name], SpecialIds(), stage)
+            return total(scores[name])
+
+        sums = sums_of(jax.random.key(0), tokens.astype(np.int32))
         assert sums.count == (2 * 8 if name == objective.name else 2 * 32)
         assert sums.nats / sums.count == pytest.approx(np.log(320), rel=0.2)
 

@@ -88,7 +88,7 @@ def states(model, asked, encoded, shared):
         "start-mixer",
         "start-text",
         "start-text, blind",
-        *(f"start-{kind}" for kind in REPEATS),
+        "start-combined_repeat",
     ),
 )
 @pytest.mark.parametrize("name", MODELS)

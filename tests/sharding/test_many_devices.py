@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 NEGATIVES = ("retriever", "ranker")
 """Families that tell every passage of the batch apart from every other, so that vectors travel
 too."""
+FEW = pytest.mark.quick_cases(slow=("autoencoder", "causal_lm", "memory_model", "oracle"))
+"""Families with a process in the slow tests; the others have theirs at night."""
 BESIDE = 1.03
 """What is summed over devices, over what gradients alone are: losses, counts and norms, and a table
 used twice may be summed twice."""
@@ -34,7 +36,7 @@ def compared(case: str, meshes: str = "") -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@FEW
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_gradients_and_parameters_are_those_of_one_device(family):
     for mesh, found in compared(family).items():
@@ -59,7 +61,7 @@ def test_with_matrices_split_they_are_too(family):
         assert found["parameters"] < 2e-5, mesh
 
 
-@pytest.mark.slow
+@FEW
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEGATIVES])
 def test_copies_of_a_model_exchange_each_gradient_once_and_nothing_else(family):
     found = compared(family)["ddp"]
@@ -76,7 +78,7 @@ def test_a_frozen_encoder_is_not_reduced():
     assert found["trainable"] <= summed <= BESIDE * found["trainable"]
 
 
-@pytest.mark.slow
+@FEW
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_that_are_split_are_gathered_and_no_device_sees_the_tokens_of_another(family):
     """Gathered numbers are those of parameters, forward, backward and again under remat:
