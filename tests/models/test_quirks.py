@@ -122,7 +122,7 @@ def test_every_quirk_of_models_is_listed_here():
     assert tuple(CHANGES) == MODEL_QUIRKS
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("attended_padding", "dense_mixing_gradient", "slots_of_zeros"))
 @pytest.mark.parametrize("quirk", MODEL_QUIRKS)
 def test_a_quirk_changes_these_families_and_no_other(quirk, without):
     assert {
