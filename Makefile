@@ -12,6 +12,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
+# Tests start many processes, and each would compile all sources again.
+export PYTHONDONTWRITEBYTECODE :=
 
 TOO_OLD := import sys; sys.exit(sys.version_info < (3, 11) and \
 	"memjax needs Python 3.11 or newer; " + sys.executable + " is %d.%d. " % sys.version_info[:2]

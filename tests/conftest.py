@@ -69,18 +69,30 @@ def put_no_file(request):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
-    """Marks those cases slow that `quick_cases` does not name."""
+    """Marks those cases slow that `quick_cases` does not name; where it names slow ones, all that
+    it does not name are night's."""
     cases = {}
     for item in items:
         for mark in item.iter_markers("quick_cases"):
-            cases.setdefault((item.fspath, item.originalname, mark.args), []).append(item)
-    for (path, name, quick), found in cases.items():
-        ids = {item.callspec.id for item in found}
-        if len(found) > 1 and not ids >= set(quick):
-            raise pytest.UsageError(f"{path}::{name}: {quick}, expected some of {sorted(ids)}")
+            key = item.fspath, item.originalname, mark.args, mark.kwargs.get("slow")
+            cases.setdefault(key, []).append(item)
+    for (path, name, quick, slow), found in cases.items():
+        ids, named = {item.callspec.id for item in found}, {*quick, *(slow or ())}
+        if len(found) > 1 and not ids >= named:
+            raise pytest.UsageError(f"{path}::{name}: {named}, expected some of {sorted(ids)}")
         for item in found:
             if item.callspec.id not in quick:
-                item.add_marker(pytest.mark.slow)
+                late = slow is not None and item.callspec.id not in slow
+                item.add_marker(pytest.mark.night if late else pytest.mark.slow)
+
+
+@pytest.fixture
+def quick_collection():
+    """Garbage is looked for among the objects of a test alone: where a checkpoint cannot be read it
+    is collected, and a process with many tests behind it has millions of objects."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

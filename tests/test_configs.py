@@ -141,7 +141,7 @@ def no_collection_while_tracing():
     gc.disable()
     yield
     gc.enable()
-    gc.collect()
+    gc.collect(0)
 
 
 # Stored settings
@@ -201,16 +201,12 @@ def lines(value, indent=0):
 
 
 FEW = pytest.mark.quick_cases(
-    "benchmark",
     "causal_lm",
-    "copying",
     "entropy",
     "llm_copy",
     "memory_model",
     "pretrained",
     "quickstart",
-    "recurrent_memory",
-    "retrieval",
 )
 """Files of few variants."""
 
@@ -291,7 +287,7 @@ def meaning(config, stage, part):
     return found
 
 
-@pytest.mark.quick_cases("copying", "llm_copy", "memory_model", "quickstart", "retrieval")
+@pytest.mark.quick_cases("llm_copy", "memory_model", "quickstart")
 @pytest.mark.parametrize("name", FILES)
 def test_weights_a_stage_starts_from_fit_and_mean_the_same(name):
     for variant in variants(name) + (
@@ -414,7 +410,7 @@ def lower_all(name, chosen):
             raise
 
 
-@pytest.mark.quick_cases("quickstart")
+@pytest.mark.quick_cases(slow=("quickstart", "memory_model", "retrieval"))
 @pytest.mark.parametrize("name", FILES)
 def test_a_training_step_of_every_kind_lowers(name):
     lower_all(name, first_of_each(kind, twins=False)[name])

@@ -1,6 +1,5 @@
 """The documents are right: links lead somewhere, commands exist, and code runs."""
 
-import dataclasses
 import importlib
 import importlib.util
 import os
@@ -17,16 +16,11 @@ import pytest
 from memjax.cli.arguments import parse, read_config
 from memjax.cli.main import COMMANDS
 from memjax.config import Stage
-from memjax.data import prepare
 from memjax.data.sources.files import FilesSource
-from memjax.experiment.run import claim_workdir
 from memjax.models import build, find
 from memjax.models.registry import FAMILIES
 from memjax.objectives import OBJECTIVES, SpecialIds, check, score, total
-from memjax.progress import Reporter
-from memjax.testing import tiny_config, write_corpus
-from memjax.training.init_state import Run
-from memjax.training.loop import train_stage
+from memjax.testing import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -116,17 +110,10 @@ def test_the_layout_names_every_room():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder where `runs/quickstart` holds a model that two steps have trained."""
+def drawn(made, tmp_path_factory) -> Path:
+    """A folder where `runs/quickstart` holds models of drawn weights, and the text they are of."""
     folder = tmp_path_factory.mktemp("docs")
-    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=2)
-    stages = {name: config.stages[name] for name in config.curriculum}
-    config = dataclasses.replace(config, stages=stages, controls=())
-    workdir = folder / WORKDIR
-    claim_workdir(config, workdir)
-    run = Run(config, workdir, prepare(config.data, workdir / "data"), Reporter())
-    for name in config.curriculum:
-        train_stage(run, name)
+    shutil.copytree(made, folder / WORKDIR)
     return folder
 
 
@@ -134,25 +121,25 @@ def test_the_readme_is_short():
     assert len(text_of("README.md").splitlines()) <= 200
 
 
-def test_ten_lines_of_the_readme_run(trained, monkeypatch, capsys):
+def test_ten_lines_of_the_readme_run(drawn, monkeypatch, capsys):
     ((_, code),) = blocks("README.md", "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    names = execute("README.md", trained, monkeypatch)
+    names = execute("README.md", drawn, monkeypatch)
     assert len(names["store"]) > 0
     assert len(capsys.readouterr().out.splitlines()) > 1
 
 
 @pytest.mark.slow
-def test_python_of_the_library_page_runs(trained, monkeypatch, capsys):
-    names = execute("docs/library.md", trained, monkeypatch)
+def test_python_of_the_library_page_runs(drawn, monkeypatch, capsys):
+    names = execute("docs/library.md", drawn, monkeypatch)
     promised = re.findall(r"print\(\w+\.shape\)  # (\([\d, ]+\))", text_of("docs/library.md"))
     assert len(promised) == 2
     assert set(promised) <= set(capsys.readouterr().out.splitlines())
     assert 0 <= float(names["copy_accuracy"]) <= 1
 
 
-def test_python_of_the_instruments_page_runs(trained, monkeypatch):
-    execute("docs/instruments.md", trained, monkeypatch)
+def test_python_of_the_instruments_page_runs(drawn, monkeypatch):
+    execute("docs/instruments.md", drawn, monkeypatch)
 
 
 def test_the_readme_lists_every_command():
@@ -204,7 +191,7 @@ def contributed(index: int) -> dict:
 
 
 @pytest.mark.slow
-def test_the_contributed_objective_and_family_can_be_scored(monkeypatch):
+def test_the_contributed_objective_and_family_can_be_scored(monkeypatch, quick):
     (objective,), adapter = contributed(0)["OBJECTIVES"], contributed(1)["ADAPTER"]
     monkeypatch.setitem(OBJECTIVES, objective.name, objective)
     monkeypatch.setitem(FAMILIES, adapter.name, adapter)
@@ -217,10 +204,15 @@ def test_the_contributed_objective_and_family_can_be_scored(monkeypatch):
     tokens = np.random.default_rng(0).integers(6, 320, (2, config.data.sequence_length))
     for stage in stages.values():
         module = build(config, stage)
-        variables = module.init(jax.random.key(0), find(stage.family).example(config))
         (name,) = stage.objectives
-        scores = score(module, variables, tokens.astype(np.int32), [name], SpecialIds(), stage)
-        sums = total(scores[name])
+
+        @quick
+        def sums_of(key, tokens, module=module, stage=stage, name=name):
+            variables = module.init(key, find(stage.family).example(config))
+            scores = score(module, variables, tokens, [name], SpecialIds(), stage)
+            return total(scores[name])
+
+        sums = sums_of(jax.random.key(0), tokens.astype(np.int32))
         assert sums.count == (2 * 8 if name == objective.name else 2 * 32)
         assert sums.nats / sums.count == pytest.approx(np.log(320), rel=0.2)
 

@@ -44,7 +44,7 @@ def test_jax_takes_the_cpu_only_where_there_is_nothing_else(
     assert given == left
 
 
-@pytest.mark.quick_cases("import memjax")
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["import memjax", "import jax, memjax"])
 def test_loading_a_model_prints_nothing_where_jax_platforms_is_not_set(made, first):
     code = f"""

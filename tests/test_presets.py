@@ -75,7 +75,7 @@ def no_collection_while_tracing() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-    gc.collect()
+    gc.collect(0)
 
 
 # Config files as toys
@@ -364,7 +364,7 @@ def test_a_transformer_cannot_tell_positions_of_a_repeated_memory_apart(
     assert np.abs(logits[0] - logits[1]).max() > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("memory_model", "quickstart"))
 @pytest.mark.parametrize("name", FILES)
 def test_every_trained_parameter_has_a_gradient(
     name: str, sample: dict[str, list[Group]], quick

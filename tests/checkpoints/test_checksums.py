@@ -15,7 +15,10 @@ from memjax.checkpoints.checksums import CHECKSUMS, seal, verify
 from memjax.checkpoints.inspect import inspect_checkpoint
 from memjax.interop.stage import open_stage
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("quick_collection"),
+]
 
 PARAMS = {"kernel": jnp.arange(60.0).reshape(6, 10)}
 
@@ -142,7 +145,7 @@ META = {
 }
 
 
-@pytest.mark.quick_cases("next_row", "stage")
+@pytest.mark.quick_cases("stage")
 @pytest.mark.parametrize("key", META)
 def test_metadata_of_another_class_are_damage(tmp_path: Path, key: str) -> None:
     save(tmp_path, 2)

@@ -228,6 +228,7 @@ def test_an_index_that_is_wrong(several):
     refused(several, "index.json: no such file")
 
 
+@pytest.mark.slow
 def test_a_model_beyond_all_memory_is_refused_before_any_is_taken(one):
     raw = (one / "config.json").read_text()
     for change in (

@@ -15,8 +15,11 @@ import pytest
 
 from memjax.checkpoints import CheckpointError, Checkpoints, load_params, transplant
 
-# A restore that fails leaves coroutines of Orbax behind, which complain when they are collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    # A restore that fails leaves coroutines of Orbax behind; they complain when they are collected.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("quick_collection"),
+]
 
 PARAMS = {"encoder": {"kernel": jnp.arange(600.0).reshape(20, 30)}, "head": {"bias": jnp.ones(7)}}
 OPTIMIZER = {"opt_state": optax.adamw(1e-3).init(PARAMS), "step": jnp.int32(0)}

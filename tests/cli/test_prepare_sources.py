@@ -145,7 +145,7 @@ def run(folder: Path, name: str, corpus: str, *more: str) -> dict:
     return json.loads((folder / "runs" / name / "results.json").read_text())
 
 
-@pytest.mark.quick_cases("plain")
+@pytest.mark.quick_cases(slow=("plain", "hub", "tfds_texts"))
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
 def test_prepare_and_train(folder, source):
     results = run(folder, source.__name__, source(folder))

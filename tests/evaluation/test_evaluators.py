@@ -128,6 +128,7 @@ def test_neither_padding_nor_chunks_of_it_count_in_recall(
     assert all(all(passage["correct"]) and passage["source"] for passage in found["passages"])
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_out_what_has_no_target(tmp_path: Path) -> None:
     """Texts of less than half a sequence, padded before them: there is nothing to copy."""
     run = run_of(tmp_path, usual_evaluators(every=4, examples=8), 1, "first_n_left")

@@ -60,7 +60,7 @@ def held_out(run: Run) -> np.ndarray:
     return run.data.validation.read(range(len(run.data.validation)))
 
 
-@pytest.mark.quick_cases("first_n_left")
+@pytest.mark.slow
 def test_next_tokens(run: Run, draw: Callable[..., Any], quick: Any) -> None:
     module, params, found, results = shown(run, "causal", draw, "next_token", "next_token")
     pad, bos = run.ids.pad, run.ids.bos

@@ -117,6 +117,7 @@ def asked(encode, always, empty, context, continuation):
     return always + whole[:border], whole[border:]
 
 
+@pytest.mark.quick_cases("llama 2", "without settings", "llama 3", "named")
 @pytest.mark.parametrize("folder", FOLDERS, indirect=True)
 def test_a_begin_stands_where_the_settings_put_it(folder):
     path, *theirs = folder
@@ -141,7 +142,7 @@ def test_a_begin_stands_where_the_settings_put_it(folder):
         assert strategy.inputs(window, len(ids))[0, :length].tolist() == begun
 
 
-@pytest.mark.quick_cases("qwen 3")
+@pytest.mark.quick_cases(slow=("llama 2", "llama 3", "qwen 3"))
 @pytest.mark.parametrize("folder", FOLDERS, indirect=True)
 def test_scores_and_texts_are_those_of_the_harness_own_backend(folder, quick):
     pytest.importorskip("lm_eval")

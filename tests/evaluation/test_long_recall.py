@@ -207,7 +207,7 @@ def trained(tokenizer, hay):
     """A causal model after a few dozen steps on the likelihoods of right answers."""
     wide = dataclasses.replace(tiny_model().decoder, width=32)
     module = CausalLM(dataclasses.replace(tiny_model(), decoder=wide), ROW, VOCABULARY)
-    params = module.init(jax.random.key(0), jnp.zeros((1, ROW), jnp.int32))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, ROW), jnp.int32))["params"]
     strategy, pieces = Scorer(module, params, SpecialIds()).strategy, []
     for number, question in enumerate(made_up(1024, seed=9)):
         context = hay.hide(question, ROW - 4, RNG.random(), [9, number]).tokens

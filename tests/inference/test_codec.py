@@ -18,11 +18,15 @@ IDS = SpecialIds()
 OBJECTIVE = {"autoencoder": "reconstruction", "oracle": "next_token", "memory_model": "blank_copy"}
 
 
-def make(family, ask="", **changes):
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
-    module = build(config, Stage(family=family))
-    params = module.init(jax.random.key(0), example(module, config))["params"]
-    return make_codec(module, IDS, ask), params
+@pytest.fixture(scope="module")
+def make(draw):
+    def drawn(family, ask="", **changes):
+        config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **changes))
+        module = build(config, Stage(family=family))
+        system = make_codec(module, IDS, ask)
+        return system, draw(module, example(module, config))["params"]
+
+    return drawn
 
 
 def texts(system, count=5):
@@ -44,13 +48,13 @@ def texts(system, count=5):
         ("memory_model", "plain_copy", {}, (2, 16)),
     ],
 )
-def test_nats_are_those_of_the_objective(family, ask, changes, shape):
+def test_nats_are_those_of_the_objective(make, quick, family, ask, changes, shape):
     system, params = make(family, ask, **changes)
     tokens = texts(system)
     assert system.shape == shape
-    memory = system.encode(params, tokens)
+    memory = quick(system.encode)(params, tokens)
     assert memory.shape == (5, *shape)
-    scores = scores_of(system, params, tokens)
+    scores = quick(lambda p, x: scores_of(system, p, x))(params, tokens)
     # A memory model's text is the first half of a row; what the other half holds is not asked for.
     row = (
         np.concatenate([tokens, np.full_like(tokens, 9)], axis=1)
@@ -58,7 +62,9 @@ def test_nats_are_those_of_the_objective(family, ask, changes, shape):
         else tokens
     )
     name = ask or OBJECTIVE[family]
-    expected = objectives.score(system.module, {"params": params}, row, (name,), IDS)[name]
+    expected = quick(
+        lambda p, x: objectives.score(system.module, {"params": p}, x, (name,), IDS)[name]
+    )(params, row.astype(np.int32))
     nats, correct, count = (
         np.sum(x * scores.weight, axis=(1, 2)) for x in (scores.nats, scores.is_argmax, 1)
     )
@@ -69,7 +75,7 @@ def test_nats_are_those_of_the_objective(family, ask, changes, shape):
         correct, np.sum(expected.is_argmax * expected.weight, axis=(1, 2))
     )
     np.testing.assert_array_equal(count, (tokens != IDS.pad).sum(1))
-    logits = system.logits(params, memory, tokens)
+    logits = quick(system.logits)(params, memory, tokens)
     by_hand = -np.take_along_axis(
         np.asarray(jax.nn.log_softmax(logits)), np.asarray(scores.labels)[:, 0, :, None], -1
     )[..., 0]
@@ -86,13 +92,15 @@ READER = {
 }
 
 
+@pytest.mark.quick_cases("recall")
 @pytest.mark.parametrize("ask", ["blank_recall", "recall"])
-def test_recall_reads_the_first_half_by_its_places(ask, quick):
+def test_recall_reads_the_first_half_by_its_places(make, ask, quick):
     """The nats of the objective on a sequence of these chunks and one more, and greedy decoding
     from a memory that is given."""
     system, params = make("memory_model", ask, **READER)
     # Padding that is predicted would be masked where it is shown.
-    params["head"]["kernel"] *= np.arange(system.vocabulary) >= IDS.first_content
+    shown = np.arange(system.vocabulary) >= IDS.first_content
+    params = params | {"head": {"kernel": params["head"]["kernel"] * shown}}
     tokens = texts(system)
     row = np.concatenate([tokens, np.full((5, CONFIG.model.chunk_length), 9)], axis=1)
     scores = quick(lambda p, x: scores_of(system, p, x))(params, tokens)
@@ -136,18 +144,19 @@ def test_recall_needs_the_positions_of_the_text():
 
 
 @pytest.mark.slow
-def test_nats_depend_on_the_memory_that_is_given():
+def test_nats_depend_on_the_memory_that_is_given(make, quick):
     system, params = make("autoencoder")
     tokens = texts(system)
-    memory = system.encode(params, tokens)
-    own, other = (np.asarray(system.score(params, m, tokens).nats) for m in (memory, memory[::-1]))
+    memory = quick(system.encode)(params, tokens)
+    score = quick(system.score)
+    own, other = (score(params, m, tokens).nats for m in (memory, memory[::-1]))
     assert (own[0] != other[0]).any() and (own[2] == other[2]).all(), (
         "the middle text keeps its own"
     )
 
 
 @pytest.mark.slow
-def test_what_has_no_decoder_of_memories_is_refused():
+def test_what_has_no_decoder_of_memories_is_refused(make):
     with pytest.raises(ValueError, match="a model of family causal_lm has no decoder"):
         make("causal_lm")
     with pytest.raises(ValueError, match="'': a memory model is prompted by blank_copy"):

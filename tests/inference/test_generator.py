@@ -180,7 +180,7 @@ def _windows(generator, texts):
     return decode, np.stack(rows), at
 
 
-@pytest.mark.quick_cases("causal, transformer")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["memory, fixed", "causal, transformer"])
 def test_tokens_are_the_same_with_64_bits(generator, name):
     found, sampling = generator(name), Sampling(temperature=1.0, top_k=9)
@@ -193,9 +193,18 @@ def test_tokens_are_the_same_with_64_bits(generator, name):
 
 @pytest.mark.quick_cases(
     "reading",
-    "memory, variable, 2 narrow vectors",
-    "causal, mixer",
     "recurrent, mixer",
+    slow=(
+        "reading, blind, 2 narrow vectors",
+        "reading, none",
+        "memory, fixed",
+        "memory, variable, 2 narrow vectors",
+        "memory, attended slots",
+        "memory, repeat mixer",
+        "causal, transformer",
+        "causal, mixer",
+        "causal, combined_repeat",
+    ),
 )
 @pytest.mark.parametrize("name", MODULES)
 def test_greedy_text_is_the_argmax_of_the_modules_own_logits(quick, generator, name):

@@ -192,7 +192,7 @@ def test_a_chunk_that_is_not_full_is_left_out(quick, generator):
     )
 
 
-@pytest.mark.quick_cases("int8")
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rounded_memories_are_read(quick, generator, dtype):
     found = generator()

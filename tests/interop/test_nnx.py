@@ -52,7 +52,7 @@ def squared(outputs):
     return jnp.mean(outputs.astype(jnp.float32) ** 2), outputs
 
 
-@pytest.mark.quick_cases("memory_model")
+@pytest.mark.quick_cases("autoencoder")
 def test_outputs_and_gradients_are_those_of_linen(case):
     module, variables, tokens, _ = case
     model = to_nnx(module, variables)
@@ -75,7 +75,7 @@ def test_outputs_and_gradients_are_those_of_linen(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
 
 
-@pytest.mark.quick_cases("causal_lm")
+@pytest.mark.slow
 def test_a_step_of_an_nnx_optimizer_lowers_the_loss_as_sgd_by_hand(case):
     module, variables, _, scored = case
     model = to_nnx(module, variables)

@@ -152,6 +152,15 @@ MODELS = {
 }
 
 
+@pytest.mark.quick_cases(
+    "causal lm, mixer 512",
+    "causal lm, transformer 512",
+    "memory model, mixer 512 to 1024",
+    "recurrent memory, transformer 512",
+    "autoencoder, mixer 1024, kernel 16",
+    "autoencoder, transformer 512",
+    "oracle, mixer 256 beside 960",
+)
 @pytest.mark.parametrize(("published", "spec", "dead"), MODELS.values(), ids=MODELS.keys())
 def test_a_model_of_published_size_has_the_published_parameters(published, spec, dead):
     config = to_config(spec)

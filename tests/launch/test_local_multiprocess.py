@@ -157,6 +157,7 @@ sys.exit(4)
     assert run.returncode == 4
 
 
+@pytest.mark.slow
 def test_jax_meets_over_it(start):
     run = start(MEET, "2", "train", DEVICES="2")
     said = run.communicate(timeout=300)[0]

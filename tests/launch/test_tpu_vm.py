@@ -142,7 +142,7 @@ def test_several_slices(cloud):
     assert cloud("status", SLICES="2").count(": exit 0") == 4
 
 
-@pytest.mark.quick_cases("SUSPENDED")
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["SUSPENDED", "FAILED", "ACTIVE/PREEMPTED"])
 def test_watch_goes_on_after_a_preemption(cloud, end):
     """Created, waited for, installed, started, seen running, preempted; and all of it again, to the
@@ -170,6 +170,7 @@ def test_watch_goes_on_after_a_preemption(cloud, end):
     assert seen == [*before, *after, "finished"]
 
 
+@pytest.mark.slow
 def test_watch_goes_on_with_the_sources_it_began_with(cloud):
     cloud.queue(["ACTIVE", "RUNNING", "SUSPENDED"], ["ACTIVE"])
     new = cloud.checkout / "memjax" / "new.py"
@@ -180,6 +181,7 @@ def test_watch_goes_on_with_the_sources_it_began_with(cloud):
     assert not (cloud.folder / "tiny" / "0" / "memjax" / "src" / "memjax" / "new.py").exists()
 
 
+@pytest.mark.slow
 def test_watch_starts_what_ended_again_but_not_forever(cloud):
     cloud.queue(["ACTIVE"])
     cloud.memjax("exit 134")

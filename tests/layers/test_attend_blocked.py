@@ -56,6 +56,7 @@ def short_blocks(monkeypatch):
     return shorten
 
 
+@pytest.mark.quick_cases("45-4-2-True-left-3", "45-4-2-False-right-3")
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "causal", "padding", "parts"),
     [

@@ -49,7 +49,22 @@ STACKS = {
 }
 
 
-@pytest.fixture(scope="module", params=STACKS)
+SLOW = (
+    "flat-2",
+    "flat-8",
+    "heads-1",
+    "heads-4",
+    "transformer-rms-gelu",
+    "transformer-layer-swiglu",
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in STACKS
+    ],
+)
 def run(request, quick, draw):
     """(x, valid) to the outputs [T, D] and to [T, S]: how much the output at t moves with the input
     at s."""

@@ -30,6 +30,7 @@ STACKS = {
 }
 
 
+@pytest.mark.quick_cases("transformer-False", "flat-False", "heads-True")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("name", STACKS)
 def test_without_causality_every_output_depends_on_every_valid_input(quick, draw, name, causal):

@@ -44,7 +44,13 @@ def draw(draw):
     return variables
 
 
-@pytest.fixture(scope="module", params=REPEATS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(kind, marks=[pytest.mark.slow] if kind == "column_repeat" else [])
+        for kind in REPEATS
+    ],
+)
 def kind(request):
     return request.param
 
@@ -237,6 +243,7 @@ def stack(kind, draw):
     return module, draw(module, X)
 
 
+@pytest.mark.quick_cases("row_repeat", "combined_repeat", "mixed_repeat")
 def test_an_output_depends_on_all_earlier_inputs_and_on_no_later_one(quick, stack):
     module, variables = stack
     direction = RNG.normal(size=WIDTH).astype(np.float32)

@@ -41,6 +41,7 @@ def test_pieces_of_chunks_give_what_all_give_at_once(monkeypatch, quick, piece, 
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), found, expected)
 
 
+@pytest.mark.quick_cases("blind")
 @pytest.mark.parametrize("blind", [True, False], ids=["blind", "causal"])
 def test_the_kernel_gives_what_two_blocks_of_scores_do(quick, blind):
     entries, chunks, length = 3, 2, 5

@@ -71,6 +71,7 @@ def parts(name, quick, draw):
     return whole, quick(lambda memory: module.apply(variables, memory, method="decode"))
 
 
+@pytest.mark.quick_cases("unroll-bridge-vectors")
 def test_logits_are_decoded_from_the_memory_alone(parts):
     whole, decode = parts
     logits, _, memory = whole(TOKENS, ALL)

@@ -68,9 +68,7 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.quick_cases(
-    "llama_lm.a", "memory_mixer_heads_bottleneck.a", "autoencoder_mixer_repeat_k8.a"
-)
+@pytest.mark.quick_cases("autoencoder_mixer_repeat_k8.a")
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_matrices_are_distributed_as_in_published_state_dicts(name, golden, quick):
     """Norms and biases were moved in these files, matrices are as they were drawn."""
@@ -226,6 +224,7 @@ LLAMA = {
 }
 
 
+@pytest.mark.quick_cases("causal_lm", "memory_model")
 @pytest.mark.parametrize("family", LLAMA)
 def test_the_token_table_of_a_whole_llama_is_small_and_all_others_are_not(family, quick):
     transformer = Backbone(width=32, layers=1, heads=4)

@@ -80,7 +80,10 @@ def assert_same(module, one, other):
         np.testing.assert_allclose(leaf, entries(module, other)[name], atol=1e-5)
 
 
-@pytest.mark.quick_cases("memory model, variable layout", "recurrent memory")
+@pytest.mark.quick_cases(
+    "recurrent memory",
+    slow=("reading model", "reading model, blind", "memory model", "memory model, variable layout"),
+)
 def test_a_fold_is_successive_writes(bound, quick):
     module, variables = bound
 
@@ -97,7 +100,15 @@ def test_a_fold_is_successive_writes(bound, quick):
         assert_same(module, one, other)
 
 
-@pytest.mark.quick_cases("memory model", "recurrent memory")
+@pytest.mark.quick_cases(
+    "memory model",
+    slow=(
+        "reading model",
+        "reading model, blind",
+        "memory model, variable layout",
+        "recurrent memory",
+    ),
+)
 def test_a_fold_goes_on_from_a_state(bound, quick):
     module, variables = bound
 
@@ -109,7 +120,11 @@ def test_a_fold_goes_on_from_a_state(bound, quick):
     assert_same(module, *quick(lambda v: module.apply(v, method=run))(variables))
 
 
-@pytest.mark.quick_cases("memory model", "recurrent memory")
+@pytest.mark.quick_cases(
+    "memory model",
+    "recurrent memory",
+    slow=("reading model", "reading model, blind", "memory model, variable layout"),
+)
 def test_padding_is_no_memory(bound, quick):
     module, variables = bound
     valid = np.ones(TOKENS.shape, bool)
@@ -127,7 +142,10 @@ def test_padding_is_no_memory(bound, quick):
         assert np.asarray(folded.leaves["valid"])[:, :3].tolist() == [[True, False, True]] * 3
 
 
-@pytest.mark.quick_cases("memory model, variable layout", "recurrent memory")
+@pytest.mark.quick_cases(
+    "memory model, variable layout",
+    slow=("reading model", "reading model, blind", "memory model", "recurrent memory"),
+)
 def test_prefill_and_decode_steps_are_the_parallel_form(bound, quick):
     """Every position of every chunk, from states after different numbers of chunks."""
     module, variables = bound
@@ -160,7 +178,10 @@ def test_prefill_and_decode_steps_are_the_parallel_form(bound, quick):
     np.testing.assert_allclose(steps, parallel[:, start:], atol=1e-5)
 
 
-@pytest.mark.quick_cases("memory model", "recurrent memory")
+@pytest.mark.quick_cases(
+    "recurrent memory",
+    slow=("reading model", "reading model, blind", "memory model", "memory model, variable layout"),
+)
 def test_parallel_form_is_the_models_own_forward_pass(bound, quick):
     module, variables = bound
 
@@ -185,7 +206,15 @@ def test_parallel_form_is_the_models_own_forward_pass(bound, quick):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.mark.quick_cases("memory model", "recurrent memory")
+@pytest.mark.quick_cases(
+    "memory model",
+    slow=(
+        "reading model",
+        "reading model, blind",
+        "memory model, variable layout",
+        "recurrent memory",
+    ),
+)
 def test_an_appended_chunk_is_a_written_one_and_its_cache_is_of_the_memory(bound, quick):
     module, variables = bound
 

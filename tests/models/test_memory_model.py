@@ -110,11 +110,12 @@ def test_default_slot_table_holds_all_earlier_chunks():
     assert EMPTY == -1
 
 
-@pytest.mark.quick_cases("vectors-bridge-variable", "mixer")
+@pytest.mark.quick_cases("vectors-bridge-variable")
 def test_call_encodes_and_decodes_and_defaults_are_reading_on(model, memories):
     np.testing.assert_allclose(model.call(TOKENS), model.decode(TOKENS, memories), atol=1e-5)
 
 
+@pytest.mark.quick_cases("default", "vectors-bridge-variable")
 def test_all_chunks_at_once_are_each_chunk_alone(model, memories):
     for c in range(SLOTS):
         np.testing.assert_allclose(

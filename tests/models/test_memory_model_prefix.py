@@ -79,7 +79,18 @@ def states(model, asked, encoded, shared):
     return model.states(asked.inputs, memories, *rest)
 
 
-@pytest.mark.quick_cases("published-variable", "start-mixer")
+@pytest.mark.quick_cases(
+    "published-variable",
+    slow=(
+        "published-fixed",
+        "start-attended padding",
+        "start-grouped heads",
+        "start-mixer",
+        "start-text",
+        "start-text, blind",
+        "start-combined_repeat",
+    ),
+)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("compat", [(), ("unscored_first_tokens",)], ids=["start", "published"])
 def test_shared_states_are_those_of_slots_and_so_are_gradients(name, compat, draw, quick):

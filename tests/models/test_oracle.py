@@ -57,7 +57,15 @@ SHOWN = RNG.integers(6, VOCABULARY, (3, LENGTH))
 ALL = np.ones(TOKENS.shape, bool)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+QUICK = ("token-bridge-vectors", "embedding", "add-bottleneck-vectors")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS
+    ],
+)
 def name(request):
     return request.param
 
@@ -296,7 +304,7 @@ def test_embeddings_and_memory_are_combined_as_named(model, name, quick):
     np.testing.assert_allclose(read[0], expected, atol=1e-5)
 
 
-@pytest.mark.quick_cases("token-bridge-vectors", "embedding")
+@pytest.mark.quick_cases("token-bridge-vectors")
 def test_future_reaches_a_position_through_the_memory_only(model, name, quick):
     """Gradients of the outputs at each position [t] by a factor on the embedding at each position
     [s], in encoder and decoder."""
@@ -346,7 +354,7 @@ def test_content_of_padding_is_never_read(runs, valid):
     assert np.abs(before["called"][valid] - unmasked["called"][valid]).max() > 1e-3
 
 
-@pytest.mark.quick_cases("token", "add")
+@pytest.mark.quick_cases("token")
 @pytest.mark.parametrize("combine", ["token", "embedding", "add"])
 def test_padding_changes_no_logits_of_a_transformer(combine, quick, draw):
     module = Oracle(make(combine, "transformer", "transformer", width=12), VOCABULARY)

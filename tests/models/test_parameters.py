@@ -60,7 +60,7 @@ PRESETS = {
 }
 
 
-@pytest.mark.quick_cases("mixer", "autoencoder-repeat")
+@pytest.mark.quick_cases("autoencoder-repeat")
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_gradient_reaches_every_parameter_of_every_layer(name, quick, draw):
     rows = np.random.default_rng(0).integers(6, 20, (4, 16))

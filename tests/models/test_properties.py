@@ -127,11 +127,17 @@ def compiled(quick, draw):
 
 @pytest.mark.quick_cases(
     "memory_model-mixer",
-    "memory_model-transformer",
-    "oracle-mixer",
     "recurrent_memory-mixer",
-    "entropy_regressor-mixer",
     "retriever-mixer",
+    slow=(
+        "autoencoder-transformer",
+        "causal_lm-transformer",
+        "oracle-mixer",
+        "ranker-transformer",
+        "entropy_regressor-mixer",
+        "memory_model-repeat",
+        "memory_model-text",
+    ),
 )
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_a_gradient_reaches_every_parameter_under_every_single_objective(family, kind, compiled):
@@ -150,10 +156,16 @@ def test_a_gradient_reaches_every_parameter_under_every_single_objective(family,
 
 @pytest.mark.quick_cases(
     "memory_model-mixer",
-    "oracle-mixer",
-    "entropy_regressor-mixer",
-    "memory_model-transformer",
     "recurrent_memory-mixer",
+    "entropy_regressor-mixer",
+    slow=(
+        "autoencoder-transformer",
+        "causal_lm-transformer",
+        "oracle-mixer",
+        "ranker-transformer",
+        "memory_model-repeat",
+        "memory_model-text",
+    ),
 )
 @pytest.mark.parametrize(("family", "kind"), [case for case in CASES if case[0] != "retriever"])
 def test_a_row_among_padding_is_scored_as_among_others(family, kind, compiled):
@@ -174,7 +186,7 @@ def test_a_row_among_padding_is_scored_as_among_others(family, kind, compiled):
             np.testing.assert_allclose(loss, mean, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.quick_cases("memory_model-mixer", "oracle-mixer")
+@pytest.mark.quick_cases("memory_model-mixer")
 @pytest.mark.parametrize(("family", "kind"), ONCE)
 def test_rows_of_padding_change_no_loss(family, kind, compiled, quick):
     """Two rows in a batch of two, and the same with a third of padding."""
@@ -202,7 +214,10 @@ def summed(module, stage):
     return run
 
 
-@pytest.mark.quick_cases("memory_model-mixer")
+@pytest.mark.quick_cases(
+    "memory_model-mixer",
+    slow=("autoencoder-transformer", "causal_lm-transformer", "ranker-transformer"),
+)
 @pytest.mark.parametrize(("family", "kind"), ONCE)
 def test_what_is_kept_for_the_backward_pass_changes_nothing(family, kind, compiled, quick):
     _, stage, variables, gradients_at = compiled(family, kind)
@@ -219,7 +234,10 @@ def test_what_is_kept_for_the_backward_pass_changes_nothing(family, kind, compil
     )
 
 
-@pytest.mark.quick_cases("memory_model-mixer")
+@pytest.mark.quick_cases(
+    "memory_model-mixer",
+    slow=("autoencoder-transformer", "causal_lm-transformer", "ranker-transformer"),
+)
 @pytest.mark.parametrize(("family", "kind"), ONCE)
 def test_in_bfloat16_losses_and_gradients_are_float32_and_finite(family, kind, compiled, quick):
     """Recomputing, as the published experiments are run."""

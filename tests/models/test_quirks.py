@@ -122,7 +122,7 @@ def test_every_quirk_of_models_is_listed_here():
     assert tuple(CHANGES) == MODEL_QUIRKS
 
 
-@pytest.mark.quick_cases("dense_mixing_gradient")
+@pytest.mark.quick_cases(slow=("attended_padding", "dense_mixing_gradient", "slots_of_zeros"))
 @pytest.mark.parametrize("quirk", MODEL_QUIRKS)
 def test_a_quirk_changes_these_families_and_no_other(quirk, without):
     assert {
@@ -136,7 +136,7 @@ def test_what_is_attended_to_matters_only_where_there_is_padding(family):
     assert program(family, "attended_padding", padded=False) == program(family, padded=False)
 
 
-@pytest.mark.quick_cases("memory_model", "oracle")
+@pytest.mark.quick_cases("memory_model")
 @pytest.mark.parametrize("family", FAMILY_OBJECTIVES)
 def test_a_model_without_mixers_has_no_dead_triangle(family):
     assert program(family, "dense_mixing_gradient", mixer=False) == program(family, mixer=False)

@@ -109,7 +109,7 @@ def loop(module, variables, tokens, valid):
     return jnp.stack(logits, axis=1)
 
 
-@pytest.mark.quick_cases("mixer", "flat")
+@pytest.mark.quick_cases("mixer")
 def test_a_row_is_a_loop_over_its_chunks(model, quick):
     module, variables, call = model
 
@@ -200,7 +200,7 @@ ONE_LAYER = {
 }
 
 
-@pytest.mark.quick_cases("2-first2-transformer", "3-first3-mixer")
+@pytest.mark.quick_cases("2-first2-transformer")
 @pytest.mark.parametrize("kind", ONE_LAYER)
 @pytest.mark.parametrize(
     ("truncate", "first"),
@@ -238,7 +238,7 @@ def test_truncation_changes_no_score_and_within_the_cut_no_gradient(quick, draw)
     )
 
 
-@pytest.mark.quick_cases("transformer", "published mixer")
+@pytest.mark.quick_cases("published mixer")
 @pytest.mark.parametrize(
     "model",
     [*MODELS.values(), *PUBLISHED.values()],

@@ -245,7 +245,7 @@ def test_build_and_example_know_both():
 # Learning
 
 
-@pytest.mark.quick_cases("default-retriever", "default-ranker")
+@pytest.mark.quick_cases("default-ranker")
 @pytest.mark.parametrize("family", ["retriever", "ranker"])
 def test_a_gradient_reaches_every_parameter_of_every_layer(quick, draw, name, family):
     rows = np.random.default_rng(0).integers(6, VOCABULARY, (6, 4 * LENGTH))

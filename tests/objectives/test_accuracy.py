@@ -20,12 +20,13 @@ IDS = SpecialIds()
 VOCABULARY, CHUNKS, LENGTH = 40, 4, 8
 MODULE = MemoryModel(tiny_model(), CHUNKS, VOCABULARY)
 ROWS = np.random.default_rng(0).integers(6, VOCABULARY, (6, CHUNKS * LENGTH)).astype(np.int32)
+EXAMPLE = np.zeros((1, CHUNKS, LENGTH), np.int32)
 BYTES = np.where(np.arange(VOCABULARY) < 6, 0, 2)
 
 
 @pytest.fixture(scope="module")
-def params() -> dict:
-    return MODULE.init(jax.random.key(0), jnp.zeros((1, CHUNKS, LENGTH), jnp.int32))["params"]
+def params(draw) -> dict:
+    return draw(MODULE, EXAMPLE)["params"]
 
 
 def uniform(params: dict) -> dict:
@@ -42,7 +43,7 @@ def test_uniform_logits_give_ln_v_nats_and_their_bits_per_byte(params: dict) -> 
         assert found[name].accuracy == 0.0, "the first id wins every tie, and it is padding"
 
 
-def test_means_are_over_tokens_whatever_the_batches_and_the_padding(params: dict) -> None:
+def test_means_are_over_tokens_whatever_the_batches_and_the_padding(params: dict, quick) -> None:
     rows = ROWS.copy()
     rows[0, 5:] = IDS.pad
     filled = np.concatenate([rows, np.full((2, rows.shape[1]), IDS.pad, np.int32)])
@@ -53,9 +54,9 @@ def test_means_are_over_tokens_whatever_the_batches_and_the_padding(params: dict
     assert one.tokens == many.tokens == (rows != IDS.pad).sum()
     assert one.nats == pytest.approx(many.nats, rel=1e-6)
     np.testing.assert_allclose(one.by_position, many.by_position)
-    scores = score(MODULE, {"params": params}, jnp.asarray(rows), ("next_token",), IDS)[
-        "next_token"
-    ]
+    scores = quick(
+        lambda p, x: score(MODULE, {"params": p}, x, ("next_token",), IDS)["next_token"]
+    )(params, rows)
     assert one.nats == pytest.approx(
         float((scores.nats * scores.weight).sum() / scores.weight.sum()), rel=1e-5
     )
@@ -95,15 +96,16 @@ def test_regenerated_tokens_are_the_argmax_given_themselves(params: dict) -> Non
     np.testing.assert_array_equal(said, jnp.argmax(logits, axis=-1))
 
 
-def test_recall_sees_no_token_of_the_text_but_through_memories(params: dict) -> None:
+def test_recall_sees_no_token_of_the_text_but_through_memories(draw) -> None:
     control = MemoryModel(tiny_model(), CHUNKS, VOCABULARY, memory=False)
-    params = control.init(jax.random.key(0), jnp.zeros((1, CHUNKS, LENGTH), jnp.int32))["params"]
+    params = draw(control, EXAMPLE)["params"]
     said, _ = regenerate(control, params, jnp.asarray(ROWS), IDS)
     assert all((np.asarray(said)[0] == row).all() for row in np.asarray(said)), (
         "without memories all rows are told the same"
     )
 
 
+@pytest.mark.slow
 def test_in_the_published_form_a_chunk_goes_on_from_its_given_tokens(params: dict) -> None:
     """Written out token by token: the first is given (three delimiters and two tokens, where there
     are delimiters)."""

@@ -248,6 +248,7 @@ def copies(quick, language):
     return {stage.compat: of_form(stage) for stage in (STAGE, PUBLISHED)}
 
 
+@pytest.mark.quick_cases("shifted")
 @FORMS
 def test_loss_is_kept_where_it_exceeds_the_entropy(copies, stage):
     """Against the model's logits, place by place."""

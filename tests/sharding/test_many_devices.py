@@ -17,11 +17,13 @@ ROOT = Path(__file__).parents[2]
 NEGATIVES = ("retriever", "ranker")
 """Families that tell every passage of the batch apart from every other, so that vectors travel
 too."""
+FEW = pytest.mark.quick_cases(slow=("autoencoder", "causal_lm", "memory_model", "oracle"))
+"""Families with a process in the slow tests; the others have theirs at night."""
 BESIDE = 1.03
 """What is summed over devices, over what gradients alone are: losses, counts and norms, and a table
 used twice may be summed twice."""
 
-MESHES = dict.fromkeys(FAMILIES, "ddp,fsdp,fsdp_tp") | {"memory_model": "ddp,fsdp"}
+MESHES = dict.fromkeys(FAMILIES, "ddp,fsdp") | {"causal_lm": "ddp,fsdp,fsdp_tp"}
 
 
 @functools.cache
@@ -34,7 +36,7 @@ def compared(case: str, meshes: str = "") -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@FEW
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_gradients_and_parameters_are_those_of_one_device(family):
     for mesh, found in compared(family).items():
@@ -49,7 +51,17 @@ def test_on_meshes_of_two_and_three_axes_they_are_too():
         assert found["parameters"] < 2e-5, mesh
 
 
-@pytest.mark.slow
+@pytest.mark.night
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family not in ("causal_lm", "memory_model")]
+)
+def test_with_matrices_split_they_are_too(family):
+    for mesh, found in compared(family, "fsdp_tp").items():
+        assert found["metrics"] < 2e-5, mesh
+        assert found["parameters"] < 2e-5, mesh
+
+
+@FEW
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEGATIVES])
 def test_copies_of_a_model_exchange_each_gradient_once_and_nothing_else(family):
     found = compared(family)["ddp"]
@@ -66,7 +78,7 @@ def test_a_frozen_encoder_is_not_reduced():
     assert found["trainable"] <= summed <= BESIDE * found["trainable"]
 
 
-@pytest.mark.slow
+@FEW
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parameters_that_are_split_are_gathered_and_no_device_sees_the_tokens_of_another(family):
     """Gathered numbers are those of parameters, forward, backward and again under remat:

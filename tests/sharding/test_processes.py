@@ -154,8 +154,6 @@ class Runs(NamedTuple):
     """Two with two each, of which the second was sent SIGTERM."""
     continued: list[Ended]
     """The same two again."""
-    moved: list[Ended]
-    """Four with one each, in a copy of the workdir, parameters whole."""
     at: int
     """Step of the checkpoint that was written when they were stopped."""
 
@@ -173,8 +171,13 @@ def runs(folder: Path) -> Runs:
     for process in range(2):
         (folder / f"pair-rows-{process}").rename(folder / f"stopped-rows-{process}")
     continued = all_done(train(folder, "pair", 2, [{}, {}], SPLIT))
-    moved = all_done(train(folder, "four", 1, [{}, {}, {}, {}]))
-    return Runs(alone, stopped, continued, moved, steps[-1])
+    return Runs(alone, stopped, continued, steps[-1])
+
+
+@pytest.fixture(scope="module")
+def moved(folder: Path, runs: Runs) -> list[Ended]:
+    """Four with one device each, in a copy of the workdir, parameters whole."""
+    return all_done(train(folder, "four", 1, [{}, {}, {}, {}]))
 
 
 def checkpoints(workdir: Path) -> Path:
@@ -220,11 +223,15 @@ def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
             np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("pair",))
 @pytest.mark.parametrize("workdir", ["pair", "four"])
-def test_processes_end_where_one_ends(folder: Path, runs: Runs, workdir: str) -> None:
+def test_processes_end_where_one_ends(
+    folder: Path, runs: Runs, workdir: str, request: pytest.FixtureRequest
+) -> None:
     """Stopped in between, and `four` in another number than those that began and on another
     mesh."""
+    if workdir == "four":
+        request.getfixturevalue("moved")
     alone, several = folder / "alone", folder / workdir
     assert set(metrics(several)) == {f"{step} train" for step in range(1, STEPS + 1)} | {
         "7 validation",
@@ -237,15 +244,24 @@ def test_processes_end_where_one_ends(folder: Path, runs: Runs, workdir: str) ->
     assert_close(ours, theirs, 1e-5)
 
 
+def kernel_line(ended: list[Ended]) -> str:
+    """What is said of an array of 16 * 320 numbers of 4 bytes."""
+    return next(line for line in ended[0].said.splitlines() if "head/kernel" in line)
+
+
 @pytest.mark.slow
 def test_parameters_are_split_over_processes_where_the_mesh_says_so(runs: Runs) -> None:
-    """16 * 320 numbers of 4 bytes, split in four or not."""
-    kernel = [
-        next(line for line in ended[0].said.splitlines() if "head/kernel" in line)
-        for ended in (runs.continued, runs.moved)
-    ]
-    assert "fsdp" in kernel[0] and " 5.0 " in kernel[0]
-    assert "fsdp" not in kernel[1] and " 20.0 " in kernel[1]
+    kernel = kernel_line(runs.continued)
+    assert "fsdp" in kernel and " 5.0 " in kernel
+
+
+@pytest.mark.night
+def test_four_processes_resume_what_two_began_with_parameters_whole(
+    runs: Runs, moved: list[Ended]
+) -> None:
+    kernel = kernel_line(moved)
+    assert "fsdp" not in kernel and " 20.0 " in kernel
+    assert f"only: resuming from step {runs.at}" in moved[0].said
 
 
 @pytest.mark.slow
@@ -255,8 +271,7 @@ def test_one_asked_to_stop_all_stop_after_the_same_step(runs: Runs) -> None:
         assert process.status == 128 + signal.SIGTERM, process.said[-3000:]
         assert f"only: stopped by signal {signal.SIGTERM}; step {runs.at} is saved" in process.said
         assert "Traceback" not in process.said
-    for ended in (runs.continued, runs.moved):
-        assert f"only: resuming from step {runs.at}" in ended[0].said
+    assert f"only: resuming from step {runs.at}" in runs.continued[0].said
 
 
 class _Numbers:
@@ -274,11 +289,13 @@ class _Numbers:
         return np.array(indices, np.int32)[:, None]
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("stopped-2", "pair-2"))
 @pytest.mark.parametrize(("workdir", "processes"), [("stopped", 2), ("pair", 2), ("four", 4)])
 def test_a_process_reads_its_own_rows_alone(
-    folder: Path, runs: Runs, workdir: str, processes: int
+    folder: Path, runs: Runs, workdir: str, processes: int, request: pytest.FixtureRequest
 ) -> None:
+    if workdir == "four":
+        request.getfixturevalue("moved")
     data = results(folder / "alone")["data"]
     rows = data["train_tokens"] // data["row_tokens"]
     assert rows > ROWS * (STEPS + READ_AHEAD), "no row comes twice"
@@ -297,11 +314,13 @@ def test_a_process_reads_its_own_rows_alone(
         assert needed <= read(folder, workdir, process, "train") <= needed | ahead
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("pair-2",))
 @pytest.mark.parametrize(("workdir", "processes"), [("pair", 2), ("four", 4)])
 def test_a_process_evaluates_its_own_rows_alone(
-    folder: Path, runs: Runs, workdir: str, processes: int
+    folder: Path, runs: Runs, workdir: str, processes: int, request: pytest.FixtureRequest
 ) -> None:
+    if workdir == "four":
+        request.getfixturevalue("moved")
     data = results(folder / "alone")["data"]
     rows = data["validation_tokens"] // data["row_tokens"]
     watched = min(validation.BATCH, rows)
@@ -354,7 +373,7 @@ def test_an_error_in_one_process_ends_all_and_says_where_it_was(broken: list[End
     assert "Traceback" not in first.said + second.said
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_where_the_disk_of_one_process_is_full_all_end_and_nothing_is_lost(folder: Path) -> None:
     """First of the second process while it trains, then of the first one after the last step."""
     there = checkpoints(folder / "full")
@@ -394,7 +413,7 @@ def test_a_request_after_the_last_step_of_a_stage_stops_all_in_the_next(folder: 
     assert [process.status for process in ended] == [128 + signal.SIGINT] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("killed",))
 @pytest.mark.parametrize(
     ("gone", "when", "number"),
     [(0, 5, signal.SIGKILL), (1, 2 * END_OF_STAGE + 5, signal.SIGTERM)],
@@ -439,7 +458,7 @@ def test_a_process_that_is_asked_twice_ends_at_once_with_a_line(
     assert line.startswith("process 0 ends: a second signal came, number 2.")
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("1",))
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_process_that_hangs_counts_as_dead(folder: Path, frozen: int) -> None:
     """Its connections stay open, so nothing but its silence tells."""
@@ -462,6 +481,7 @@ def agreement(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(process.said.splitlines()[-1]) for process in ended]
 
 
+@pytest.mark.slow
 def test_processes_agree_and_name_the_one_that_differs(agreement: list[dict[str, Any]]) -> None:
     for process, said in enumerate(agreement):
         assert (said["process"], said["first"]) == (process, process == 0)
@@ -473,6 +493,7 @@ def test_processes_agree_and_name_the_one_that_differs(agreement: list[dict[str,
         )
 
 
+@pytest.mark.slow
 def test_a_process_holds_the_rows_it_reads(agreement: list[dict[str, Any]]) -> None:
     halves = [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]
     for process, said in enumerate(agreement):
@@ -484,6 +505,7 @@ def test_a_process_holds_the_rows_it_reads(agreement: list[dict[str, Any]]) -> N
         }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_one_process_cannot_read_is_damaged_for_all(
     agreement: list[dict[str, Any]],
 ) -> None:

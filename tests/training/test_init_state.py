@@ -23,6 +23,7 @@ from memjax.training.init_state import Run, init_train_state
 NAME = "autoencoder"
 
 
+@pytest.mark.quick_cases("first_n_left-per_document", "packed-first_n_left")
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [("first_n", "first_n_left"), ("first_n_left", "per_document"), ("packed", "first_n_left")],

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_term_and_last_good_ch
     config = changed(
         config, "autoencoder", learning_rate=1e16, warmup_steps=0, lr_schedule="constant"
     )
-    config = dataclasses.replace(config, checkpoint_every=1, log_every=4)
+    config = dataclasses.replace(config, checkpoint_every=1, log_every=4, evaluators={})
     with pytest.raises(NonFiniteError) as caught:
         train_stage(run_of(config, tmp_path), "autoencoder")
     said = str(caught.value)
@@ -196,11 +196,15 @@ class Watched:
         return state, metrics
 
 
-@pytest.fixture
-def watched(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[tuple[str, int]]]:
+@pytest.fixture(scope="module")
+def watched(config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int]]:
     """What a stage of eight steps dispatches to the device and reads from it, in order."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return watch(config, tmp_path_factory.mktemp("watched"), monkeypatch)
+
+
+def watch(config: Config, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Runs the stage and watches it."""
     steps, log, made = 8, [], []
     config = dataclasses.replace(changed(config, "autoencoder", steps=steps), log_every=3)
     config = dataclasses.replace(config, checkpoint_every=100)
@@ -236,7 +240,7 @@ def watched(
         monkeypatch.setattr(array_type, name, refuse_reads(name))
     monkeypatch.setattr(StageSteps, "jit_train_step", jit)
     monkeypatch.setattr(jax, "device_get", get)
-    run = run_of(config, tmp_path)
+    run = run_of(config, workdir)
     try:
         train_stage(run, "autoencoder")
     finally:

@@ -110,7 +110,7 @@ def lines(workdir: Path, stage: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.quick_cases("causal")
+@pytest.mark.quick_cases(slow=("causal",))
 @pytest.mark.parametrize(
     ("runs", "stage"),
     [(("causal",), "causal"), *((STAGES, stage) for stage in STAGES)],
@@ -174,7 +174,7 @@ def kill_within_a_save(folder: Path) -> tuple[int, list[Path]]:
     return max(finished_steps(absolute(folder))), left
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_kill_within_a_save_loses_nothing_that_was_saved_before(tmp_path: Path) -> None:
     for _ in range(10):
         step, left = kill_within_a_save(tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +17,39 @@ from memjax.training.optimizer import make_optimizer, split
 from memjax.training.step import Metrics, TrainState, train_step
 
 IDS = SpecialIds()
-CONFIG = tiny_config("unused", optimizer=Optimizer())
-COMBINED = CONFIG.stages["combined"]
+# Plain gradient descent in effect: with so large an epsilon Adam's update is proportional to the
+# gradient.
+CONFIG = tiny_config("unused", optimizer=Optimizer(epsilon=1e3))
+COMBINED = dataclasses.replace(
+    CONFIG.stages["combined"],
+    objectives={"next_token": 0.5, "copy": 2.0},
+    learning_rate=100.0,
+    warmup_steps=0,
+)
+
+
+@functools.cache
+def fresh() -> dict:
+    """What training starts from, in whatever it computes."""
+    module = build(CONFIG, COMBINED)
+    return jax.jit(module.init)(jax.random.key(0), example(module, CONFIG))["params"]
 
 
 def start(config: Config, stage: Stage) -> tuple[TrainState, functools.partial]:
     module = build(config, stage)
-    params = module.init(jax.random.key(0), example(module, config))["params"]
+    params = fresh()
     trainable, frozen = split(params, stage.trainable, "trainable")
     optimizer = make_optimizer(config.optimizer, stage, trainable)
     state = TrainState(jnp.int32(0), trainable, frozen, optimizer.init(trainable))
     return state, functools.partial(
         train_step, module=module, stage=stage, optimizer=optimizer, ids=IDS
     )
+
+
+@functools.cache
+def compiled(microbatches: int) -> Callable[[TrainState, np.ndarray], tuple[TrainState, Metrics]]:
+    """A step of `COMBINED`."""
+    return jax.jit(start(CONFIG, dataclasses.replace(COMBINED, grad_accum_steps=microbatches))[1])
 
 
 def rows(count: int = 8, padded: bool = True) -> np.ndarray:
@@ -47,25 +68,14 @@ def close(a: object, b: object, tolerance: float = 2e-6) -> None:
 @pytest.mark.quick_cases("2")
 @pytest.mark.parametrize("microbatches", [2, 4, 8])
 def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches: int) -> None:
-    # Plain gradient descent in effect: with so large an epsilon Adam's update is proportional to
-    # the gradient.
-    config = dataclasses.replace(CONFIG, optimizer=Optimizer(epsilon=1e3))
-    results: list[tuple[TrainState, Metrics]] = []
-    for count in (1, microbatches):
-        stage = dataclasses.replace(
-            COMBINED, grad_accum_steps=count, learning_rate=100.0, warmup_steps=0
-        )
-        state, step = start(config, stage)
-        results.append(jax.jit(step)(state, rows()))
+    state, _ = start(CONFIG, COMBINED)
+    results = [compiled(count)(state, rows()) for count in (1, microbatches)]
     close(results[0][1], results[1][1])
     close(results[0][0].trainable, results[1][0].trainable)
 
 
 def test_loss_is_the_weighted_sum_of_token_means() -> None:
-    state, step = start(
-        CONFIG, dataclasses.replace(COMBINED, objectives={"next_token": 0.5, "copy": 2.0})
-    )
-    _, metrics = jax.jit(step)(state, rows())
+    _, metrics = compiled(1)(start(CONFIG, COMBINED)[0], rows())
     terms = metrics.terms
     expected = (
         0.5 * terms["next_token"].nats / terms["next_token"].count
@@ -77,7 +87,7 @@ def test_loss_is_the_weighted_sum_of_token_means() -> None:
 
 
 def test_frozen_parameters_keep_their_bytes_and_have_no_optimizer_state() -> None:
-    state, step = start(CONFIG, COMBINED)
+    state, _ = start(CONFIG, COMBINED)
     assert set(state.frozen) == {"encoder"} and "encoder" not in state.trainable
     frozen_before = jax.tree.map(np.asarray, state.frozen)
     table = state.frozen["encoder"]["embed"]["embedding"]
@@ -85,10 +95,9 @@ def test_frozen_parameters_keep_their_bytes_and_have_no_optimizer_state() -> Non
     assert sum(leaf.size for leaf in moments) == 2 * sum(
         leaf.size for leaf in jax.tree.leaves(state.trainable)
     )
-    jitted = jax.jit(step)
     before = jax.tree.map(np.asarray, state.trainable)
     for _ in range(20):
-        state, _ = jitted(state, rows())
+        state, _ = compiled(1)(state, rows())
     jax.tree.map(np.testing.assert_array_equal, state.frozen, frozen_before)
     assert table.shape == (320, 16)
     moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != b)), state.trainable, before)

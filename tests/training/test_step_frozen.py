@@ -127,7 +127,15 @@ def trained(quick, draw, source):
     return run
 
 
-@pytest.mark.quick_cases("memory_model-frozen_all", "memory_model-frozen_blocks")
+@pytest.mark.quick_cases(
+    "memory_model-frozen_all",
+    slow=(
+        "memory_model-frozen_blocks",
+        "oracle-frozen_all",
+        "autoencoder-frozen_blocks",
+        "autoencoder-trainable",
+    ),
+)
 @pytest.mark.parametrize("preset", FROZEN)
 @pytest.mark.parametrize("family", NAMES)
 def test_what_is_frozen_stays_and_all_else_moves(family, preset, trained):
@@ -152,7 +160,15 @@ def test_what_is_frozen_stays_and_all_else_moves(family, preset, trained):
         assert gradients == {path: leaf.shape for path, leaf in flat(before.trainable).items()}
 
 
-@pytest.mark.quick_cases("memory_model-frozen_all", "memory_model-frozen_blocks")
+@pytest.mark.quick_cases(
+    "memory_model-frozen_all",
+    slow=(
+        "memory_model-frozen_blocks",
+        "oracle-frozen_all",
+        "autoencoder-frozen_blocks",
+        "autoencoder-trainable",
+    ),
+)
 @pytest.mark.parametrize("preset", FROZEN)
 @pytest.mark.parametrize("family", NAMES)
 def test_what_is_frozen_has_no_optimizer_state(family, preset, trained):
@@ -169,7 +185,7 @@ def test_what_is_frozen_has_no_optimizer_state(family, preset, trained):
     ]
 
 
-@pytest.mark.quick_cases("memory_model")
+@pytest.mark.slow
 @pytest.mark.parametrize("family", NAMES)
 def test_under_frozen_all_memories_are_the_autoencoders_to_the_last_bit(
     family, trained, source, quick

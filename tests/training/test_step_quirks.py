@@ -156,7 +156,7 @@ def test_chunks_without_a_target_do_not_raise_the_share_of_the_others(stepped):
     np.testing.assert_allclose(means.loss, plain.loss / CHUNKS, rtol=1e-5)
 
 
-@pytest.mark.quick_cases("none")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compat", "next_token", "copied"),
     [((), 16, 8), (FIRST, 12, 6), ((*FIRST, DELIMITED), 12, 5)],
@@ -175,7 +175,7 @@ def test_so_many_tokens_of_a_row_are_targets(compat, next_token, copied, stepped
     }
 
 
-@pytest.mark.quick_cases("oracle")
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["recurrent_memory", "oracle"])
 def test_other_families_leave_a_chunks_first_token_out_too(family, stepped):
     _, metrics = stepped(stage_of(FIRST, family, next_token=1.0))[2](PADDED)

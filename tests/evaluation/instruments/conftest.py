@@ -41,12 +41,14 @@ def train(module, stage: Stage, texts: np.ndarray) -> dict:
     example = jnp.asarray(texts[:1])
     if isinstance(module, MemoryModel):
         example = example.reshape(1, module.chunks, -1)
-    params = module.init(jax.random.key(0), example)["params"]
-    optimizer = make_optimizer(Optimizer(), stage, params)
-    state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    optimizer = make_optimizer(Optimizer(), stage, shapes)
 
     @jax.jit
-    def run(state, texts):
+    def run(key, texts):
+        params = module.init(key, example)["params"]
+        state = TrainState(jnp.int32(0), params, {}, optimizer.init(params))
+
         def step(state, key):
             rows = texts[jax.random.randint(key, (stage.batch_size,), 0, len(texts))]
             state, metrics = train_step(
@@ -56,7 +58,7 @@ def train(module, stage: Stage, texts: np.ndarray) -> dict:
 
         return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), stage.steps))
 
-    state, losses = run(state, texts)
+    state, losses = run(jax.random.key(0), texts)
     assert float(losses[-1]) < 0.7 * float(losses[0]), losses
     return jax.device_get(dict(state.trainable))
 

@@ -158,7 +158,7 @@ def test_the_jacobian_is_one_backward_pass_for_each_token(draw, family, ask, cha
     )
 
 
-@pytest.mark.quick_cases("memory model")
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_decoder_that_ignores_its_memory_owes_it_nothing(draw, family):
     kind, ask, changes = FAMILIES[family]

@@ -67,6 +67,9 @@ def applied(quick):
     )(params)
 
 
+@pytest.mark.quick_cases(
+    "autoencoder-changes1-shape1", "memory_model-changes2-shape2", "oracle-changes3-shape3"
+)
 @pytest.mark.parametrize(
     ("family", "changes", "shape"),
     [

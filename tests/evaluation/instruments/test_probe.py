@@ -164,6 +164,7 @@ def test_a_fit_keeps_the_best_it_saw(reader, sets):
     )
 
 
+@pytest.mark.slow
 def test_scale_and_origin_of_vectors_do_not_matter(reader, sets):
     train, held_out = (
         dataclasses.replace(x, vectors=np.asarray(x.vectors) * 1000 + 7) for x in sets
@@ -246,6 +247,7 @@ def test_a_decoder_has_converged_when_its_loss_stays():
     assert has_converged([4.0, 0.004, 0.0035, 0.0031], 2, 0.005), "nothing is left to fall"
 
 
+@pytest.mark.slow
 def test_a_decoder_stops_when_it_has_converged(sets):
     """Texts that never differ are learned in no time."""
     one = Vectors(

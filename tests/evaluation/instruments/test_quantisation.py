@@ -92,7 +92,7 @@ def squeezing(family, draw, compat=()):
     )["params"]
 
 
-@pytest.mark.quick_cases("<class 'memjax.models.memory_model.MemoryModel'>-()")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "compat"),
     [(Autoencoder, ()), (Autoencoder, ("residual_noise",)), (MemoryModel, ())],

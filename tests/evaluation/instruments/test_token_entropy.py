@@ -115,7 +115,7 @@ def trained():
         warmup_steps=10,
         learning_rate=1e-2,
     )
-    params = module.init(jax.random.key(0), jnp.asarray(texts[:1]))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), jnp.asarray(texts[:1]))["params"]
     optimizer = make_optimizer(Optimizer(), stage, params)
 
     @jax.jit

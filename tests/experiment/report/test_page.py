@@ -263,7 +263,7 @@ def test_hostile_text_is_escaped(make_run):
     assert page.source.count("&lt;script&gt;") >= 8
 
 
-@pytest.mark.quick_cases("combined")
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["autoencoder", "combined", "causal_control"])
 def test_a_missing_stage_reads_as_not_run(make_run, missing):
     def change(results: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def test_decoders_are_compared_at_equal_steps_and_rows(tmp_path):
     assert len({stage.batch_size for stage in stages.values()}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_the_smallest_reproduction_ends_in_a_page(tmp_path):
     out = tmp_path / "run"
     assert main(["reproduce", f"--out={out}", "--scale=tiny"]) == 0

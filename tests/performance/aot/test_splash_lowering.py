@@ -83,7 +83,7 @@ def test_scores_are_never_held(topology):
     assert needed < held / 10
 
 
-@pytest.mark.quick_cases("515-8-1-64-query_shape1-key_shape1")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "width", "query_shape", "key_shape"),
     [
