@@ -87,8 +87,8 @@ class Reader:
     """Whether it reads past what is damaged."""
     written: tuple[str, ...] = ()
     """Files that `load` writes."""
-    counts: tuple[int, int] = (25, 10_000)
-    """Mutants in `make test` and `make night`."""
+    counts: tuple[int, int, int] = (50, 1_000, 10_000)
+    """Mutants in `make test`, `make slow` and `make night`."""
 
 
 def tree_values(params: Any) -> dict[str, tuple[Any, ...]]:
@@ -326,7 +326,7 @@ READERS = {
         write_checkpoints,
         accepted=EARLIER,
         lenient=True,
-        counts=(10, 10_000),  # An Orbax manager is opened for each.
+        counts=(20, 400, 10_000),  # An Orbax manager is opened for each.
     ),
 }
 
@@ -407,8 +407,8 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize(
     "size",
-    [0, pytest.param(1, marks=pytest.mark.night)],
-    ids=["test", "night"],
+    [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.night)],
+    ids=["test", "slow", "night"],
 )
 def test_a_mutant_is_refused_or_loads_what_was_written(
     name: str,
