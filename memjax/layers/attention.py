@@ -178,9 +178,11 @@ class Attention(nn.Module):
         if config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if config.place_heads:
+            # Added before it is chosen, so that a gradient is one sum over sequences and positions.
             entry_T11 = is_entry[:, None, None]
-            query += jnp.where(entry_T11, 0, self.query_address).astype(query.dtype)
-            key += jnp.where(entry_T11, self.key_address, 0).astype(key.dtype)
+            asking = query + self.query_address.astype(query.dtype)
+            held = key + self.key_address.astype(key.dtype)
+            query, key = jnp.where(entry_T11, query, asking), jnp.where(entry_T11, held, key)
         if config.log_scale:
             # Of a position that reads nothing too: its result is not used.
             factor = self.sharpness * jnp.log1p(jnp.maximum(keys, 1).astype(jnp.float32))[..., None]

@@ -20,8 +20,9 @@ from memjax.layers.rotary import TextPositions
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import fold
 from memjax.models.memory import VECTORS, Memories, state_at
-from memjax.models.memory_model import VALID, MemoryModel, earlier_chunks
+from memjax.models.memory_model import VALID, MemoryModel
 from memjax.models.request import EMPTY, PREDICT, RECALL, Joined, Prefix, Request, alone
+from memjax.models.slots import earlier_chunks
 
 
 class ReadingModel(MemoryModel):

@@ -21,7 +21,9 @@ BESIDE = 1.03
 """What is summed over devices, over what gradients alone are: losses, counts and norms, and a table
 used twice may be summed twice."""
 
-MESHES = dict.fromkeys(FAMILIES, "ddp,fsdp,fsdp_tp") | {"memory_model": "ddp,fsdp"}
+READING = "memory_model:reading"
+CASES = (*FAMILIES, READING)
+MESHES = dict.fromkeys(CASES, "ddp,fsdp,fsdp_tp") | {"memory_model": "ddp,fsdp"}
 
 
 @functools.cache
@@ -35,7 +37,7 @@ def compared(case: str, meshes: str = "") -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_loss_gradients_and_parameters_are_those_of_one_device(family):
     for mesh, found in compared(family).items():
         assert found["metrics"] < 2e-5, mesh
@@ -50,7 +52,7 @@ def test_on_meshes_of_two_and_three_axes_they_are_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEGATIVES])
+@pytest.mark.parametrize("family", [family for family in CASES if family not in NEGATIVES])
 def test_copies_of_a_model_exchange_each_gradient_once_and_nothing_else(family):
     found = compared(family)["ddp"]
     assert set(found["collectives"]) == {"all-reduce"}
@@ -67,7 +69,7 @@ def test_a_frozen_encoder_is_not_reduced():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_parameters_that_are_split_are_gathered_and_no_device_sees_the_tokens_of_another(family):
     """Gathered numbers are those of parameters, forward, backward and again under remat:
     activations would show in permutes or all-to-alls."""
