@@ -34,8 +34,6 @@ RUNS = {
     "two_passes": f"--config={SIZES}:combined --against=two_passes --steps=9",
     "stored": f"--config={SIZES}:frozen_stored --against={SIZES}:frozen --steps=9",
     "stored_blank": f"--config={SIZES}:blank_stored --against={SIZES}:blank --steps=15",
-    "shared": f"--config={SIZES}:shared --against={SIZES}:slots --steps=9"
-    " --program=gradients,train",
     "programs": f"--config={SIZES}:combined --program=train,evaluate,encode,decode",
     "profile": f"--config={SIZES}:combined --steps=3 --profile=3",
     "quickstart": "--config=configs/quickstart.py --stage=combined"

@@ -43,11 +43,6 @@ class ReadingModel(MemoryModel):
             self.entry_norm = nn.RMSNorm(use_scale=False, dtype=dtype)
 
     @property
-    def shares_prefixes(self) -> bool:
-        """True: all chunks of a sequence read one prefix."""
-        return True
-
-    @property
     def budget(self) -> int:
         """Memories that are kept of a text."""
         return self.config.max_memories
