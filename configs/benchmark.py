@@ -2,6 +2,7 @@
 
     memjax bench --config=configs/benchmark.py:combined --against=two_passes
     memjax bench --config=configs/benchmark.py:frozen_stored --against=configs/benchmark.py:frozen
+    memjax bench --config=configs/benchmark.py:shared --against=configs/benchmark.py:slots
 
 Sequences have 4 chunks of 256 tokens, the vocabulary 8,000 entries, and transformers 4 heads.
 Blocks keep the outputs of their matrices for the backward pass and recompute the rest. Variants of
@@ -15,10 +16,14 @@ one size differ only in their objectives and trained parts:
 | frozen, frozen_stored | as equal | next tokens and copies | frozen; or stored memories instead |
 | blank, blank_stored | as equal | copies from blanks | frozen; or stored memories instead |
 | reading | as combined, with the decoder of `quickstart.py` | next tokens, recall | trained |
+| shared | 128 wide both, 4 layers each | next tokens | frozen, stored memories |
+| slots | the same | the same; every chunk has slots of its own | the same |
 | accelerator | 256, 512 wide, 16 layers each, bfloat16 | next tokens and copies | trained |
 
-The batch size is 4, and 32 for `accelerator`. These configs are not for training: frozen encoders
-keep their random weights, and stored memories are random too, so that no folder is necessary.
+`shared` and `slots` have the quickstart's sizes: 64 chunks of 16 tokens, vocabulary 1,024. The
+batch size is 4, 8 for these, and 32 for `accelerator`. These configs are not for training: frozen
+encoders keep their random weights, and stored memories are random too, so that no folder is
+necessary.
 """
 
 import dataclasses
@@ -71,10 +76,28 @@ def reading() -> c.Config:
         output_gate=True,
         qk_norm=True,
         place_heads=2,
-        features=("sigmoid_gate", "log_scale", "rotary_values", "blind_memories", "zero_outputs"),
+        features=(
+            "sigmoid_gate",
+            "log_scale",
+            "rotary_values",
+            "blind_memories",
+            "zero_outputs",
+            "constant_addresses",
+        ),
     )
     model = dataclasses.replace(config.model, layout="text", chunk_positions=False, decoder=decoder)
     return dataclasses.replace(config, model=model)
+
+
+def many_chunks(*compat: str) -> c.Config:
+    """Return a run with sequences of 64 chunks, whose memories are stored."""
+    config = benchmark("next_token", batch_size=8, trainable=FROZEN, memories="random")
+    stack = c.Backbone(kind="transformer", width=128, layers=4, heads=4)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, vocab_size=1024),
+        model=c.Model(chunk_length=16, encoder=stack, decoder=stack, compat=compat),
+    )
 
 
 VARIANTS = {
@@ -89,6 +112,8 @@ VARIANTS = {
     ),
     "blank": benchmark("blank_copy", encoder=512, trainable=FROZEN),
     "blank_stored": benchmark("blank_copy", encoder=512, trainable=FROZEN, memories="random"),
+    "shared": many_chunks(),
+    "slots": many_chunks("slots_of_zeros"),
     "accelerator": benchmark("next_token", "copy", layers=16, batch_size=32, dtype="bfloat16"),
 }
 

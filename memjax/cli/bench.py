@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from memjax.performance.bench.efficiency import Efficiency
 
 TWO_PASSES = "two_passes"
-PROGRAMS = ("train", "evaluate", "encode", "decode", "generate", TWO_PASSES)
+PROGRAMS = ("train", "gradients", "evaluate", "encode", "decode", "generate", TWO_PASSES)
 ONLY_PROGRAMS = ("program", "warmup", "profile", "mesh", "against")
 """Flags that cannot be given with --context_lengths or --border_entries."""
 ARGUMENTS = Arguments(

@@ -178,14 +178,16 @@ class Attention(nn.Module):
         if config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if config.place_heads:
+            # Added before it is chosen, so that a gradient is one sum over sequences and positions.
             entry_T11 = is_entry[:, None, None]
+            asked, held = query, key
             if config.constant_addresses:
                 in_place = jnp.arange(config.heads)[:, None] < config.place_heads
-                keys_in_place = in_place[:: config.heads // self.key_heads]
-                query = jnp.where(in_place & ~entry_T11, 0, query)
-                key = jnp.where(keys_in_place & entry_T11, 0, key)
-            query += jnp.where(entry_T11, 0, self.query_address).astype(query.dtype)
-            key += jnp.where(entry_T11, self.key_address, 0).astype(key.dtype)
+                asked = jnp.where(in_place, 0, query)
+                held = jnp.where(in_place[:: config.heads // self.key_heads], 0, key)
+            asked += self.query_address.astype(query.dtype)
+            held += self.key_address.astype(key.dtype)
+            query, key = jnp.where(entry_T11, query, asked), jnp.where(entry_T11, held, key)
         if config.log_scale:
             # Of a position that reads nothing too: its result is not used.
             factor = self.sharpness * jnp.log1p(jnp.maximum(keys, 1).astype(jnp.float32))[..., None]

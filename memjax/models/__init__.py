@@ -9,13 +9,14 @@ from memjax.models.causal_lm import CausalLM
 from memjax.models.checks import check
 from memjax.models.encoder import Encoder
 from memjax.models.entropy_regressor import EntropyRegressor
-from memjax.models.memory_model import MemoryModel, earlier_chunks
+from memjax.models.memory_model import MemoryModel
 from memjax.models.oracle import Oracle
 from memjax.models.ranker import Ranker
 from memjax.models.recurrent_memory import RecurrentMemory
 from memjax.models.registry import FAMILIES, can, families_that, find
 from memjax.models.request import EMPTY, PREDICT, RETAIN, Request
 from memjax.models.retriever import Retriever
+from memjax.models.slots import earlier_chunks
 
 
 def build(config: Config, stage: Stage) -> nn.Module:

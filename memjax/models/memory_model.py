@@ -3,7 +3,7 @@
 Source: Badger 2026, memory models.
 
 Shapes: B row, C chunk of the row, X chunk to decode, S slot, M memory, K vector, L token, E encoder
-width, D decoder width, V vocabulary, T = S*K + L decoder positions.
+width, D decoder width, V vocabulary, P entry of a prefix, T decoder position.
 """
 
 from typing import Any, ClassVar
@@ -16,11 +16,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Config, ConfigError
 from memjax.layers import Embed, Head, Linear, make_backbone
-from memjax.layers.attention import KeyValues, Positions
+from memjax.layers.attention import Positions
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import Encoder, fold, read_positions, require_places, unfold
-from memjax.models.memory import VECTORS, Memories, Memory, number_bits, prefill_backbone
-from memjax.models.request import EMPTY, PREDICT, Joined, Prefix, Request, alone, next_chunks
+from memjax.models.memory import VECTORS, Memories, number_bits
+from memjax.models.request import PREDICT, Joined, Prefix, Request, alone, next_chunks
+from memjax.models.slots import SlotMemory, earlier_chunks
 
 EMBEDDING_INIT = nn.initializers.normal(1.0)
 """Initial scale of token, position and task embeddings. It is as large as a normalised memory, so
@@ -30,19 +31,8 @@ several times as many steps to learn to read memories."""
 VALID = "valid"
 """The leaf that marks entries of chunks with text."""
 
-FILLS = {"slots_of_ones": 1.0, "slots_of_zeros": 0.0}
 
-
-def earlier_chunks(chunks: int) -> np.ndarray:
-    """Return the slot table [X, S] of next tokens.
-
-    Chunk c has the memories of chunks 0..c-1 in slots 0..c-1; the other slots are empty.
-    """
-    chunk, slot = np.arange(chunks)[:, None], np.arange(chunks - 1)
-    return np.where(slot < chunk, slot, EMPTY)
-
-
-class MemoryModel(Memory):
+class MemoryModel(SlotMemory):
     """Encoder and decoder.
 
     A token reaches later chunks through its chunk's memory and by no other path.
@@ -57,24 +47,6 @@ class MemoryModel(Memory):
     """Rows of the table of task marks."""
 
     memory: bool = True
-
-    @property
-    def slots(self) -> int:
-        """S: one fewer than chunks, since the last is never read (published code: as many)."""
-        return self.chunks - (self._fill_value is None)
-
-    @property
-    def budget(self) -> int:
-        """Memories that are kept: those that the last chunk of a sequence reads.
-
-        The published code has one slot more, which is never filled.
-        """
-        return self.chunks - 1
-
-    @property
-    def _fill_value(self) -> float | None:
-        """The constant of a slot without a memory in published code; None masks the slot."""
-        return next((value for quirk, value in FILLS.items() if quirk in self.config.compat), None)
 
     def setup(self) -> None:
         config = self.config
@@ -133,10 +105,16 @@ class MemoryModel(Memory):
           memory_valid: False for a memory of a chunk without tokens; it is masked out.
           token_valid: False where `tokens` is padding.
         """
-        if "attended_padding" in self.config.compat:
-            memory_valid = None
-        inputs = self._lay_out(tokens, memories, slots, chunk, task, memory_valid, token_valid)
-        return unfold(self.backbone(*inputs)[:, -tokens.shape[2] :], len(tokens))
+        # Chunks may be of several sequences, if their places are given.
+        require_places(tokens, self.config.chunk_length, self.chunks if chunk is None else 0)
+        n = tokens.shape[1]
+        chunk = np.arange(n) if chunk is None else chunk
+        if slots is None and self.shares_prefixes:
+            tasks = np.full(n, task) if isinstance(task, int) else task
+            joined = alone(next_chunks(tokens, tokens))._replace(place=chunk, task=tasks)
+            return self.joined_states(joined, memories, memory_valid, token_valid)
+        slots = earlier_chunks(self.chunks)[:n] if slots is None else slots
+        return self.slot_states(tokens, memories, slots, chunk, task, memory_valid, token_valid)
 
     def joined_states(
         self,
@@ -145,7 +123,7 @@ class MemoryModel(Memory):
         memory_valid: Bool[Array, "B M"] | None = None,
         token_valid: Bool[Array, "B X L"] | None = None,
     ) -> Float[Array, "B X L D"]:
-        """Return `states` of all chunks of the requests.
+        """Return `states` of all chunks of the requests, and compute each prefix once.
 
         Args:
           joined: the requests.
@@ -153,24 +131,9 @@ class MemoryModel(Memory):
           memory_valid: as in `states`.
           token_valid: False where `joined.inputs` is padding.
         """
-        if self.shares_prefixes:
-            return self.shared_states(joined, memories, memory_valid, token_valid)
-        rest = joined.slots, joined.place, joined.task, memory_valid, token_valid
-        return self.states(joined.inputs, memories, *rest)
-
-    def shared_states(
-        self,
-        joined: Joined,
-        memories: Float[Array, "B M K E"] | None = None,
-        memory_valid: Bool[Array, "B M"] | None = None,
-        token_valid: Bool[Array, "B X L"] | None = None,
-    ) -> Float[Array, "B X L D"]:
-        """Compute `joined_states` with each prefix once, where entries depend on no chunk.
-
-        Arguments are as in `joined_states`.
-        """
-        if "attended_padding" in self.config.compat:
-            memory_valid = None
+        if not self.shares_prefixes:
+            rest = joined.slots, joined.place, joined.task, memory_valid, token_valid
+            return self.slot_states(joined.inputs, memories, *rest)
         prefixes = joined.prefixes
         if memories is None or not self.memory:
             prefixes = tuple(x._replace(entries=x.entries[:0]) for x in prefixes)
@@ -179,11 +142,6 @@ class MemoryModel(Memory):
             memories = self._bridge(memories)
         inputs = self._share(joined, prefixes, memories, memory_valid, token_valid)
         return inputs[-1].chunks(self.backbone(*inputs))
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """False: every chunk is decoded with slots of its own, as the published models are."""
-        return False
 
     def _share(
         self,
@@ -198,7 +156,7 @@ class MemoryModel(Memory):
         vectors = config.memory_vectors
         x = self._embed_inputs(joined.inputs, slice(length), joined.place, joined.task)
         token_valid = read_positions(config, joined.inputs, token_valid)
-        entries_valid = jnp.ones(memories.shape[:2], bool) if memory_valid is None else memory_valid
+        entries_valid = read_positions(config, memories[..., 0, 0], memory_valid)
         entries, valid, visible = [], [], []
         for prefix in prefixes:
             filled = entries_valid[:, prefix.entries]
@@ -252,32 +210,6 @@ class MemoryModel(Memory):
             at += self.slots * self.config.memory_vectors
         return jnp.concatenate([*in_prefix, at.reshape(len(at), -1)], axis=1)
 
-    def _lay_out(
-        self,
-        tokens: jax.Array,
-        memories: jax.Array | None,
-        slots: jax.Array | np.ndarray | None,
-        chunk: jax.Array | np.ndarray | None,
-        task: jax.Array | np.ndarray | int,
-        memory_valid: jax.Array | None,
-        token_valid: jax.Array | None,
-    ) -> tuple[Float[Array, "BX T D"], Int[Array, "BX T"], Bool[Array, "BX T"]]:
-        """Return the arguments of the backbone; arguments as in `states`, `chunk` also [B, X]."""
-        # Chunks may be of several sequences, if their places are given.
-        require_places(tokens, self.config.chunk_length, self.chunks if chunk is None else 0)
-        batch, n, length = tokens.shape
-        if slots is None:
-            slots = earlier_chunks(self.chunks)[:n]
-        if chunk is None:
-            chunk = jnp.arange(n)
-        x = self._embed_inputs(tokens, slice(length), chunk, task)
-        token_valid = read_positions(self.config, tokens, token_valid)
-        in_slots, filled = self._fill(memories, slots, memory_valid, batch, n)
-        sequence = jnp.concatenate([in_slots.astype(x.dtype), x], axis=2)
-        valid = jnp.concatenate([filled, token_valid], axis=2)
-        positions = self._positions(filled, jnp.cumsum(token_valid, axis=-1) - 1)
-        return fold(sequence), fold(positions), fold(valid)
-
     def _embed_inputs(
         self,
         tokens: Int[Array, "*B T"],
@@ -295,48 +227,6 @@ class MemoryModel(Memory):
         if config.task_embedding:
             x += self.task_mark.astype(x.dtype)[task][..., None, :]
         return x
-
-    def _fill(
-        self,
-        memories: jax.Array | None,
-        slots: jax.Array | np.ndarray,
-        memory_valid: jax.Array | None,
-        batch: int,
-        n: int,
-    ) -> tuple[Float[Array, "B X SK D"], Bool[Array, "B X SK"]]:
-        """Return the content of each slot position, and whether the decoder attends to it."""
-        config, width = self.config, self.config.decoder.width
-        count, constant = self.slots * config.memory_vectors, self._fill_value
-        if memories is None or not self.memory:
-            filled = jnp.full((batch, n, count), constant is not None)
-            return jnp.full((batch, n, count, width), constant or 0.0), filled
-        memories = self._bridge(memories)
-        slots = jnp.asarray(slots)
-        slots = jnp.pad(slots, ((0, 0), (0, self.slots - slots.shape[1])), constant_values=EMPTY)
-        at = jnp.maximum(slots, 0)
-        filled_BXS = jnp.broadcast_to(slots != EMPTY, (batch, *slots.shape))
-        if memory_valid is not None:
-            filled_BXS &= jnp.asarray(memory_valid)[:, at]
-        x = memories[:, at]
-        if config.chunk_positions:
-            x += self.chunk_position.astype(x.dtype)[: self.slots, None]
-        x = jnp.where(filled_BXS[..., None, None], x, constant or 0.0)
-        filled = jnp.repeat(filled_BXS | (constant is not None), config.memory_vectors, axis=-1)
-        return x.reshape(batch, n, count, width), filled
-
-    def _positions(self, filled: jax.Array, at: jax.Array) -> Int[Array, "*B T"]:
-        """Return rotary positions: all slots (fixed) or the filled ones (variable), then inputs.
-
-        Args:
-          filled: [*B, SK], whether a slot position is attended to.
-          at: [*B, L], places of inputs in their chunk; -1 for padding on the left.
-        """
-        if self.config.layout == "variable":
-            in_slots = jnp.cumsum(filled, axis=-1) - 1
-            after = at + jnp.sum(filled, axis=-1, keepdims=True)
-            return jnp.maximum(jnp.concatenate([in_slots, after], axis=-1), 0)
-        in_slots = jnp.broadcast_to(jnp.arange(filled.shape[-1]), filled.shape)
-        return jnp.concatenate([in_slots, jnp.maximum(at, 0) + filled.shape[-1]], axis=-1)
 
     def decode(
         self, tokens: Int[Array, "B X L"], *args: Any, **kwargs: Any
@@ -426,34 +316,6 @@ class MemoryModel(Memory):
         """See `Memory.hidden`."""
         leaves = prefixes.leaves
         return self.joined_states(alone(request), leaves.get(VECTORS), leaves.get(VALID))
-
-    def prefill(
-        self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B D"], KeyValues | None]:
-        """See `Memory.prefill`; the slots and the inputs in one call."""
-        start, slots = self.slots * self.config.memory_vectors, np.arange(self.slots)[None]
-        chunk, vectors = state.count[:, None], state.leaves.get(VECTORS)
-        inputs = self._lay_out(
-            tokens[:, None], vectors, slots, chunk, PREDICT, self._used(state), None
-        )
-        room = start + self.config.chunk_length
-        return prefill_backbone(self.backbone, inputs, start + length - 1, room)
-
-    def decode_step(
-        self,
-        state: Memories,
-        cache: KeyValues,
-        token: Int[Array, " B"],
-        position: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """See `Memory.decode_step`; one position, which reads the slots and the inputs before."""
-        constant = self._fill_value is not None
-        filled = jnp.repeat(self._used(state) | constant, self.config.memory_vectors, axis=-1)
-        x = self._embed_inputs(token[:, None], position[:, None], state.count, PREDICT)[:, 0]
-        positions = self._positions(filled, position[:, None])[:, -1]
-        room = ((0, 0), (0, self.config.chunk_length))
-        valid = jnp.pad(filled, room, constant_values=True)
-        return self.backbone.cached_step(x, cache, positions, filled.shape[1] + position, valid)
 
     @classmethod
     def ledger(cls, config: Config, chunks: int) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from memjax.config import Config, ConfigError, Stage
 from memjax.models.adapter import ENCODER_SETTINGS, PREDICTOR_QUIRKS, Adapter, Answers
-from memjax.models.memory_model import FILLS, MemoryModel
+from memjax.models.memory_model import MemoryModel
 from memjax.models.reading_model import ReadingModel
 from memjax.models.request import (
     EMPTY,
@@ -24,6 +24,7 @@ from memjax.models.request import (
     join,
     shared_entries,
 )
+from memjax.models.slots import FILLS
 from memjax.models.uses import Use, decoder_uses, encoder_uses
 
 

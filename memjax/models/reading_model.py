@@ -20,8 +20,9 @@ from memjax.layers.rotary import TextPositions
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import fold
 from memjax.models.memory import VECTORS, Memories, state_at
-from memjax.models.memory_model import VALID, MemoryModel, earlier_chunks
+from memjax.models.memory_model import VALID, MemoryModel
 from memjax.models.request import EMPTY, PREDICT, RECALL, Joined, Prefix, Request, alone
+from memjax.models.slots import earlier_chunks
 
 
 class ReadingModel(MemoryModel):
@@ -40,11 +41,6 @@ class ReadingModel(MemoryModel):
             if self.config.encoder.width == width:
                 self.bridge = Linear(width, use_bias=True, dtype=dtype)
             self.entry_norm = nn.RMSNorm(use_scale=False, dtype=dtype)
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """True: all chunks of a sequence read one prefix."""
-        return True
 
     @property
     def budget(self) -> int:

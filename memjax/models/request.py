@@ -2,7 +2,7 @@
 
 A memory model decodes chunks from memories of earlier chunks. The memories stand as entries of one
 prefix per sequence, in reading order, and a decoded chunk sees the first `visible` of them. The
-tables of the slots in which a decoder reads them today are derived from that.
+tables of slots, in which a decoder reads them under some quirks, are derived from that.
 
 Shapes: B sequence, C chunk of the sequence, X decoded chunk, W written entry, S slot, E extra
 chunk, M chunk to encode, L token.

@@ -105,7 +105,7 @@ WRONG = {
     ),
     "a program that is not there": (
         ["--program=serve"],
-        "--program: 'serve', expected one of train, evaluate, encode,",
+        "--program: 'serve', expected one of train, gradients, evaluate,",
     ),
     "passes of one objective": (
         ["--stage=causal_control", "--against=two_passes"],

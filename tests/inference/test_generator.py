@@ -12,8 +12,8 @@ from memjax.config import Backbone, Model
 from memjax.inference import GenerationError, Generator, Sampling
 from memjax.inference.programs import compiled
 from memjax.models import Autoencoder, CausalLM, MemoryModel, RecurrentMemory
-from memjax.models.memory_model import earlier_chunks
 from memjax.models.reading_model import ReadingModel
+from memjax.models.slots import earlier_chunks
 from memjax.objectives import SpecialIds
 from memjax.objectives.requests import shift_right
 

@@ -80,22 +80,23 @@ def calls_of(module, names, variables):
 
 
 @pytest.mark.parametrize(
-    ("names", "encoded", "decoded"),
+    ("names", "encoded", "entries", "decoded"),
     [
-        (["next_token"], 3, 4),
-        (["copy"], 2, 2),
-        (["blank_copy"], 2, 2),
-        (["next_token", "copy"], 3, 6),
-        (NAMES, 3, 8),
+        (["next_token"], 3, 3, 4),
+        (["copy"], 2, 3, 2),
+        (["blank_copy"], 2, 2, 2),
+        (["next_token", "copy"], 3, 6, 6),
+        # Copies share a prefix.
+        (NAMES, 3, 6, 8),
     ],
     ids=str,
 )
 def test_one_call_of_encoder_and_decoder_for_what_is_needed_and_no_more(
-    variables, names, encoded, decoded
+    variables, names, encoded, entries, decoded
 ):
     encoder, decoder = calls_of(MEMORY, names, variables["memory"])
     assert encoder == [(2 * encoded, LENGTH)]
-    assert decoder == [(2 * decoded, CHUNKS - 1 + LENGTH, 8)]
+    assert decoder == [(2, entries + decoded * LENGTH, 8)]
 
 
 def test_control_encodes_nothing(variables):

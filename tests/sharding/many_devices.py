@@ -1,7 +1,10 @@
 """One step of a family of models on one device and on eight, on every mesh: run by
 test_many_devices.py in a process of its own.
 
-    python many_devices.py FAMILY MESH,MESH
+    python many_devices.py FAMILY[:VARIANT] MESH,MESH
+
+The variants of a memory model are `frozen`, with a frozen encoder, and `reading`, with positions of
+the text.
 
 Prints, as JSON for each of the meshes, the largest differences from one device and the collectives
 of the compiled step.
@@ -19,7 +22,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from memjax.config import Config, Mesh, Optimizer, Stage
+from memjax.config import Backbone, Config, Mesh, Optimizer, Stage
+from memjax.config.choices import FEATURES
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds
 from memjax.sharding import make_mesh, put_batch
@@ -43,15 +47,31 @@ COLLECTIVE = re.compile(rf"= (.*) ({KINDS})(?:-start)?\(")
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 
 
-def family_config(family: str, frozen: bool = False) -> Config:
+READER = Backbone(
+    width=16,
+    layers=1,
+    heads=4,
+    mlp_ratio=2.0,
+    output_gate=True,
+    qk_norm=True,
+    place_heads=2,
+    features=FEATURES,
+)
+
+
+def family_config(family: str, variant: str = "") -> Config:
     """All objectives that one call of the model scores; their gradients are summed over devices
     once.
 
     Adam's epsilon is so large that an update is proportional to its gradient.
     """
     config = tiny_config("unused", optimizer=Optimizer(epsilon=1e3, clip_norm=0.0))
-    # Recall needs positions of the text.
-    names = [name for name in FAMILY_OBJECTIVES[family] if not name.endswith("recall")]
+    names, drawn = [x for x in FAMILY_OBJECTIVES[family] if not x.endswith("recall")], {}
+    if variant == "reading":
+        names = ["recall", "blank_recall", "next_token"]
+        drawn = {"scored_chunks": {"recall": 2}, "dials": {"place_range": 64}}
+        text = {"layout": "text", "chunk_positions": False, "decoder": READER}
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, **text))
     stage = Stage(
         family=family,
         objectives=dict.fromkeys(names if family == "memory_model" else names[:1], 1.0),
@@ -60,8 +80,9 @@ def family_config(family: str, frozen: bool = False) -> Config:
         warmup_steps=0,
         learning_rate=100.0,
         query_tokens=3,
-        trainable=FROZEN_ENCODER if frozen else ((".*", True),),
+        trainable=FROZEN_ENCODER if variant == "frozen" else ((".*", True),),
         grad_accum_steps=2 if family == "autoencoder" else 1,
+        **drawn,
     )
     return dataclasses.replace(config, stages={"only": stage}, curriculum=("only",), controls=())
 
@@ -130,8 +151,8 @@ def largest(ours: object, theirs: object) -> float:
 
 
 def main() -> None:
-    family, _, frozen = sys.argv[1].partition(":")
-    config = family_config(family, bool(frozen))
+    family, _, variant = sys.argv[1].partition(":")
+    config = family_config(family, variant)
     assert jax.device_count() == 8
     one_metrics, one_params, none = run(config, jax.devices()[:1])
     assert not none, none

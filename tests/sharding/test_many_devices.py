@@ -17,13 +17,15 @@ ROOT = Path(__file__).parents[2]
 NEGATIVES = ("retriever", "ranker")
 """Families that tell every passage of the batch apart from every other, so that vectors travel
 too."""
-FEW = pytest.mark.quick_cases(slow=("autoencoder", "causal_lm", "memory_model", "oracle"))
-"""Families with a process in the slow tests; the others have theirs at night."""
 BESIDE = 1.03
 """What is summed over devices, over what gradients alone are: losses, counts and norms, and a table
 used twice may be summed twice."""
 
-MESHES = dict.fromkeys(FAMILIES, "ddp,fsdp") | {"causal_lm": "ddp,fsdp,fsdp_tp"}
+READING = "memory_model:reading"
+FEW = pytest.mark.quick_cases(slow=("autoencoder", "causal_lm", "memory_model", "oracle", READING))
+"""Families with a process in the slow tests; the others have theirs at night."""
+CASES = (*FAMILIES, READING)
+MESHES = dict.fromkeys(CASES, "ddp,fsdp") | {"causal_lm": "ddp,fsdp,fsdp_tp"}
 
 
 @functools.cache
@@ -37,7 +39,7 @@ def compared(case: str, meshes: str = "") -> dict:
 
 
 @FEW
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_loss_gradients_and_parameters_are_those_of_one_device(family):
     for mesh, found in compared(family).items():
         assert found["metrics"] < 2e-5, mesh
@@ -45,15 +47,16 @@ def test_loss_gradients_and_parameters_are_those_of_one_device(family):
 
 
 @pytest.mark.slow
-def test_on_meshes_of_two_and_three_axes_they_are_too():
-    for mesh, found in compared("memory_model", "fsdp_tp,data_fsdp_tp").items():
+@pytest.mark.parametrize("family", ["memory_model", READING])
+def test_on_meshes_of_two_and_three_axes_they_are_too(family):
+    for mesh, found in compared(family, "fsdp_tp,data_fsdp_tp").items():
         assert found["metrics"] < 2e-5, mesh
         assert found["parameters"] < 2e-5, mesh
 
 
 @pytest.mark.night
 @pytest.mark.parametrize(
-    "family", [family for family in FAMILIES if family not in ("causal_lm", "memory_model")]
+    "family", [family for family in CASES if family not in ("causal_lm", "memory_model", READING)]
 )
 def test_with_matrices_split_they_are_too(family):
     for mesh, found in compared(family, "fsdp_tp").items():
@@ -62,7 +65,7 @@ def test_with_matrices_split_they_are_too(family):
 
 
 @FEW
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NEGATIVES])
+@pytest.mark.parametrize("family", [family for family in CASES if family not in NEGATIVES])
 def test_copies_of_a_model_exchange_each_gradient_once_and_nothing_else(family):
     found = compared(family)["ddp"]
     assert set(found["collectives"]) == {"all-reduce"}
@@ -79,7 +82,7 @@ def test_a_frozen_encoder_is_not_reduced():
 
 
 @FEW
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_parameters_that_are_split_are_gathered_and_no_device_sees_the_tokens_of_another(family):
     """Gathered numbers are those of parameters, forward, backward and again under remat:
     activations would show in permutes or all-to-alls."""

@@ -7,6 +7,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
@@ -14,8 +15,9 @@ from memjax.config import FREEZING, Backbone, Model, Optimizer, Stage
 from memjax.models import build
 from memjax.models.adapter import Adapter, one_by_one
 from memjax.models.registry import FAMILIES
+from memjax.models.request import shared_entries
 from memjax.models.uses import Use
-from memjax.objectives import Batch, SpecialIds
+from memjax.objectives import Batch, SpecialIds, build_requests
 from memjax.testing import tiny_config, tiny_model
 from memjax.training.flops import Part, counted_flops, model_flops, token_flops
 from memjax.training.init_state import abstract_params
@@ -77,9 +79,26 @@ def counted(config, stage, **options):
     return counted_flops(traced(config, stage, **options).jaxpr)
 
 
+def in_full(config, stage):
+    """Pairs of positions that a program multiplies, over those of the formula: of a prefix all, and
+    of a chunk its own and those with all entries."""
+    module, rows = build(config, stage), jnp.zeros((1, config.data.sequence_length), jnp.int32)
+    requests = list(
+        build_requests(module, rows, tuple(stage.objectives), SpecialIds(), stage).values()
+    )
+    length, vectors = config.model.chunk_length, config.model.memory_vectors
+    whole = read = 0.0
+    for entries, numbers in shared_entries(requests):
+        prefix = len(entries) * vectors * stage.memory
+        seen = np.concatenate([requests[number].visible for number in numbers]) * stage.memory
+        whole += prefix**2 + len(seen) * length * (prefix + length)
+        read += (prefix**2 + len(seen) * length**2) / 2 + length * vectors * seen.sum()
+    return whole / read
+
+
 def expected(config, stage, **options):
-    """What a step has by the formula: causal matrices in full, and every logit once more in the
-    backward pass."""
+    """What a step has by the formula: matrices in full, and every logit once more in the backward
+    pass."""
     parts = model_flops(config, stage, **options).parts
     model = config.model
     decoder = model.reconstructor if stage.family == "autoencoder" else model.decoder
@@ -90,7 +109,10 @@ def expected(config, stage, **options):
     again = (
         0 if stage.family in ("retriever", "ranker", "entropy_regressor") else parts["head"].forward
     )
-    return again + sum(part.total * (2 if causal.get(name) else 1) for name, part in parts.items())
+    times = {name: 2 if found else 1 for name, found in causal.items()}
+    if getattr(build(config, stage), "shares_prefixes", False):
+        times["decoder_mixing"] = in_full(config, stage)
+    return again + sum(part.total * times.get(name, 1) for name, part in parts.items())
 
 
 def trained(pattern):
@@ -254,14 +276,15 @@ def test_a_language_model_takes_six_flops_a_parameter_and_token_beside_attention
 
 
 def test_a_memory_model_encodes_and_decodes_what_is_asked_and_no_more():
-    # Of 4 chunks of 8 tokens 3 are encoded; 4 are read on and 2 copied, behind 3 slots; one block,
-    # width 16, hidden 32.
+    # Of 4 chunks of 8 tokens 3 are encoded; 4 are read on and 2 copied, from 3 entries each; one
+    # block, width 16, hidden 32.
     config, stage = setting()
     parts = model_flops(config, stage).parts
     assert parts["encoder"].forward == 2 * (2 * 16 * 16 + 2 * 16 * 32) * 8 * 3 * 8
     assert parts["encoder_mixing"].forward == 2 * 8 * 8 * 16 * 8 * 3 / 2
-    assert parts["decoder"].forward == 2 * (5 * 16 * 16 + 3 * 16 * 32) * 8 * 6 * 11
-    assert parts["decoder_mixing"].forward == 4 * 11 * 11 * 16 * 8 * 6 / 2
+    assert parts["decoder"].forward == 2 * (5 * 16 * 16 + 3 * 16 * 32) * 8 * (6 * 8 + 3 + 3)
+    pairs = (2 * 3**2 + 6 * 8**2) / 2 + 8 * (0 + 1 + 2 + 3) + 8 * (2 + 3)
+    assert parts["decoder_mixing"].forward == 4 * pairs * 16 * 8
     assert parts["head"].forward == 2 * 16 * 320 * 8 * 6 * 8
     assert "bridge" not in parts
 
@@ -277,7 +300,8 @@ def test_remat_runs_blocks_twice_but_for_what_nothing_in_them_reads():
         parts[name].forward * 16 * 32 / size
         for name, size in (("encoder", 2 * 256 + 3 * 512), ("decoder", 4 * 256 + 3 * 512))
     )
-    mixing = 2 * (parts["encoder_mixing"].forward + parts["decoder_mixing"].forward)
+    mixing = 2 * parts["encoder_mixing"].forward
+    mixing += in_full(config, stage) * parts["decoder_mixing"].forward
     more = {
         "nothing_saveable": parts["encoder"].forward + parts["decoder"].forward - last + mixing,
         "dots_saveable": 0,
@@ -313,10 +337,11 @@ def test_a_kernel_counts_every_cell_of_its_grid():
         for name in ("xla", "splash")
     ]
     plain, kernel = (counted(*step) for step in steps)
-    # 129 positions are padded to 256. Forward it has two products as XLA has, backward 3 for
-    # queries and 4 for keys in place of 4, and the output times its gradient.
-    of_entry = 2 * (8 * 2) * 256
-    assert kernel - plain == of_entry * (9 * 256**2 + 256 - 6 * 129**2)
+    # Two chunks of a row read 128 positions and an entry, padded to 256; the entry itself is padded
+    # to 128. Forward it has two products as XLA has, backward 3 for queries and 4 for keys in place
+    # of 4, and the output times its gradient.
+    of_chunk, of_entry = 9 * 128 * 256 + 128 - 6 * 128 * 129, 9 * 128**2 + 128 - 6
+    assert kernel - plain == 2 * 8 * 256 * (2 * of_chunk + of_entry)
 
 
 @pytest.mark.quick_cases("drawn-memory")

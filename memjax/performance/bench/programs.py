@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from memjax.config import Config, ConfigError, Stage
 from memjax.layers.lora import adapter_shapes, draw_adapters
@@ -26,14 +27,14 @@ from memjax.training.compiled_steps import layouts
 from memjax.training.encode_corpus import check_frozen, reads_memories
 from memjax.training.flops import model_flops, token_flops
 from memjax.training.optimizer import Tree, merge, split
-from memjax.training.step import TrainState
+from memjax.training.step import TrainState, train_step
 
-PROGRAMS = ("train", "evaluate", "encode", "decode", "generate", "two_passes")
-"""A training step; an evaluation step; and of memory models alone: encoding all chunks; scoring all
-chunks, given their tokens and memories; greedy decoding of the copied chunks from memories
-alone; and the training step of bench/two_passes.py."""
-OF_MEMORY_MODELS = PROGRAMS[2:]
-TRAINING = ("train", "two_passes")
+PROGRAMS = ("train", "gradients", "evaluate", "encode", "decode", "generate", "two_passes")
+"""A training step; the same without an update; an evaluation step; and of memory models alone:
+encoding all chunks; scoring all chunks, given their tokens and memories; greedy decoding of the
+copied chunks from memories alone; and the training step of bench/two_passes.py."""
+OF_MEMORY_MODELS = PROGRAMS[3:]
+TRAINING = ("train", "gradients", "two_passes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +160,13 @@ def _training(compiled: Any, state: TrainState, batch: Batch) -> Callable[[], An
 class _BenchPrograms(StagePrograms):
     """The programs that only benchmarks have, and random arguments of all."""
 
+    def gradients(self) -> Jitted:
+        def still_step(*args: Any, optimizer: Any, **known: Any) -> Any:
+            del optimizer
+            return train_step(*args, optimizer=optax.set_to_zero(), **known)
+
+        return self.jit_train_step(still_step), self.train()[1]
+
     def two_passes(self) -> Jitted:
         return self.jit_train_step(two_pass_step), (self.state, self.batch())
 
@@ -221,13 +229,13 @@ def flops(config: Config, stage: Stage, name: str, stored: bool = False) -> floa
     `stored`: training reads stored memories. `generate` counts a decoder with a KV cache
     (`token_flops`), and no encoding.
     """
-    if name == "train":
+    if name in ("train", "gradients"):
         return model_flops(config, stage, stored).total
     # Other programs draw no chunks.
     stage = dataclasses.replace(stage, scored_chunks={})
     if name == "evaluate":
         return model_flops(config, stage).forward
-    chunks, half = config.chunks, config.chunks // 2
+    chunks, half, length = config.chunks, config.chunks // 2, config.model.chunk_length
     # Next-token prediction decodes all chunks and encodes all but the last.
     reading = dataclasses.replace(stage, objectives={"next_token": 1.0}, compat=())
     whole = model_flops(config, reading)
@@ -237,15 +245,18 @@ def flops(config: Config, stage: Stage, name: str, stored: bool = False) -> floa
     if name == "encode":
         return (whole.forward - decoding) * chunks / (chunks - 1)
     if name == "two_passes":
-        passed = chunks + 2 * half
+        # The row of copies is the first half twice. Each pass encodes all chunks of its row.
+        twice = dataclasses.replace(config.data, sequence_length=2 * half * length)
+        copying = model_flops(dataclasses.replace(config, data=twice), reading)
         of_memories = ("encoder", "encoder_mixing", "bridge")
         return sum(
-            part.total * passed / (chunks - 1 if key in of_memories else chunks)
-            for key, part in whole.parts.items()
+            part.total * (count / (count - 1) if key in of_memories else 1)
+            for count, passed in ((chunks, whole), (2 * half, copying))
+            for key, part in passed.parts.items()
         )
     # A token reads the memories of the chunks before its own, the tokens before it and itself;
     # FLOPs are linear in their number.
-    length, vectors = config.model.chunk_length, config.model.memory_vectors
+    vectors = config.model.memory_vectors
     read = sum(
         vectors * chunk + at
         for chunk, at in itertools.product(range(half, 2 * half), range(1, length + 1))

@@ -171,7 +171,9 @@ def test_a_decoder_that_ignores_its_memory_owes_it_nothing(draw, family):
         if kind == "autoencoder"
         else ("occlusion_l1", "gradient")
     ):
-        assert not attribute(system, deafened, tokens, measure).any(), measure
+        # Sums over the vocabulary of what rounding leaves: without memories there is no prefix.
+        owed = attribute(system, deafened, tokens, measure)
+        np.testing.assert_allclose(owed, 0, atol=1e-4, err_msg=measure)
         found = attribute(system, params, tokens, measure)
         assert (found[tokens != IDS.pad] > 0).mean() > 0.9, measure
         assert not found[tokens == IDS.pad].any(), measure

@@ -74,6 +74,8 @@ def test_training_programs_go_on_from_their_own_state_and_agree(made):
         losses[name] = [float(metrics.loss) for _, metrics in steps]
     assert losses["train"][2] < losses["train"][0]
     assert losses["two_passes"] == pytest.approx(losses["train"], rel=1e-4)
+    still = [float(jax.device_get(made["gradients"].step()[1].loss)) for _ in range(2)]
+    assert still == pytest.approx([losses["train"][0]] * 2, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -89,23 +91,27 @@ def test_programs_say_how_large_they_are(made):
 
 def test_tokens_are_those_read_or_said():
     stage = PLAIN.stages["combined"]
-    assert [tokens(PLAIN, stage, name) for name in PROGRAMS] == [256, 256, 256, 256, 128, 256]
+    assert [tokens(PLAIN, stage, name) for name in PROGRAMS] == [256] * 5 + [128, 256]
 
 
 def test_flops_are_those_of_the_formula_and_of_paper_and_pencil():
     stage = PLAIN.stages["combined"]
     needed = model_flops(PLAIN, stage)
-    assert flops(PLAIN, stage, "train") == needed.total
+    assert flops(PLAIN, stage, "train") == flops(PLAIN, stage, "gradients") == needed.total
     assert flops(PLAIN, stage, "evaluate") == needed.forward
     # A chunk of 8 positions through 4 * 16^2 + 3 * 16 * 32 = 2560 weights, and causal attention.
     encoded = 2 * 2560 * 8 + 4 * 8**2 * 16 / 2
-    # The same behind 3 slots, and 320 logits for each of the 8.
-    decoded = 2 * 2560 * 11 + 4 * 11**2 * 16 / 2 + 2 * 16 * 320 * 8
+    # The same for 3 entries and 4 chunks, which see 0 to 3 of them, and 320 logits for each token.
+    pairs = (3**2 + 4 * 8**2) / 2 + 8 * (0 + 1 + 2 + 3)
+    decoded = 2 * 2560 * (3 + 4 * 8) + 4 * pairs * 16 + 2 * 16 * 320 * 4 * 8
+    # Two chunks are copied from 3 entries, of which they see 2 and 3.
+    pairs = (3**2 + 2 * 8**2) / 2 + 8 * (2 + 3)
+    copied = 2 * 2560 * (3 + 2 * 8) + 4 * pairs * 16 + 2 * 16 * 320 * 2 * 8
     assert flops(PLAIN, stage, "encode") == 8 * 4 * encoded
-    assert flops(PLAIN, stage, "decode") == 8 * 4 * decoded
-    assert flops(PLAIN, stage, "evaluate") == 8 * (3 * encoded + 6 * decoded)
+    assert flops(PLAIN, stage, "decode") == 8 * decoded
+    assert flops(PLAIN, stage, "evaluate") == 8 * (3 * encoded + decoded + copied)
     # Both factors of every product have a gradient.
-    assert flops(PLAIN, stage, "two_passes") == 3 * 8 * (8 * encoded + 8 * decoded)
+    assert flops(PLAIN, stage, "two_passes") == 3 * 8 * (8 * encoded + 2 * decoded)
     # Chunk 2 reads 2 memories, chunk 3 reads 3, and both the tokens up to each: scores, and values
     # weighed by them.
     read = sum(memories + position for memories in (2, 3) for position in range(1, 9))

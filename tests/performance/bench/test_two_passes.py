@@ -112,8 +112,9 @@ def test_each_pass_encodes_and_decodes_every_chunk_of_its_row():
     arguments, seen = abstract(config, stage, module), []
 
     def watch(call, args, kwargs, context):
-        if context.module.name is None and context.method_name in ("encode", "states"):
-            seen.append((context.method_name, args[0].shape[1]))
+        if context.module.name is None and context.method_name in ("encode", "joined_states"):
+            inputs = getattr(args[0], "inputs", args[0])
+            seen.append((context.method_name, inputs.shape[1]))
         return call(*args, **kwargs)
 
     found = []
@@ -123,8 +124,8 @@ def test_each_pass_encodes_and_decodes_every_chunk_of_its_row():
             jax.eval_shape(step, *arguments)
         found.append(list(seen))
     combined, two = found
-    assert combined == [("encode", 3), ("states", 6)]
-    assert two == [("encode", 4), ("states", 4)] * 2
+    assert combined == [("encode", 3), ("joined_states", 6)]
+    assert two == [("encode", 4), ("joined_states", 4)] * 2
 
 
 @pytest.mark.quick_cases("all trained")
@@ -136,11 +137,12 @@ def test_its_flops_are_those_of_its_products(case):
     # A program has causal matrices in full and every logit once more in the backward pass; FORMULA
     # says of which there are how many.
     reading = dataclasses.replace(stage, objectives={"next_token": 1.0})
-    parts, passed = model_flops(config, reading).parts, config.chunks + 2 * (config.chunks // 2)
-    beyond = parts["decoder_mixing"].total + parts["head"].forward
-    whole = beyond * passed / config.chunks + parts["encoder_mixing"].total * passed / (
-        config.chunks - 1
-    )
+    whole, length = 0.0, config.model.chunk_length
+    for chunks in (config.chunks, config.chunks // 2 * 2):
+        data = dataclasses.replace(config.data, sequence_length=chunks * length)
+        parts = model_flops(dataclasses.replace(config, data=data), reading).parts
+        whole += parts["decoder_mixing"].total + parts["head"].forward
+        whole += parts["encoder_mixing"].total * chunks / (chunks - 1)
     assert counted == pytest.approx(flops(config, stage, "two_passes") + whole, rel=1e-12)
 
 
