@@ -28,11 +28,11 @@ def test_a_name_is_a_released_model_and_a_path_is_none(named, tmp_path):
     assert load("tiny").provenance == named.provenance
     assert load("tiny").tokenizer.fingerprint == load_tokenizer("tiny").fingerprint
     for path in ("./tiny", Path("tiny"), str(tmp_path / "tiny")):
-        with pytest.raises(Exception, match="not found, expected .* tiny"):
+        with pytest.raises(Exception, match=r"not found, expected .* tiny"):
             load(path)
     named.save(tmp_path / "tiny")
     assert load("./tiny").path == "./tiny" and load(Path("tiny")).folder == Path("tiny")
-    assert load("tiny").folder == tmp_path / "package" / "tiny", "the name still stands for ours"
+    assert load("tiny").folder == tmp_path / "package" / "tiny", "the name is still ours"
 
 
 def test_an_unknown_name_lists_the_known(named, capsys):
