@@ -212,8 +212,7 @@ def _facts(size: int, store: MemoryStore) -> dict[str, str]:
         "tokens": f"{store.tokens:,}",
         "bytes of text": f"{store.text_bytes:,}",
         "bytes of the store": f"{size:,}",
-        "bytes of a memory": f"{store.nbytes / len(store):,.0f}",
-        "a memory": f"{shapes} numbers, {store.dtype}",
+        "a memory": f"{store.nbytes / len(store):,.0f} bytes: {shapes} {store.dtype}",
     }
 
 
@@ -247,15 +246,16 @@ def _chart(
         words = "each chunk among all memories of the store"
         words += f" ({len(sample.chunks)} chunks)" if len(sample.chunks) < len(store) else ""
         found.append(("causal", words, sample.chunks[there], wrong[there]))
+    found = [line for line in found if len(line[2])]
     if not found:
         return None
     shares = [_shares(len(store), chunks, wrong, counts[chunks]) for *_, chunks, wrong in found]
     least = min(float(np.nanmin(share)) for share in shares)
     low = min(np.floor(20 * least) / 20, 0.95) if least >= 0.5 else 0.0
-    lines = [
-        Line(kind, words, _points(share, low))
-        for (kind, words, *_), share in zip(found, shares, strict=True)
-    ]
+    lines = []
+    for (kind, words, chunks, wrong), share in zip(found, shares, strict=True):
+        whole = numbers.percent(float(1 - wrong.sum() / counts[chunks].sum()))
+        lines.append(Line(kind, f"{words}: {whole}", _points(share, low)))
     title = "Share of tokens right, by place in the store"
     if original is None:
         title = "Share of tokens that are the same among all memories, by place in the store"

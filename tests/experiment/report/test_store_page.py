@@ -43,8 +43,15 @@ def test_shares_are_those_of_tokens_and_chunks(model, store):
         [100 * (1 / 8) / 0.15, 0], abs=0.01
     )
     assert "&lt;i&gt;.store" in page and "&lt;b&gt;" in page and "<b>" not in page
-    for fact in (f"{len(store)} of 8 tokens", "9,876", "1 × 16 numbers, bfloat16"):
+    for fact in (f"{len(store)} of 8 tokens", "9,876", "32 bytes: 1 × 16 bfloat16"):
         assert fact in page
+
+
+def test_a_sample_without_its_text_has_no_line(model, store):
+    given, there = np.where(np.arange(8) < store.spans[:, 2:3], 7, 0), np.zeros(len(store), bool)
+    there[3] = True
+    page = page_of(model, store, given, Original(given, there), Sample(np.array([0]), given[:1]))
+    assert page.count("<polyline") == 1 and "from few: 100.0%" in page
 
 
 def test_without_the_text_the_chart_shows_where_both_agree(model, store):

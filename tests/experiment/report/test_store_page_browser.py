@@ -86,6 +86,9 @@ def pages(book, tmp_path_factory):
     given[WRONG] = tokenizer.encode("Q", start=False)[-1]
     numbers = np.arange(0, len(store), 5)
     folder = tmp_path_factory.mktemp("pages")
+    one = store[:1], GivenBack(given[:1], "alone"), None, None, neighbours(store[:1], 5), []
+    text = page_text("a.store", 123, one[0], tokenizer, "right", Contents(*one[1:]))
+    (folder / "one.html").write_text(text, encoding="utf-8")
     for name, original in (
         ("known", Original(chunks.tokens, np.ones(len(store), bool))),
         ("unknown", None),
@@ -207,6 +210,12 @@ def test_characters_of_several_tokens_and_tags_are_text(opened, book):
     assert joined.startswith("naïve ") and "</script><b>&amp;</b>↵" in joined
     assert "\U0001f9e0" in joined or "\ufffd" in joined, "a chunk may end inside of it"
     assert not found("b")
+
+
+def test_a_store_of_one_chunk_has_a_page(opened, book):
+    found = opened("one", "#chunk=9")
+    assert found("h3")[0]["text"] == "Chunk 0list ↑" and len(found("div", role="option")) == 1
+    assert texts(book, [0])[0] in found("article")[0]["text"] and not found("ol")
 
 
 def test_the_page_loads_nothing(pages):
