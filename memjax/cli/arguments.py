@@ -8,6 +8,7 @@ import re
 import runpy
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memjax.cli.flags import FLAGS, PATHS, RENAMED, WRITTEN, Flag
@@ -179,6 +180,22 @@ def refuse(
         not wrong,
         f"{', '.join(wrong)}: given, expected none {where}. Leave it out.",
     )
+
+
+def file_beside(given: argparse.Namespace, folder: Path, name: str) -> Path:
+    """The file --out of a command, by default one in the folder of its stage.
+
+    Raises:
+      UsageError: none is given, and the folder is that of a released model.
+    """
+    from memjax import released
+
+    UsageError.require(
+        given.out or not released.folder_of(given.path),
+        f"--out: missing, expected a file: {given.path} is part of the package. For example"
+        f" --out={name}.",
+    )
+    return Path(given.out or folder / name)
 
 
 def close_match(name: str, names: Iterable[str], prefix: str = "") -> str:

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memjax.cli.arguments import Arguments, UsageError, take
+from memjax.cli.arguments import Arguments, UsageError, file_beside, take
 from memjax.cli.flags import STAGE_PATH, Flag
 from memjax.progress import Reporter
 
@@ -89,7 +89,7 @@ def run(given: Namespace) -> None:
         require_harness()
     reporter = Reporter()
     trained = load(given.path)
-    out = Path(given.out or trained.folder / FILE)
+    out = file_beside(given, trained.folder, FILE)
     check_writable(out)
     model = text_scorer(trained, given.batch_size)
     written: dict[str, Any] = {"model": dict(model.about), "memjax": versions()}

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 STAGE_PATH = (
-    "A trained stage: a workdir (its last stage), the folder of a stage"
-    " (runs/NAME/stages/STAGE), an export, or hf:FOLDER of a Hugging Face model."
+    "A trained stage: small-en or another released model, a workdir (its last stage), the folder of"
+    " a stage (runs/NAME/stages/STAGE), an export, or hf:FOLDER of a Hugging Face model."
 )
 """The meaning of the word PATH in every command that takes a trained stage."""
 
@@ -50,6 +50,7 @@ FLAGS: Mapping[str, Flag] = {
     "split": flag("text", "", "Split of the prepared data; training reads train."),
     "spec": flag("text", "PATH", "The model in the other format: {}."),
     "memory": flag("text", "STORE", "Store of memories {}."),
+    "model": flag("text", "PATH", "A trained stage {}."),
     "document": flag("int", "N", "Read only document N of the store, counted from 0.", 0),
     "chunk": flag("text", "N,A:B,...", "Chunks to recall by their numbers, counted from 0."),
     "find": flag("text", "TEXT", "List the chunks in which a phrase is most likely to begin."),

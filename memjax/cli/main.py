@@ -17,7 +17,7 @@ GROUPS = {
     "Train": {
         "prepare": "Tokenize a corpus into training data (parallel, resumable).",
         "train": "Train and evaluate a config; an interrupted run resumes.",
-        "report": "Regenerate the HTML report of a run.",
+        "report": "Write the HTML page of a run again, or a page to look into a store.",
         "inspect": "Describe a checkpoint: settings, parameters, metrics.",
     },
     "Use a trained stage": {

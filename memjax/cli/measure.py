@@ -2,9 +2,8 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
-from memjax.cli.arguments import Arguments, UsageError, close_match, take
+from memjax.cli.arguments import Arguments, UsageError, close_match, file_beside, take
 from memjax.cli.flags import STAGE_PATH
 from memjax.evaluation.instruments import suite
 from memjax.progress import Reporter
@@ -72,7 +71,7 @@ def run(given: Namespace) -> None:
     from memjax.inference import load
 
     reporter, model = Reporter(), load(given.path)
-    out = Path(given.out or model.folder / suite.FILE)
+    out = file_beside(given, model.folder, suite.FILE)
     check_writable(out)
     if names:
         with reporter.active():

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from memjax import released
 from memjax.config.choices import (
     ATTENTIONS,
     DTYPES,
@@ -414,7 +415,9 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
         not stage.init_from
         or stage.init_from in earlier
         or "/" in stage.init_from
-        or stage.init_from.startswith("hf:"),
+        or stage.init_from.startswith("hf:")
+        or stage.init_from in released.names(),
         f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage"
-        f" ({', '.join(earlier) or 'none'}) nor a folder path",
+        f" ({', '.join(earlier) or 'none'}), nor a released model"
+        f" ({', '.join(released.names())}), nor a folder path",
     )

@@ -133,23 +133,36 @@ def accuracy_against(
     Raises:
       StoreError: none of the store's documents is in the source.
     """
-    places = zip(source.spans[:, :2].tolist(), source.tokens, strict=True)
-    true = {(source.documents[number], first): row for (number, first), row in places}
-    spans = store.spans if chunks is None else store.spans[np.asarray(chunks, int)]
-    right, counts = [], []
-    for row, (number, first, tokens, *_) in zip(generated, spans.tolist(), strict=True):
-        own = true.get((store.documents[number], first))
-        if own is not None:
-            # Padding is equal in both.
-            right.append((own == row).sum() - (len(row) - tokens))
-            counts.append(tokens)
-    if not counts:
+    numbers = np.arange(len(store)) if chunks is None else np.asarray(chunks, int)
+    rows = rows_of(store, source)[numbers]
+    there, counts = rows >= 0, store.spans[numbers, 2]
+    if not there.any():
         names = ", ".join(
-            dict.fromkeys(store.documents[number].name for number in spans[:3, 0].tolist())
+            dict.fromkeys(
+                store.documents[number].name for number in store.spans[numbers[:3], 0].tolist()
+            )
         )
         raise StoreError(
             f"{where}: holds none of the texts of the store ({names}, ...); give the file that was"
             " compressed"
         )
-    whole = np.equal(right, counts)
-    return Accuracy(ratio(np.array(right), np.array(counts)), ratio(whole, np.ones(len(whole))))
+    # Padding is equal in both.
+    wrong = (source.tokens[rows[there]] != generated[there]).sum(axis=1)
+    counts = counts[there]
+    return Accuracy(ratio(counts - wrong, counts), ratio(wrong == 0, np.ones(len(wrong))))
+
+
+def rows_of(store: MemoryStore, source: Chunks) -> Int[np.ndarray, " N"]:
+    """Return the row in `source` of every chunk of a store; -1 where its document is not there.
+
+    Args:
+      store: the store.
+      source: the original text, split in the same way.
+    """
+    places = source.spans[:, :2].tolist()
+    rows = {(source.documents[number], first): row for row, (number, first) in enumerate(places)}
+    found = (
+        rows.get((store.documents[number], first), -1)
+        for number, first in store.spans[:, :2].tolist()
+    )
+    return np.fromiter(found, np.int64, len(store))

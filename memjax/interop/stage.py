@@ -5,6 +5,7 @@
 | a workdir of `memjax train` or of `memjax import` | the last of its curriculum |
 | the folder of a stage, `runs/NAME/stages/STAGE` | that one |
 | an export of `memjax export` | the one in it |
+| the name of a released model, `small-en` | the one in it |
 | `hf:FOLDER`, a Llama or Qwen3 of Hugging Face | `pretrained`, a causal language model |
 
 Workdirs and stages may be in a bucket: of gs://BUCKET/FOLDER checkpoints are read there, and the
@@ -19,6 +20,7 @@ from typing import Any
 
 from etils import epath
 
+from memjax import released
 from memjax.checkpoints.export_manifest import MANIFEST, ExportError, is_manifest
 from memjax.checkpoints.export_reading import Place, read_export
 from memjax.checkpoints.reading import (
@@ -35,11 +37,6 @@ from memjax.files import read_json
 from memjax.interop.huggingface.settings import PREFIX, HuggingFaceError, folder_of
 from memjax.interop.huggingface.weights import Pretrained, open_pretrained, pretrained_config
 from memjax.models import Encoder
-
-KINDS = (
-    "a workdir, the folder of a stage (runs/NAME/stages/STAGE), an export, or hf:FOLDER of a"
-    " Hugging Face model"
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +74,8 @@ def open_stage(path: str | os.PathLike, stage: str = "", vocab_size: int = 0) ->
     """Open the trained stage at a path; reads no weights.
 
     Args:
-      path: a workdir, the folder of a stage, an export, or `hf:FOLDER` (see the module).
+      path: a workdir, the folder of a stage, an export, a released model's name as a string, or
+        `hf:FOLDER` (see the module).
       stage: the stage of a workdir; by default the last of its curriculum.
       vocab_size: rows of the token table for `hf:FOLDER`; by default the files' or the tokenizer's,
         whichever are more.
@@ -87,7 +85,9 @@ def open_stage(path: str | os.PathLike, stage: str = "", vocab_size: int = 0) ->
         belong together.
       TokenizerError: the tokenizer of `hf:FOLDER` cannot be read.
     """
-    if folder_of(str(path)):
+    if folder := released.folder_of(path):
+        found = _open_export(str(path), folder)
+    elif folder_of(str(path)):
         found = _open_huggingface(str(path), vocab_size)
     else:
         found = _open_folder(str(path), stage)
@@ -250,10 +250,22 @@ def _open_huggingface(path: str, vocab_size: int) -> StoredStage:
     )
 
 
+def _kinds() -> str:
+    return ", ".join(
+        (
+            "a workdir",
+            "the folder of a stage (runs/NAME/stages/STAGE)",
+            "an export",
+            *released.names(),
+            "or hf:FOLDER of a Hugging Face model",
+        )
+    )
+
+
 def _mistake(path: str, here: Path, kept: epath.Path, described: dict[str, Any]) -> str:
     """Return the message for a path that is no trained stage, with a path to pass instead."""
     if here.is_file():
-        return f"{path}: a file, expected {KINDS}. memjax.open_store opens a store of memories."
+        return f"{path}: a file, expected {_kinds()}. memjax.open_store opens a store of memories."
     if "model_type" in described:
         return f"{path}: a Hugging Face folder, expected its prefix. Pass {PREFIX}{path}."
     for folder in kept.parents:
@@ -264,7 +276,7 @@ def _mistake(path: str, here: Path, kept: epath.Path, described: dict[str, Any])
         names = parts or list(stages)
         below = str(folder)[len(str(kept)) :] if str(folder).startswith(str(kept)) else str(folder)
         return (
-            f"{path}: no folder of a stage, expected {KINDS}. Pass"
+            f"{path}: no folder of a stage, expected {_kinds()}. Pass"
             f" {' or '.join(f'{below}/stages/{name}' for name in names)}."
         )
     if trained_stages(kept):
@@ -274,4 +286,4 @@ def _mistake(path: str, here: Path, kept: epath.Path, described: dict[str, Any])
             lacks = f"{here / MANIFEST}: no curriculum, expected the config of a run"
         return f"{lacks}. Pass {path}/stages/STAGE."
     what = "holds no model" if here.exists() else "not found"
-    return f"{path}: {what}, expected {KINDS}. Train one by `memjax train`, or correct the path."
+    return f"{path}: {what}, expected {_kinds()}. Train one by `memjax train`, or correct the path."

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from memjax import released
 from memjax.data.tokenizers.base import BORDERS, FILES, LONGEST, Borders, Tokenizer, TokenizerError
 from memjax.data.tokenizers.byte_level import ByteLevelTokenizer
 from memjax.data.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -53,7 +54,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, kind: str = "") -> To
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Read a vocabulary: a `.json` or `.model` file, or a folder with one of FILES.
+    """Read a vocabulary: a `.json` or `.model` file, or a folder with one of FILES, such as that of
+    a released model, by its name.
 
     Begin and end of a document are those that settings of Hugging Face beside it name, if they are
     special tokens of it, or else its own.
@@ -61,7 +63,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Raises:
       TokenizerError: the file is absent, damaged or of another kind.
     """
-    path = Path(path)
+    path = Path(released.folder_of(path) or path)
     if path.is_dir() or not path.suffix:
         path = next((path / name for name in FILES if (path / name).exists()), path / FILES[0])
     try:
