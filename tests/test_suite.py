@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"golden", "golden_configs", "launch", "reliability"}
 """Folders of tests that are no room of memjax."""
 OF_NO_MODULE = {
+    "cli/test_released.py",
     "models/test_parameters.py",
     "models/test_properties.py",
     "models/test_quirks.py",
@@ -18,7 +19,7 @@ OF_NO_MODULE = {
     "performance/aot/test_splash_lowering.py",
     "sharding/test_many_devices.py",
 }
-"""Files on what all models, objectives or meshes have in common."""
+"""Files on what all commands, models, objectives or meshes have in common."""
 
 
 def modules(folder: Path) -> set[str]:

@@ -150,7 +150,7 @@ class Generator:
         """
         tokens = self._draw(state, key, sampling)
         entries = self.strategy.grows and int(np.max(state.context.count)) + 1
-        return tokens, self._programs.append(self.params, self._with_room(state, entries), tokens)
+        return tokens, self._programs.append(self.params, self.with_room(state, entries), tokens)
 
     def generate(
         self,
@@ -234,7 +234,7 @@ class Generator:
                 read = read + 1
                 entries = self.strategy.grows and int(np.max(count + read // self.strategy.window))
                 # Dispatched before the host waits for the tokens.
-                state = self._with_room(state, entries)
+                state = self.with_room(state, entries)
                 state = self._programs.append(self.params, state, tokens)
             found = np.asarray(tokens).tolist()
             going -= {row for row in going if found[row] in stop}
@@ -242,7 +242,7 @@ class Generator:
             if not going:
                 break
 
-    def _with_room(self, state: DecodeState, entries: int) -> DecodeState:
+    def with_room(self, state: DecodeState, entries: int) -> DecodeState:
         """Return the state with room for so many entries, where its cache grows."""
         strategy: Any = self.strategy
         while strategy.grows and entries > strategy.room(state.context):

@@ -141,7 +141,7 @@ class Writer:
         generator, state = self.generator, self.state
         entries = generator.strategy.grows and int(np.max(state.context.count)) + 1
         began = time.perf_counter()
-        self.state = jax.block_until_ready(generator._with_room(state, entries))
+        self.state = jax.block_until_ready(generator.with_room(state, entries))
         return time.perf_counter() - began
 
     def stand_at(self, position: int) -> None:
