@@ -102,7 +102,7 @@ def test_text_in_json_counts_its_own_bytes(tokenizer, tmp_path):
 
 def test_spans_of_every_packing_and_what_is_left_out(tokenizer, tmp_path):
     """Of zstd as of gzip; of UTF-16 and of JSON lines they count the text's own bytes."""
-    text = "".join(f"the line {i}, naïve.\n" for i in range(400))
+    text = "".join(f"the line {i}, naïve{' and long' * 14}.\n" for i in range(400))
     (tmp_path / "a.TXT.GZ").write_bytes(gzip.compress(text.encode()))
     (tmp_path / "b.txt").write_bytes(text.encode("utf-16"))
     (tmp_path / "c.pdf").write_text("no text")
