@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 STAGE_PATH = (
-    "A trained stage: small-en or another released model, a workdir (its last stage), the folder of"
-    " a stage (runs/NAME/stages/STAGE), an export, or hf:FOLDER of a Hugging Face model."
+    "A trained stage: a workdir (its last stage), the folder of a stage"
+    " (runs/NAME/stages/STAGE), an export, or hf:FOLDER of a Hugging Face model."
 )
 """The meaning of the word PATH in every command that takes a trained stage."""
 

@@ -419,5 +419,5 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
         or stage.init_from in released.names(),
         f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage"
         f" ({', '.join(earlier) or 'none'}), nor a released model"
-        f" ({', '.join(released.names())}), nor a folder path",
+        f" ({', '.join(released.names()) or 'none'}), nor a folder path",
     )

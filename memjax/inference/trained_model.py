@@ -424,7 +424,7 @@ def load(path: str | os.PathLike, stage: str = "") -> TrainedModel:
           gs://BUCKET/FOLDER, checkpoints are read there and the rest here, in ./BUCKET/FOLDER;
         - the folder of one stage in it, `runs/NAME/stages/STAGE`;
         - an export, of `memjax export` or `TrainedModel.save`;
-        - the name of a released model, `small-en`;
+        - the name of a released model, if the package has any (`memjax/released`);
         - `hf:FOLDER`, a Llama or Qwen3 of Hugging Face.
       stage: the stage of a workdir; by default the last of its curriculum.
 
