@@ -5,7 +5,7 @@ A store is one safetensors file, written to the side and renamed:
 | tensor | contents |
 |---|---|
 | leaf.NAME | a leaf of the memories in the stored dtype, as `leaf.vectors` [N, K, E] |
-| leaf.NAME.scale | float32 scales of an int8 leaf, one per vector [N, K] |
+| leaf.NAME.scale | scales of an int8 (float32) or int4 (bfloat16) leaf, one per vector [N, K] |
 | spans | int64 [N, 5]: document, first token, number of tokens, first byte, byte after the last |
 | documents | int64 [D, 3]: tokens, bytes, first byte in the source |
 | names | uint8: names of the documents in UTF-8, one per line |
@@ -95,7 +95,7 @@ class MemoryStore:
 
         Args:
           provenance: the encoder and the tokenizer.
-          dtype: `float32`, `bfloat16`, `float8_e4m3`, or `int8` with a scale per vector.
+          dtype: `float32`, `bfloat16`, `float8_e4m3`, or `int8` or `int4` with a scale per vector.
           documents: all documents of `part`.
           part: leaves as they are stored, and spans.
 
@@ -134,7 +134,7 @@ class MemoryStore:
 
     @property
     def stored(self) -> Mapping[str, np.ndarray]:
-        """Leaves as they are stored; those of int8 have a second leaf, `NAME.scale`."""
+        """Leaves as they are stored; those of int8 and int4 have a second, `NAME.scale`."""
         return self._whole().leaves
 
     @property
@@ -162,7 +162,10 @@ class MemoryStore:
         numbers = np.arange(len(spans) if bank else len(self.documents))[index]
         count = len(numbers) if bank else int(np.isin(spans[:, 0], numbers).sum())
         rows = {name: leaf[index] for name, leaf in leaves.items()}
-        wide = {x: widened(rows[x], rows.get(x + SCALE_SUFFIX)) for x in self.provenance.leaves}
+        wide = {
+            name: widened(rows[name], rows.get(name + SCALE_SUFFIX), shape[-1])
+            for name, shape in self.provenance.leaves.items()
+        }
         return Memories(wide, count, self.provenance.kind)
 
     @property

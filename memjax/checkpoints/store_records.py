@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from memjax.checkpoints.rounding import DTYPES, SCALE
+from memjax.checkpoints.rounding import DTYPES, SCALES, stored_width
 from memjax.errors import MemjaxError
 from memjax.models.memory import KINDS
 
@@ -237,9 +237,13 @@ def leaf_rows(
       StoreError: the dtype is unknown.
     """
     StoreError.require(dtype in DTYPES, f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
-    rows = {name: (DTYPES[dtype], tuple(shape)) for name, shape in provenance.leaves.items()}
-    if dtype == "int8":
-        rows |= {name + SCALE_SUFFIX: (SCALE, shape[:-1]) for name, (_, shape) in rows.items()}
+    rows: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        name: (DTYPES[dtype], (*shape[:-1], stored_width(shape[-1], dtype)))
+        for name, shape in provenance.leaves.items()
+    }
+    if dtype in SCALES:
+        scale = SCALES[dtype]
+        rows |= {name + SCALE_SUFFIX: (scale, shape[:-1]) for name, (_, shape) in rows.items()}
     return rows
 
 
