@@ -1,24 +1,10 @@
 """Memories of documents: append, select, read, save and open.
 
-A store is one safetensors file, written to the side and renamed:
+The file is that of store_file.py.
 
-| tensor | contents |
-|---|---|
-| leaf.NAME | a leaf of the memories in the stored dtype, as `leaf.vectors` [N, K, E] |
-| leaf.NAME.scale | float32 scales of an int8 leaf, one per vector [N, K] |
-| spans | int64 [N, 5]: document, first token, number of tokens, first byte, byte after the last |
-| documents | int64 [D, 3]: tokens, bytes, first byte in the source |
-| names | uint8: names of the documents in UTF-8, one per line |
-
-Its metadata are `memjax`, a JSON object of `format`, `dtype` and `encoder` (store_records.py), and
-`sha256` of that text and all tensors. A store may come from anywhere: sizes and bounds are checked
-before its contents are read, and no path in it is opened.
-
-Shapes: N chunk, D document, K vector of a chunk, E its width, n chunk that is appended.
+Shapes: N chunk, n chunk that is appended.
 """
 
-import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,15 +13,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from memjax.checkpoints.rounding import rounded, widened
+from memjax.checkpoints.store_file import Contents, read_store, write_store
 from memjax.checkpoints.store_records import (
     DOCUMENTS_LIMIT,
-    FORMAT,
     INTEGER,
-    SAFETENSORS,
     SCALE_SUFFIX,
     SPAN_FIELDS,
     EncoderProvenance,
@@ -44,18 +27,10 @@ from memjax.checkpoints.store_records import (
     Tensors,
     check_documents,
     check_spans,
-    digest,
-    documents_of,
     leaf_rows,
-    read_encoder,
-    sizes_of,
-    tensor_layout,
 )
-from memjax.files import atomic_file, local, parse_json
+from memjax.files import local
 from memjax.models.memory import Memories
-
-HEADER_LIMIT = 2**17
-"""Bytes of the header, at most."""
 
 
 class _Part(NamedTuple):
@@ -95,7 +70,7 @@ class MemoryStore:
 
         Args:
           provenance: the encoder and the tokenizer.
-          dtype: `float32`, `bfloat16`, `float8_e4m3`, or `int8` with a scale per vector.
+          dtype: `float32`, `bfloat16`, `float8_e4m3`, or `int8` or `int4` with a scale per vector.
           documents: all documents of `part`.
           part: leaves as they are stored, and spans.
 
@@ -134,7 +109,7 @@ class MemoryStore:
 
     @property
     def stored(self) -> Mapping[str, np.ndarray]:
-        """Leaves as they are stored; those of int8 have a second leaf, `NAME.scale`."""
+        """Leaves as they are stored; those of int8 and int4 have a second, `NAME.scale`."""
         return self._whole().leaves
 
     @property
@@ -162,7 +137,10 @@ class MemoryStore:
         numbers = np.arange(len(spans) if bank else len(self.documents))[index]
         count = len(numbers) if bank else int(np.isin(spans[:, 0], numbers).sum())
         rows = {name: leaf[index] for name, leaf in leaves.items()}
-        wide = {x: widened(rows[x], rows.get(x + SCALE_SUFFIX)) for x in self.provenance.leaves}
+        wide = {
+            name: widened(rows[name], rows.get(name + SCALE_SUFFIX), shape[-1])
+            for name, shape in self.provenance.leaves.items()
+        }
         return Memories(wide, count, self.provenance.kind)
 
     @property
@@ -240,26 +218,9 @@ class MemoryStore:
         Raises:
           StoreError: `path` exists and is not a store, or the store cannot be written.
         """
-        path = local(path)
-        if path.exists():
-            open_store(path, verify=False)
         leaves, spans = self._whole()
-        tensors = {
-            **{f"leaf.{name}": leaf for name, leaf in leaves.items()},
-            "spans": spans,
-            "documents": sizes_of(self.documents),
-            "names": np.frombuffer("\n".join(x.name for x in self.documents).encode(), np.uint8),
-        }
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        encoder = dataclasses.asdict(self.provenance)
-        text = json.dumps({"format": FORMAT, "dtype": self.dtype, "encoder": encoder})
-        with atomic_file(path, sync=True) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode  # Safetensors would let only the owner read the file.
-            save_file(tensors, temporary, {"memjax": text, "sha256": digest(text, tensors)})
-            temporary.chmod(mode)
-            _order_metadata(temporary)
-            open_store(temporary, verify=False)  # A store that could not be opened is not written.
+        contents = Contents(self.provenance, self.dtype, self.documents, leaves, spans)
+        write_store(local(path), contents)
 
     def _whole(self) -> _Part:
         """Return all parts as one, which they then are."""
@@ -309,16 +270,6 @@ class MemoryStore:
         )
 
 
-def _order_metadata(path: Path) -> None:
-    """Sort the metadata of a file, which safetensors writes in random order."""
-    with open(path, "r+b") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        stream.seek(8)
-        stream.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
-
-
 def open_store(
     path: str | os.PathLike, expected: EncoderProvenance | None = None, verify: bool = True
 ) -> MemoryStore:
@@ -333,58 +284,7 @@ def open_store(
       StoreError: the file is absent, damaged, not a store, or of another encoder or tokenizer.
     """
     path = Path(path).expanduser()
-    try:
-        store = _open(path, verify)
-    except (OSError, RecursionError, SafetensorError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = "".join(c if c.isprintable() else "?" for c in reason[:300])
-        raise StoreError(
-            f"{path}: {reason}, expected a store of `memjax compress`. Compress the text again."
-        ) from error
+    provenance, dtype, documents, leaves, spans = read_store(path, verify)
     if expected is not None:
-        store.provenance.require_same(expected, str(path))
-    return store
-
-
-def _open(path: Path, verify: bool) -> MemoryStore:
-    # Opening a pipe would wait.
-    StoreError.require(path.is_file() or not path.exists(), "not a file")
-    with open(path, "rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-    StoreError.require(
-        header <= HEADER_LIMIT, f"a header of {header} bytes, of which {HEADER_LIMIT} are read"
-    )
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        slices = {name: file.get_slice(name) for name in file.offset_keys()}
-        found = {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
-    text = metadata.get("memjax", "")
-    provenance, dtype = read_encoder(parse_json(text, "metadata", StoreError) if text else None)
-    sizes = {name: shape[0] if shape else 0 for name, (_, shape) in found.items()}
-    counts = (sizes.get(name, 0) for name in ("spans", "documents", "names"))
-    layout = tensor_layout(provenance, dtype, *counts)
-    for name in layout.keys() | found.keys():
-        kind, shape = layout.get(name, (INTEGER, ()))
-        StoreError.require(
-            name in layout and found.get(name) == (SAFETENSORS[kind.name], shape),
-            f"tensor {name[:60]!r} is {found.get(name, 'absent')}",
-        )
-    raw, place, tensors = np.memmap(path, np.uint8, "r"), 8 + header, {}
-    for name in found:  # Safetensors lie without gaps, in this order.
-        kind, shape = layout[name]
-        end = place + kind.itemsize * int(np.prod(shape))
-        tensors[name] = np.asarray(raw[place:end]).view(kind).reshape(shape)
-        place = end
-    StoreError.require(
-        not verify or digest(text, tensors) == metadata.get("sha256"),
-        "contents that are not those that were written (sha256 differs)",
-    )
-    documents = documents_of(tensors["documents"], tensors["names"])
-    check_spans(tensors["spans"], documents, provenance.chunk_length)
-    leaves = {name: tensors[f"leaf.{name}"] for name in leaf_rows(provenance, dtype)}
-    for name, leaf in leaves.items():
-        StoreError.require(
-            not name.endswith(SCALE_SUFFIX) or ((leaf >= 0) & (leaf < np.inf)).all(),
-            "a scale that is negative or not finite",
-        )
-    return MemoryStore(provenance, dtype, documents, _Part(leaves, tensors["spans"]))
+        provenance.require_same(expected, str(path))
+    return MemoryStore(provenance, dtype, documents, _Part(leaves, spans))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from memjax.checkpoints.rounding import DTYPES, SCALE
+from memjax.checkpoints.rounding import DTYPES, SCALES, stored_width
 from memjax.errors import MemjaxError
 from memjax.models.memory import KINDS
 
@@ -35,9 +35,12 @@ _PATTERNS = {
 _INTEGERS = {"step": (0, LARGEST), "vocabulary": (1, 2**31), "chunk_length": (1, 2**31)}
 LEAF = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """The name of a leaf."""
-FORMAT = 1
+FORMAT = 2
+"""The format that is written; all before it are read."""
 DOCUMENTS_LIMIT, NAMES_LIMIT = 2**20, 2**26
 """Documents, and bytes of their names, at most."""
+CHUNKS_LIMIT = 2**22
+"""Chunks at most, of memories that have a row per document: no row bounds their number."""
 SCALE_SUFFIX = ".scale"
 SAFETENSORS = {
     "float32": "F32",
@@ -179,11 +182,9 @@ def check_documents(documents: Sequence[StoredDocument]) -> None:
             raise StoreError(f"document {name}: sizes {sizes}, expected 0 to {LARGEST}")
 
 
-def documents_of(
-    sizes: Int[np.ndarray, "D 3"], names: Int[np.ndarray, " n"]
-) -> list[StoredDocument]:
-    """Return the documents of a store's tensors, checked."""
-    rows, lines = sizes.tolist(), bytes(names).decode().split("\n")
+def documents_of(sizes: Int[np.ndarray, "D 3"], names: bytes) -> list[StoredDocument]:
+    """Return documents of their sizes and of the lines of their names, checked."""
+    rows, lines = sizes.tolist(), names.decode().split("\n")
     lines = lines if rows else []
     documents = [StoredDocument(name, *row) for name, row in zip(lines, rows, strict=True)]
     check_documents(documents)
@@ -215,17 +216,45 @@ def check_spans(
         )
 
 
-def read_encoder(info: Any) -> tuple[EncoderProvenance, str]:
-    """Return the encoder and the dtype that the metadata describe."""
+class Metadata(NamedTuple):
+    """Format, dtype, encoder and counts in the metadata of a file."""
+
+    format: int
+    dtype: str
+    encoder: EncoderProvenance
+    chunks: int
+    documents: int
+
+
+def read_metadata(info: Any, sizes: Mapping[str, int]) -> Metadata:
+    """Return what the metadata describe.
+
+    Args:
+      info: JSON of the metadata, which may be any.
+      sizes: first size of each tensor, from which format 1 has its counts.
+
+    Raises:
+      StoreError: a field is absent, of another type or out of bounds.
+    """
     StoreError.require(
         isinstance(info, dict) and {"format", "dtype", "encoder"} <= info.keys(),
         "metadata without format, dtype and encoder",
     )
+    made = info["format"]
     StoreError.require(
-        type(info["format"]) is int and info["format"] == FORMAT,
-        f"format {str(info['format'])[:20]}, while this memjax reads {FORMAT}",
+        type(made) is int and 1 <= made <= FORMAT,
+        f"format {str(made)[:20]}, while this memjax reads 1 to {FORMAT}",
     )
-    return EncoderProvenance.from_json(info["encoder"]), str(info["dtype"])[:20]
+    encoder = EncoderProvenance.from_json(info["encoder"])
+    names = {"chunks": "spans", "documents": "documents"}
+    counts = {
+        name: sizes.get(tensor, 0) if made == 1 else info.get(name)
+        for name, tensor in names.items()
+    }
+    limit = LARGEST if encoder.kind == "bank" or made == 1 else CHUNKS_LIMIT
+    _require_integer(counts["chunks"], "chunks", 0, limit)
+    _require_integer(counts["documents"], "documents", 0, DOCUMENTS_LIMIT)
+    return Metadata(made, str(info["dtype"])[:20], encoder, **counts)
 
 
 def leaf_rows(
@@ -237,28 +266,43 @@ def leaf_rows(
       StoreError: the dtype is unknown.
     """
     StoreError.require(dtype in DTYPES, f"dtype={dtype}: expected one of {', '.join(DTYPES)}")
-    rows = {name: (DTYPES[dtype], tuple(shape)) for name, shape in provenance.leaves.items()}
-    if dtype == "int8":
-        rows |= {name + SCALE_SUFFIX: (SCALE, shape[:-1]) for name, (_, shape) in rows.items()}
+    rows: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        name: (DTYPES[dtype], (*shape[:-1], stored_width(shape[-1], dtype)))
+        for name, shape in provenance.leaves.items()
+    }
+    if dtype in SCALES:
+        scale = SCALES[dtype]
+        rows |= {name + SCALE_SUFFIX: (scale, shape[:-1]) for name, (_, shape) in rows.items()}
     return rows
 
 
 def tensor_layout(
-    provenance: EncoderProvenance, dtype: str, chunks: int, documents: int, names: int
+    info: Metadata, sizes: Mapping[str, int]
 ) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-    """Return dtype and shape of each tensor of a file with these counts."""
-    StoreError.require(
-        documents <= DOCUMENTS_LIMIT and names <= NAMES_LIMIT * min(documents, 1),
-        f"{documents} documents with {names} bytes of names",
-    )
-    count = chunks if provenance.kind == "bank" else documents
-    rows = leaf_rows(provenance, dtype)
-    return {
-        **{f"leaf.{name}": (kind, (count, *shape)) for name, (kind, shape) in rows.items()},
-        "spans": (INTEGER, (chunks, len(SPAN_FIELDS))),
-        "documents": (INTEGER, (documents, len(StoredDocument._fields) - 1)),
-        "names": (np.dtype(np.uint8), (names,)),
+    """Return dtype and shape of each tensor of a file.
+
+    Args:
+      info: its metadata.
+      sizes: first size of each tensor: compressed bytes may be any number.
+    """
+    count = info.chunks if info.encoder.kind == "bank" else info.documents
+    rows = leaf_rows(info.encoder, info.dtype)
+    layout: dict[str, tuple[np.dtype, tuple[int, ...]]] = {
+        f"leaf.{name}": (kind, (count, *shape)) for name, (kind, shape) in rows.items()
     }
+    names = sizes.get("names", 0)
+    if info.format == 1:
+        StoreError.require(
+            names <= NAMES_LIMIT * min(info.documents, 1),
+            f"{info.documents} documents with {names} bytes of names",
+        )
+        layout["spans"] = INTEGER, (info.chunks, len(SPAN_FIELDS))
+        layout["documents"] = INTEGER, (info.documents, len(StoredDocument._fields) - 1)
+        layout["names"] = np.dtype(np.uint8), (names,)
+        return layout
+    for name in ("spans", "documents", "names"):
+        layout[name] = np.dtype(np.uint8), (sizes.get(name, 0),)
+    return layout
 
 
 def digest(text: str, tensors: Mapping[str, np.ndarray]) -> str:

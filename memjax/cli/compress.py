@@ -7,7 +7,7 @@ from memjax.cli.arguments import Arguments, UsageError, refuse, take
 from memjax.cli.flags import STAGE_PATH
 from memjax.progress import Reporter
 
-DTYPES = ("float32", "bfloat16", "float8_e4m3", "int8")
+DTYPES = ("float32", "bfloat16", "float8_e4m3", "int8", "int4")
 CORPUS_DTYPES = DTYPES[:2]
 PREPARED = "prepared.json"
 """The file by which a folder is a prepared corpus."""
@@ -36,8 +36,8 @@ ARGUMENTS = Arguments(
     notes="""
     Texts become a store: every document is cut into chunks, and `memjax reconstruct` and `memjax
     generate --memory` read the store. The loss by rounding to --dtype is measured on
-    --eval_examples texts, if the stage has a decoder that reads memories; 0 skips that. An int8
-    store has a scale per vector.
+    --eval_examples texts, if the stage has a decoder that reads memories; 0 skips that. Stores of
+    int8 and int4 have a scale per vector.
 
     A prepared corpus becomes a folder of the memories of all its sequences, as float32 or bfloat16,
     for training with a frozen encoder: config.data.memories=FOLDER. The stage that trains on it

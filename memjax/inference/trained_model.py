@@ -265,7 +265,7 @@ class TrainedModel(Recalling):
 
         Args:
           source: a path (.txt, .jsonl, both also .gz, a folder, a glob), texts, or chunks of them.
-          dtype: how memories are stored: float32, bfloat16, float8_e4m3 or int8.
+          dtype: how memories are stored: float32, bfloat16, float8_e4m3, int8 or int4.
           batch: chunks per batch.
 
         Raises:

@@ -14,8 +14,15 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from memjax.checkpoints.store import HEADER_LIMIT, MemoryStore, open_store
-from memjax.checkpoints.store_records import EncoderProvenance, StoredDocument, StoreError
+from memjax.checkpoints.store import MemoryStore, open_store
+from memjax.checkpoints.store_columns import packed_bytes, packed_table, size_steps, span_steps
+from memjax.checkpoints.store_file import HEADER_LIMIT
+from memjax.checkpoints.store_records import (
+    EncoderProvenance,
+    StoredDocument,
+    StoreError,
+    sizes_of,
+)
 from memjax.models.memory import bank
 
 ENCODER = EncoderProvenance(
@@ -149,8 +156,16 @@ def test_every_field_of_the_metadata_is_checked(path):
             refused(path, "expected|metadata without|leaves")
     seal(path, changed(info, ("encoder", "more"), 1), tensors)
     refused(path, "encoder: expected an object of")
-    seal(path, changed(info, ("format",), 2), tensors)
-    refused(path, "format 2, while this memjax reads 1")
+    seal(path, changed(info, ("format",), 3), tensors)
+    refused(path, "format 3, while this memjax reads 1 to 2")
+    seal(path, changed(info, ("format",), 1), tensors)
+    refused(path, "tensor '")
+    for count, value in (("chunks", 3), ("chunks", 2**50)):
+        seal(path, changed(info, (count,), value), tensors)
+        refused(path, "tensor 'leaf.vectors")
+    for value in (1, 3):
+        seal(path, changed(info, ("documents",), value), tensors)
+        refused(path, f"documents that are not {value} rows|documents that are cut off")
     seal(path, changed(info, ("encoder", "leaves", "../x"), [1]), tensors)
     refused(path, "encoder.leaves: expected names")
 
@@ -195,19 +210,21 @@ def test_settings_that_could_not_be_read_again_are_not_written(path):
 
 def test_sealed_contents_that_are_impossible_are_refused(path):
     info, tensors = contents(path)
+    store = open_store(path)
 
     def swapped(match, **other):
         seal(path, info, {k: v for k, v in (tensors | other).items() if v is not None})
         refused(path, match)
 
     for column, value in ((0, 2), (0, -1), (1, 2**62), (2, 9), (4, 2**53)):
-        spans = tensors["spans"].copy()
+        spans = store.spans.copy()
         spans[1, column] = value
-        swapped("chunk 1 lies outside its document", spans=spans)
+        steps = span_steps(spans, ENCODER.chunk_length)
+        swapped("chunk 1 lies outside its document", spans=packed_table(steps))
     for value in (np.nan, -1, np.inf):
         scale = {"leaf.vectors.scale": np.full((4, 2), value, np.float32)}
         swapped("a scale that is negative or not finite", **scale)
-    names = bytes(tensors["names"])
+    names = "\n".join(document.name for document in store.documents).encode()
     for wrong, match in (
         (names[:-1] + b"\xff", "codec can't decode"),
         (names.replace(b"a", b"\x1b"), "expected a name of 1 to 1024 printable"),
@@ -216,25 +233,31 @@ def test_sealed_contents_that_are_impossible_are_refused(path):
         (b"\n" + names[names.index(b"\n") + 1 :], "expected a name of 1 to 1024 printable"),
         (b"", "argument 2 is longer"),
     ):
-        swapped(match, names=np.frombuffer(wrong, np.uint8))
+        swapped(match, names=packed_bytes(wrong))
+    swapped("names that are cut off, or of more than 8194 bytes", names=packed_bytes(bytes(9000)))
+    swapped("names that are cut off", names=tensors["names"][:-1])
+    swapped("names that are cut off", names=np.append(tensors["names"], np.uint8(0)))
+    swapped("names that are damaged", names=np.zeros(4, np.uint8))
+    for wrong in (b"", b"\0" * 4, b"\0" * 6, b"\3" + bytes(16), b"\1" + bytes(3), b"\x08" * 41):
+        swapped("spans that are not 4 rows", spans=packed_bytes(wrong))
     for row, column, value in ((1, 0, -1), (1, 2, 2**60)):
-        documents = tensors["documents"].copy()
-        documents[row, column] = value
-        swapped("sizes .*, expected 0 to", documents=documents)
+        sizes = sizes_of(store.documents)
+        sizes[row, column] = value
+        swapped("sizes .*, expected 0 to", documents=packed_table(size_steps(sizes)))
     vectors = tensors["leaf.vectors"]
     for name, value in (
         ("leaf.vectors", vectors[:3]),
         ("leaf.vectors", vectors.astype(np.int16)),
         ("leaf.vectors", None),
         ("leaf.more", vectors),
-        ("spans", tensors["spans"][:, :4]),
+        ("spans", store.spans),
         ("spans", np.array(1)),
-        ("documents", tensors["documents"].astype(np.int32)),
+        ("documents", tensors["documents"].astype(np.int16)),
         ("names", tensors["names"][:, None]),
         ("\x1b[2J", vectors),
     ):
         swapped("tensor '", **{name: value})
-    swapped("0 documents with", documents=tensors["documents"][:0])
+    swapped("documents that are cut off", documents=tensors["documents"][:0])
     seal(path, info, tensors)
     assert len(open_store(path)) == 4
 

@@ -116,8 +116,9 @@ WRONG = {
     ),
     "no choice": (
         "compress",
-        ["a", "b", "--dtype=int4"],
-        "--dtype: 'int4', expected one of float32, bfloat16, float8_e4m3, int8. Did you mean int8?",
+        ["a", "b", "--dtype=int16"],
+        "--dtype: 'int16', expected one of float32, bfloat16, float8_e4m3, int8, int4. Did you"
+        " mean int8?",
     ),
     "no value": ("generate", ["a", "--seed"], "--seed: no value, expected --seed=VALUE."),
     "a value too many": ("measure", ["a", "--unscaled=yes"], "--unscaled: a value, expected none."),

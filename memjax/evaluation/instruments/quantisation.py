@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from memjax.checkpoints import int4
 from memjax.errors import MemjaxError
 from memjax.inference.codec import MemoryCodec, Params, TextSums, text_sums
 from memjax.inference.texts import check_texts, over_batches
@@ -46,6 +47,8 @@ The scale is that of the largest magnitude: symmetric, without a zero point, lev
 and -7 to 7.
 """
 KINDS = (*FLOATS, *INTEGERS)
+STORED_INT4 = "int4_stored"
+"""The rounding of `memjax.checkpoints.int4`, which is none of the study's."""
 PLACES = ("memory", "bottleneck")
 
 
@@ -58,13 +61,15 @@ def quantise(memory: Float[Array, "*any M E"], kind: str) -> Float[Array, "*any 
 
     Args:
       memory: vectors; the last axis is a vector, and the last two are the tensor of one text.
-      kind: one of KINDS.
+      kind: one of KINDS, or STORED_INT4.
 
     Raises:
       QuantisationError: the kind is unknown.
     """
-    QuantisationError.require_one_of("kind", kind, KINDS)
+    QuantisationError.require_one_of("kind", kind, (*KINDS, STORED_INT4))
     memory = jnp.asarray(memory, jnp.float32)
+    if kind == STORED_INT4:
+        return int4.unpacked(*int4.packed(memory, jnp), memory.shape[-1], jnp)
     if kind in FLOATS:
         dtype = FLOATS[kind]
         largest = float(jnp.finfo(dtype).max)
@@ -84,7 +89,9 @@ def bits_a_number(kind: str, shape: tuple[int, int]) -> float:
     Raises:
       QuantisationError: the kind is unknown.
     """
-    QuantisationError.require_one_of("kind", kind, KINDS)
+    QuantisationError.require_one_of("kind", kind, (*KINDS, STORED_INT4))
+    if kind == STORED_INT4:
+        return 4 * (shape[1] + shape[1] % 2) / shape[1] + 8 * int4.SCALE.itemsize / shape[1]
     if kind in FLOATS:
         return float(jnp.finfo(FLOATS[kind]).bits)
     bits, whole = INTEGERS[kind]
