@@ -7,6 +7,7 @@ alone (reading.py). Beside them lie the checksums of their files (checksums.py).
 """
 
 import contextlib
+import errno
 import functools
 import itertools
 import logging
@@ -15,6 +16,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -266,7 +268,7 @@ class Checkpoints:
             if not (temporary or lacks):
                 whole += 1
             elif temporary or whole >= keep:
-                ocp.path.deleter.PathDeleter(self.folder).delete(path)
+                _remove(path)
                 step = re.match(r"\d+", path.name)
                 self._report(
                     f"{self.folder}: the save of step {step.group() if step else path.name} was"
@@ -279,6 +281,20 @@ class Checkpoints:
                     f"{path}: this checkpoint lacks {lacks}; kept as {_move_aside(path).name}, the"
                     " one before it counts"
                 )
+
+
+def _remove(path: epath.Path) -> None:
+    """Remove a folder; writers of a save that failed in this process may end meanwhile."""
+    for patience in (0.1, 0.3, 1.0, 3.0, None):
+        try:
+            return ocp.path.deleter.PathDeleter(path.parent).delete(path)
+        except OSError as error:
+            # A file went, or came, between the listing of a folder and its removal.
+            if patience is None or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+        if not path.exists():
+            return None
+        time.sleep(patience)
 
 
 def _except_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:

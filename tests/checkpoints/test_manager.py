@@ -1,9 +1,12 @@
 """Saving, restoring, and what is left when a save or a disk fails."""
 
+import contextlib
 import errno
 import json
 import resource
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +151,34 @@ def test_what_a_killed_save_left_is_removed_and_reported(tmp_path: Path) -> None
     assert found is not None and found[0] == 2
     assert "step 4 was cut short" in said[0]
     assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_what_a_failed_save_left_is_removed_while_its_writers_end(tmp_path: Path) -> None:
+    """As the threads of TensorStore do, which no one waits for when a save fails."""
+    save(tmp_path, 2)
+    left = tmp_path / "4.orbax-checkpoint-tmp-123"
+    left.mkdir()
+    for i in range(1000):  # So that the removal takes longer than a file is there.
+        (left / f"{i}").touch()
+    going, until = threading.Event(), time.monotonic() + 0.3
+
+    def write() -> None:
+        while time.monotonic() < until:
+            for i in range(50):
+                with contextlib.suppress(FileNotFoundError):
+                    (left / f"{i}.__lock").touch()
+            going.set()
+            for i in range(50):
+                (left / f"{i}.__lock").unlink(missing_ok=True)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    going.wait()
+    found, said = restore(tmp_path)
+    writer.join()
+    assert found is not None and found[0] == 2
+    assert len(said) == 1 and "step 4 was cut short" in said[0]
+    assert not left.exists()
 
 
 def test_a_full_disk_ends_a_save_with_one_line_and_loses_nothing(
