@@ -76,14 +76,7 @@ def reading() -> c.Config:
         output_gate=True,
         qk_norm=True,
         place_heads=2,
-        features=(
-            "sigmoid_gate",
-            "log_scale",
-            "rotary_values",
-            "blind_memories",
-            "zero_outputs",
-            "constant_addresses",
-        ),
+        features=c.FEATURES,
     )
     model = dataclasses.replace(config.model, layout="text", chunk_positions=False, decoder=decoder)
     return dataclasses.replace(config, model=model)

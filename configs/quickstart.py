@@ -43,14 +43,7 @@ DECODER = c.Backbone(
     output_gate=True,
     qk_norm=True,
     place_heads=2,
-    features=(
-        "sigmoid_gate",
-        "log_scale",
-        "rotary_values",
-        "blind_memories",
-        "zero_outputs",
-        "constant_addresses",
-    ),
+    features=c.FEATURES,
 )
 
 

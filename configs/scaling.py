@@ -88,14 +88,7 @@ def _reading(config: c.Config) -> c.Config:
         output_gate=True,
         qk_norm=True,
         place_heads=config.model.decoder.heads // 2,
-        features=(
-            "sigmoid_gate",
-            "log_scale",
-            "rotary_values",
-            "blind_memories",
-            "zero_outputs",
-            "constant_addresses",
-        ),
+        features=c.FEATURES,
     )
     stage = dataclasses.replace(
         config.stages["combined"],

@@ -7,6 +7,7 @@ and freezes it again, so that a run uses only the frozen, checked form.
 
 from memjax.config.checks import check
 from memjax.config.choices import (
+    FEATURES,
     FREEZING,
     FUNCTION_QUIRKS,
     MODEL_QUIRKS,
@@ -32,6 +33,7 @@ from memjax.config.settings import (
 from memjax.config.tree import differences, from_config_dict, from_json, to_config_dict, to_json
 
 __all__ = [
+    "FEATURES",
     "FREEZING",
     "FUNCTION_QUIRKS",
     "MESHES",

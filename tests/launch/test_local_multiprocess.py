@@ -140,19 +140,20 @@ def test_ctrl_c_means_something_before_memjax_listens(start):
     assert run.returncode == 130
 
 
-def test_one_that_does_not_hear_is_killed_in_the_end(start):
+def test_one_that_does_not_hear_is_killed_in_the_end(start, tmp_path):
     program = """
 import os, signal, subprocess, sys, time
 if os.environ["JAX_PROCESS_ID"] == "0":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "600"])
     print("deaf", flush=True)
+    open(os.environ["UP"], "w")
     child.wait()
-sys.stdin.read()
-time.sleep(0.5)
+while not os.path.exists(os.environ["UP"]):
+    time.sleep(0.01)
 sys.exit(4)
 """
-    run = start(program, "2", "train", GRACE="1")
+    run = start(program, "2", "train", GRACE="1", UP=str(tmp_path / "up"))
     assert "[0] deaf" in run.communicate(timeout=300)[0]
     assert run.returncode == 4
 
