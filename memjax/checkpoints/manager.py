@@ -285,16 +285,18 @@ class Checkpoints:
 
 def _remove(path: epath.Path) -> None:
     """Remove a folder; writers of a save that failed in this process may end meanwhile."""
-    for patience in (0.1, 0.3, 1.0, 3.0, None):
+    deleter = ocp.path.deleter.PathDeleter(path.parent)
+    for patience in (0.1, 0.3, 1.0, 3.0):
         try:
-            return ocp.path.deleter.PathDeleter(path.parent).delete(path)
+            deleter.delete(path)
         except OSError as error:
             # A file went, or came, between the listing of a folder and its removal.
-            if patience is None or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
                 raise
         if not path.exists():
-            return None
+            return
         time.sleep(patience)
+    deleter.delete(path)
 
 
 def _except_abandoned(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
