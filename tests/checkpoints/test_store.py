@@ -16,36 +16,11 @@ from safetensors.numpy import save_file
 
 from memjax.checkpoints.rounding import DTYPES, SCALES, rounded, stored_width, widened
 from memjax.checkpoints.store import MemoryStore, open_store
-from memjax.checkpoints.store_records import EncoderProvenance, StoredDocument, StoreError
+from memjax.checkpoints.store_records import StoredDocument, StoreError
 from memjax.evaluation.instruments.quantisation import quantise
 from memjax.evaluation.instruments.rounding_loss import KINDS
 from memjax.models.memory import Memories, bank
-
-ENCODER = EncoderProvenance(
-    "autoencoder",
-    "ae",
-    7,
-    {"encoder": {"width": 4, "mlp_ratio": 2.0}, "compat": []},
-    "ab" * 32,
-    "0" * 16,
-    300,
-    8,
-    {"vectors": (2, 4)},
-)
-FIRST, SECOND = StoredDocument("a.txt#0", 20, 40, 5), StoredDocument("naïve 日本.txt", 8, 16)
-SPANS = np.array([[0, 8, 5, 20], [8, 8, 20, 33], [16, 4, 33, 45]])
-
-
-def vectors(count, seed=0):
-    return np.random.default_rng(seed).normal(0, 2, (count, 2, 4)).astype(np.float32)
-
-
-def filled(dtype="float32"):
-    """Three chunks of one document and one of another."""
-    store = MemoryStore(ENCODER, dtype)
-    assert store.append(FIRST, bank(vectors(3)), SPANS) == 0
-    assert store.append(SECOND, bank(vectors(1, seed=1)), np.array([[0, 8, 0, 16]])) == 1
-    return store
+from memjax.testing.stores import ENCODER, FIRST, SECOND, SPANS, filled, vectors
 
 
 def same(ours, theirs):

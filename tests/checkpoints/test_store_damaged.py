@@ -1,6 +1,5 @@
 """Damaged stores and stores that mean harm: one clear error, and no memory taken."""
 
-import hashlib
 import json
 import os
 import random
@@ -11,31 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from memjax.checkpoints.store import MemoryStore, open_store
 from memjax.checkpoints.store_columns import packed_bytes, packed_table, size_steps, span_steps
 from memjax.checkpoints.store_file import HEADER_LIMIT
 from memjax.checkpoints.store_records import (
-    EncoderProvenance,
     StoredDocument,
     StoreError,
     sizes_of,
 )
 from memjax.models.memory import bank
+from memjax.testing.stores import ENCODER, contents, seal
 
-ENCODER = EncoderProvenance(
-    "autoencoder",
-    "ae",
-    7,
-    {"encoder": {"width": 4, "mlp_ratio": 2.0, "kind": "mixer"}, "compat": []},
-    "ab" * 32,
-    "0" * 16,
-    300,
-    8,
-    {"vectors": (2, 4)},
-)
 HUGE = (2**31, 2**53, 2**63, 2**64, 10**18, 10**30, -1, 1e308, 0)
 ODD = (
     None,
@@ -67,22 +53,6 @@ def path(tmp_path):
         store.append(StoredDocument(name, 8 * chunks, 16 * chunks), bank(memories), np.array(spans))
     store.save(tmp_path / "s")
     return tmp_path / "s"
-
-
-def contents(path):
-    """(JSON of the metadata, tensors)."""
-    with safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["memjax"]), load_file(path)
-
-
-def seal(path, info, tensors):
-    """Write a store whose checksum is right, whatever it holds."""
-    text = info if isinstance(info, str) else json.dumps(info)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
-    save_file(tensors, path, {"memjax": text, "sha256": digest.hexdigest()})
 
 
 def refused(path, match, **kwargs):

@@ -3,55 +3,22 @@
 Shapes: N chunk, K = 2 vectors, E = 4.
 """
 
-import hashlib
-import json
 import tracemalloc
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from memjax.checkpoints.store import MemoryStore, open_store
 from memjax.checkpoints.store_columns import packed_bytes, packed_table, unpacked_table
-from memjax.checkpoints.store_records import EncoderProvenance, StoredDocument, StoreError
+from memjax.checkpoints.store_records import StoredDocument, StoreError
 from memjax.models.memory import bank
+from memjax.testing.stores import ENCODER, FIRST, SECOND, contents, filled, seal, vectors
 
-ENCODER = EncoderProvenance(
-    "autoencoder",
-    "ae",
-    7,
-    {"encoder": {"width": 4, "mlp_ratio": 2.0}, "compat": []},
-    "ab" * 32,
-    "0" * 16,
-    300,
-    8,
-    {"vectors": (2, 4)},
-)
-FIRST, SECOND = StoredDocument("a.txt#0", 20, 40, 5), StoredDocument("naïve 日本.txt", 8, 16)
 OLD = Path(__file__).parent / "data" / "format_1.store"
 """`filled("int8")`, written in format 1."""
-SPANS = np.array([[0, 8, 5, 20], [8, 8, 20, 33], [16, 4, 33, 45]])
-
-
-def vectors(count, seed=0):
-    return np.random.default_rng(seed).normal(0, 2, (count, 2, 4)).astype(np.float32)
-
-
-def filled(dtype="float32"):
-    """Three chunks of one document and one of another."""
-    store = MemoryStore(ENCODER, dtype)
-    assert store.append(FIRST, bank(vectors(3)), SPANS) == 0
-    assert store.append(SECOND, bank(vectors(1, seed=1)), np.array([[0, 8, 0, 16]])) == 1
-    return store
-
-
-def contents(path):
-    """(JSON of the metadata, tensors)."""
-    with safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["memjax"]), load_file(path)
 
 
 def refused(path, match, info, tensors):
@@ -59,15 +26,6 @@ def refused(path, match, info, tensors):
     seal(path, info, tensors)
     with pytest.raises(StoreError, match=match):
         open_store(path)
-
-
-def seal(path, info, tensors):
-    text = json.dumps(info)
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
-    save_file(tensors, path, {"memjax": text, "sha256": digest.hexdigest()})
 
 
 def test_other_programs_read_a_store(tmp_path):
