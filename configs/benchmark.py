@@ -15,7 +15,7 @@ one size differ only in their objectives and trained parts:
 | equal | 512 wide both, 4 layers each | next tokens and copies | trained |
 | frozen, frozen_stored | as equal | next tokens and copies | frozen; or stored memories instead |
 | blank, blank_stored | as equal | copies from blanks | frozen; or stored memories instead |
-| reading | as combined, with the decoder of `quickstart.py` | next tokens, recall | trained |
+| reading | as combined, with all parts of the reading decoder | next tokens, recall | trained |
 | shared | 128 wide both, 4 layers each | next tokens | frozen, stored memories |
 | slots | the same | the same; every chunk has slots of its own | the same |
 | accelerator | 256, 512 wide, 16 layers each, bfloat16 | next tokens and copies | trained |

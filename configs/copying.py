@@ -53,7 +53,7 @@ warm-up.
 
 Differences from publication, beside delimiter and encoders: rows are packed; slots without a memory
 are masked; every token is a target; bfloat16 throughout. Some autoencoders were trained at 4e-4.
-Small decoders hardly learn to read a frozen memory by rotary positions alone. memjax adds
+Small decoders hardly learn to read a frozen memory by rotary positions alone. These settings help:
 `--config.model.token_positions=True`, `--config.model.chunk_positions=True` and
 `--config.model.task_embedding=True`.
 

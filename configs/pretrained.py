@@ -23,8 +23,8 @@ The variants differ in what is trained:
 - small: `lora` of rank 4 in miniature: a small FOLDER, chunks of 16 tokens, 20 steps; about a
   minute on a laptop.
 
-`next_token_empty/nats` shows damage to the language model: its loss on held-out sequences with
-every slot empty. It is logged before the first step and at every evaluation, and results.json holds
+`next_token_empty/nats` shows damage to the language model: its loss on held-out sequences with no
+memory in view. It is logged before the first step and at every evaluation, and results.json holds
 the last value.
 
 The model's own vocabulary tokenizes the text; ids that memjax adds start from the mean embedding. A

@@ -11,7 +11,7 @@ encoder and decoder to predict and to copy, from scratch, which is the most expe
 encoder makes it cheaper. `--config.stages.combined.batch_size` is the batch size, by default 16
 thousand tokens per chip on 256 chips.
 
-SIZE-reading-LxC (512x32, 512x256) is a decoder with the positions of the text, as the quickstart's.
+SIZE-reading-LxC (512x32, 512x256) has a decoder like the quickstart's, with positions of the text.
 Its encoder is frozen: name the stage that trained it in `--config.stages.combined.init_from`, with
 `init_part=encoder`. A step scores 8 chunks of each objective. A chip gets one sequence, of 131,072
 tokens in 512x256.

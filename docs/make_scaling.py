@@ -74,7 +74,7 @@ def weak_scaling() -> list[Entry]:
 
 
 def reading() -> list[Entry]:
-    """Return decoders that read memories by their place, and before them one with slots."""
+    """Return decoders with the positions of the text, and before them one without."""
     return [Entry(variant, slices) for slices in ("v5e-256", "v5p-128") for variant in READING]
 
 
