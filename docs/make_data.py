@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from docs.make_benchmarks import commit, processor  # noqa: E402
+from memjax.cli.arguments import read_config  # noqa: E402
 from memjax.config import Data  # noqa: E402
 from memjax.data import (  # noqa: E402
     TrainBatches,
@@ -190,11 +191,13 @@ def run_read(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def run_wait(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure the waiting time of the smallest quickstart, which has the shortest steps."""
-    names = ("autoencoder", "blank_copy", "copy", "combined", "causal_control", "no_memory")
+    config = "configs/quickstart.py:small"
+    settings = read_config("config", config, ())
+    names = settings.stages
     own = [f"--config.stages.{name}.steps={STEPS}" for name in names]
     arguments = [
         "train",
-        "--config=configs/quickstart.py:small",
+        f"--config={config}",
         f"--workdir={folder / 'run'}",
         *own,
     ]
@@ -213,7 +216,8 @@ def run_wait(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             sum(count for count, _ in pairs),
             sum(line["loader_seconds"] for _, line in pairs),
         )
-        step = statistics.median(8 * 64 / line["tokens_per_second"] for _, line in pairs)
+        tokens = settings.stages[name].batch_size * settings.data.sequence_length
+        step = statistics.median(tokens / line["tokens_per_second"] for _, line in pairs)
         stages.append(
             {"stage": name, "steps": steps, "step_seconds": step, "share": waited / (steps * step)}
         )

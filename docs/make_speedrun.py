@@ -156,7 +156,6 @@ def speed_run() -> list[Row]:
             },
         ),
         "next_token_1": ("weight 1.0 of next tokens", stage.steps, {weight: "1.0"}),
-        "next_token_2": ("weight 2.0 of next tokens", stage.steps, {weight: "2.0"}),
         "encoder": (
             "the encoder at every step, no stored memories",
             stage.steps,

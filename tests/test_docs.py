@@ -4,9 +4,11 @@ import importlib
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -223,6 +225,19 @@ def test_the_contributed_corpus_format_is_read(tmp_path):
     formats = {".csv": contributed(2)["CsvPart"]}
     source = FilesSource("stories", [file], "text", False, formats)
     assert [document.text for document in source] == ["hello, world", "bye"]
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("docs/make_*.py")), ids=lambda path: path.stem)
+def test_a_page_with_numbers_is_that_of_its_template(script, tmp_path, monkeypatch):
+    """And not edited by hand: the next run of its script would lose that."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    arguments = [] if script.stem == "make_reproduction" else ["--page"]
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runpy.run_path(str(tmp_path / "docs" / script.name), run_name="__main__")
+    page = f"docs/{script.stem.removeprefix('make_')}.md"
+    assert (tmp_path / page).read_text(encoding="utf-8") == text_of(page)
 
 
 @pytest.fixture(scope="module")
