@@ -43,7 +43,8 @@ class TrainBatches:
       batch_rows: B.
       seed: seed of the order.
       data_offset: the place in the endless order at which the first batch starts.
-      attributions: [rows, N], one per token, if batches should hold them.
+      attributions: [rows, N], one per token, if batches should hold them. Rows of a mixture are
+        numbered part after part.
       memories: of these rows, if batches should hold them.
       part: places of every batch whose rows are read, ascending; by default all. Batches then hold
         those alone.
@@ -57,7 +58,7 @@ class TrainBatches:
 
     Raises:
       RowsError: there are no rows or too many, or the attributions or memories are not of these
-        rows, or are of a mixture.
+        rows.
     """
 
     def __init__(
@@ -80,12 +81,6 @@ class TrainBatches:
             all(self._sizes),
             "no rows to train on. Give more text, or a lower config.data.sequence_length",
         )
-        if len(parts) > 1 and not (attributions is None and memories is None):
-            what = "attributions" if attributions is not None else "memories"
-            raise RowsError(
-                f"config.data.corpus: a mixture of {len(parts)}, expected one corpus for"
-                f" config.data.{what}. Train on one"
-            )
         if attributions is not None:
             check_attributions(attributions, self._rows)
         if memories is not None:

@@ -122,6 +122,9 @@ class Mixture:
     def __init__(self, parts, weights):
         self.parts, self.weights = parts, weights
 
+    def __len__(self):
+        return sum(map(len, self.parts))
+
     def read(self, indices):
         first, second = self.parts
         return np.concatenate(
@@ -130,6 +133,19 @@ class Mixture:
                 for index in indices
             ]
         )
+
+
+class Memories:
+    """What is used of RowMemories; a row's are its number."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def check_rows(self, rows):
+        assert len(rows) == len(self.numbers)
+
+    def read(self, indices):
+        return self.numbers[indices]
 
 
 def mixture(weights=(3.0, 1.0), damaged=()):
@@ -188,13 +204,21 @@ def test_weights_that_are_none_are_refused(weights):
         TrainBatches(mixture(weights), 4, seed=0)
 
 
-def test_what_is_of_one_corpus_is_refused_with_a_mixture():
-    with pytest.raises(
-        RowsError, match=r"a mixture of 2, expected one corpus for config\.data\.attributions"
-    ):
-        TrainBatches(mixture(), 4, seed=0, attributions=np.zeros((50, 2)))
+def test_a_part_without_rows_is_refused():
     with pytest.raises(RowsError, match="no rows to train on"):
         TrainBatches(Mixture([Numbers(0, 4), Numbers(0, 0)], (1, 1)), 4, seed=0)
+
+
+def test_what_belongs_to_rows_of_a_mixture_comes_with_them():
+    numbers = np.array([*range(40), *range(1000, 1010)])
+    memories = Memories(numbers)
+    batches = TrainBatches(
+        mixture(), 10, seed=3, attributions=np.stack([numbers, numbers], 1), memories=memories
+    )
+    for step in range(20):
+        batch = batches.batch(step)
+        np.testing.assert_array_equal(batch["attribution"], batch["tokens"])
+        np.testing.assert_array_equal(batch["memories"], batch["tokens"][:, 0])
 
 
 # Damage
