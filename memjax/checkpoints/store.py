@@ -95,7 +95,7 @@ class MemoryStore:
         Raises:
           IndexError: a number is out of range.
         """
-        index = index if isinstance(index, slice) else np.asarray(index, INTEGER).reshape(-1)
+        index = _rows(index, len(self))
         leaves, spans = self._whole()
         if self.provenance.kind == "bank":
             leaves = {name: leaf[index] for name, leaf in leaves.items()}
@@ -134,11 +134,13 @@ class MemoryStore:
         """
         leaves, spans = self._whole()
         bank = self.provenance.kind == "bank"
-        numbers = np.arange(len(spans) if bank else len(self.documents))[index]
+        rows = len(spans) if bank else len(self.documents)
+        index = _rows(index, rows)
+        numbers = np.arange(rows)[index]
         count = len(numbers) if bank else int(np.isin(spans[:, 0], numbers).sum())
-        rows = {name: leaf[index] for name, leaf in leaves.items()}
+        own = {name: leaf[index] for name, leaf in leaves.items()}
         wide = {
-            name: widened(rows[name], rows.get(name + SCALE_SUFFIX), shape[-1])
+            name: widened(own[name], own.get(name + SCALE_SUFFIX), shape[-1])
             for name, shape in self.provenance.leaves.items()
         }
         return Memories(wide, count, self.provenance.kind)
@@ -268,6 +270,14 @@ class MemoryStore:
             len(self.documents) + len(documents) <= DOCUMENTS_LIMIT,
             f"more documents than {DOCUMENTS_LIMIT}. Begin another store.",
         )
+
+
+def _rows(index: slice | Sequence[int] | np.ndarray, count: int) -> slice | np.ndarray:
+    """Return the numbers, from 0 to `count` - 1, that NumPy selects; a slice stays one."""
+    if isinstance(index, slice):
+        return index
+    index = np.asarray(index)
+    return np.arange(count)[index if index.size else []].reshape(-1)
 
 
 def open_store(

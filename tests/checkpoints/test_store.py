@@ -224,6 +224,23 @@ def test_selections_keep_spans_and_documents():
         store.of_document(2)
 
 
+def test_chunks_are_selected_as_numpy_selects_rows():
+    store = filled("int8")
+    whole = store.memories.leaves["vectors"]
+    mask = [True, False, False, True]
+    for index in (mask, np.array(mask), (0, 3), range(0, 4, 3), np.array([0, -1], np.int8)):
+        np.testing.assert_array_equal(store[index].spans, store.spans[[0, 3]])
+        same(store[index].memories, store.read(index))
+        np.testing.assert_array_equal(store.read(index).leaves["vectors"], whole[[0, 3]])
+    for one in (store[3].memories, store.read(3)):
+        same(one, bank(whole[3:]))
+    assert len(store[[]]) == store.read([]).count == 0
+    for index in ([0.6], [True, False], [4]):
+        for select in (store.__getitem__, store.read):
+            with pytest.raises(IndexError):
+                select(index)
+
+
 def test_appending_after_opening_and_saving_in_place(dtype, tmp_path):
     filled(dtype).save(tmp_path / "s")
     store = open_store(tmp_path / "s")
