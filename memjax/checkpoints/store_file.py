@@ -22,9 +22,10 @@ path in it is opened.
 Shapes: N chunk, D document, K vector of a chunk, E its width.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +107,8 @@ def write_store(path: Path, contents: Contents) -> None:
         save_file(tensors, temporary, {"memjax": text, "sha256": digest(text, tensors)})
         temporary.chmod(mode)
         _order_metadata(temporary)
-        read_store(temporary, verify=False)  # A store that could not be opened is not written.
+        with _refusing(path):
+            _read(temporary, verify=False)  # A store that could not be opened is not written.
 
 
 def _order_metadata(path: Path) -> None:
@@ -129,11 +131,17 @@ def read_store(path: Path, verify: bool) -> Contents:
     Raises:
       StoreError: the file is absent, damaged or not a store.
     """
-    try:
+    with _refusing(path):
         return _read(path, verify)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Raise what fails in reading a store as a StoreError that names `path`."""
+    try:
+        yield
     except (OSError, RecursionError, SafetensorError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = "".join(c if c.isprintable() else "?" for c in reason[:300])
         raise StoreError(
             f"{path}: {reason}, expected a store of `memjax compress`. Compress the text again."
         ) from error

@@ -182,6 +182,11 @@ def check_documents(documents: Sequence[StoredDocument]) -> None:
             raise StoreError(f"document {name}: sizes {sizes}, expected 0 to {LARGEST}")
 
 
+def name_bytes(documents: Sequence[StoredDocument]) -> int:
+    """Return the bytes of the documents' names, one per line."""
+    return sum(len(document.name.encode()) + 1 for document in documents)
+
+
 def documents_of(sizes: Int[np.ndarray, "D 3"], names: bytes) -> list[StoredDocument]:
     """Return documents of their sizes and of the lines of their names, checked."""
     rows, lines = sizes.tolist(), names.decode().split("\n")
