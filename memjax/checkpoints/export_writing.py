@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
 
 from memjax.checkpoints.export_manifest import (
     CARD,
@@ -35,6 +34,7 @@ from memjax.checkpoints.export_reading import model_shapes, shapes_of
 from memjax.config import Config
 from memjax.data import Tokenizer
 from memjax.files import atomic_dir, entries, local, write_json
+from memjax.files.tensors import save_tensors
 
 GIGABYTE = 10**9
 SHARD_BYTES = 5 * GIGABYTE
@@ -78,9 +78,6 @@ def write_export(
         (temporary / MANIFEST).write_bytes(manifest.to_bytes())
         if card:
             (temporary / CARD).write_text(card, encoding="utf-8")
-        # Safetensors lets none but the owner read what it writes.
-        for path in temporary.iterdir():
-            path.chmod((temporary / MANIFEST).stat().st_mode)
     return manifest
 
 
@@ -120,7 +117,7 @@ def _write_files(
     for name, paths in zip(names, shards, strict=True):
         # One file's tensors at a time leave the devices.
         arrays = {x: np.ascontiguousarray(np.asarray(params[x]).astype(kind)) for x in paths}
-        save_file(arrays, folder / name)
+        save_tensors(folder / name, arrays)
     if len(shards) > 1:
         weight_map = {
             path: name for name, paths in zip(names, shards, strict=True) for path in paths

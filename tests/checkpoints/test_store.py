@@ -273,11 +273,11 @@ import os, signal, sys
 import memjax.checkpoints.store as store
 import memjax.checkpoints.store_file as file
 die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-def die_midway(tensors, path, metadata):
+def die_midway(path, tensors, metadata):
     path.write_bytes(b"half")
     die()
 points = {
-    "data": lambda: setattr(file, "save_file", die_midway),
+    "data": lambda: setattr(file, "save_tensors", die_midway),
     "rename": lambda: setattr(store.Path, "replace", die),
 }
 for name, patch in points.items():

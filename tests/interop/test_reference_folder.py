@@ -79,6 +79,7 @@ def test_the_folder_is_a_workdir_of_one_stage_at_step_0(case, imported):
         "decoder_proj.weight",
         "wte.weight",
     ]
+    assert len({path.stat().st_mode for path in imported.glob("*.*")}) == 1
     _, meta = load_params(imported / "stages" / "reference" / "checkpoints")
     known = {"stage": "reference", "step": 0, "tokenizer": "", "next_row": 0, "seconds": 0.0}
     known |= {"sealed": True}

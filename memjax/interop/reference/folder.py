@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from memjax.checkpoints import Checkpoints
 from memjax.config import FUNCTION_QUIRKS, Config, to_json
 from memjax.errors import MemjaxError
 from memjax.files import atomic_file, local, read_json, regular, write_json, write_text, writing
+from memjax.files.tensors import save_tensors
 from memjax.interop.reference.spec import STAGE, Spec, SpecError, family, to_config
 from memjax.interop.reference.weights import (
     UNUSED,
@@ -118,7 +118,7 @@ def import_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     if unused:
         with writing(out / UNUSED_FILE):
-            save_file(unused, out / UNUSED_FILE)
+            save_tensors(out / UNUSED_FILE, unused)
     write_json(out / SPEC_FILE, said, indent=1)
     meta = {"stage": STAGE, "step": 0, "config": to_json(config), "tokenizer": "", "next_row": 0}
     with Checkpoints(out / "stages" / STAGE / "checkpoints") as checkpoints:
@@ -165,7 +165,7 @@ def export_checkpoint(folder: str | os.PathLike, out: str | os.PathLike, stage: 
     except StateDictError as error:
         raise StateDictError(f"{found.path}: {error}") from error
     with atomic_file(out) as temporary:
-        save_file(tensors, temporary)
+        save_tensors(temporary, tensors)
     return len(tensors)
 
 
