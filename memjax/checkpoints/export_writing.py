@@ -33,7 +33,7 @@ from memjax.checkpoints.export_manifest import (
 from memjax.checkpoints.export_reading import model_shapes, shapes_of
 from memjax.config import Config
 from memjax.data import Tokenizer
-from memjax.files import atomic_dir, entries, local, write_json
+from memjax.files import atomic_dir, entries, new_folder, write_json
 from memjax.files.tensors import save_tensors
 
 GIGABYTE = 10**9
@@ -68,8 +68,7 @@ def write_export(
       ExportError: `out` is taken, or a setting cannot be.
       OSError: `out` is in a bucket.
     """
-    check_out(out, dtype, shard_bytes)
-    out = local(out).absolute()
+    out = check_out(out, dtype, shard_bytes).absolute()
     with atomic_dir(out, sync=True) as temporary:
         files = _write_files(config, stage, params, tokenizer, temporary, dtype, shard_bytes)
         count = sum(math.prod(shape) for shape in shapes_of(params).values())
@@ -81,17 +80,18 @@ def write_export(
     return manifest
 
 
-def check_out(out: str | os.PathLike, dtype: str, shard_bytes: int) -> None:
-    """Raise ExportError where an export cannot be written to `out` in this form."""
-    path = local(out)
-    ExportError.require(
-        not path.exists() or (path.is_dir() and not any(path.iterdir())),
-        f"{out}: is there already; give --out a new folder, or delete it first",
-    )
+def check_out(out: str | os.PathLike, dtype: str, shard_bytes: int) -> Path:
+    """Return the local path of `out`, to which an export can be written in this form.
+
+    Raises:
+      ExportError: it cannot be.
+    """
+    path = new_folder(out, ExportError)
     ExportError.require(
         dtype in DTYPES, f"dtype={dtype!r}: weights are written as {' or '.join(DTYPES)}"
     )
     ExportError.require(shard_bytes > 0, f"shard_bytes={shard_bytes}: a file has a byte or more")
+    return path
 
 
 def _write_files(

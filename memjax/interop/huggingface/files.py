@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from memjax.files import (
     atomic_dir,
-    local,
+    new_folder,
     parse_json,
     read_json,
     regular,
@@ -142,9 +142,7 @@ def write_like(source: Path, out: Path, tensor: Callable[[str], np.ndarray | Non
     Raises:
       HuggingFaceError: `out` is taken, or a file cannot be read.
     """
-    if local(out).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise HuggingFaceError(f"{out} is there already; give a new or empty folder")
-    with atomic_dir(out) as temporary:
+    with atomic_dir(new_folder(out, HuggingFaceError)) as temporary:
         for path in _paths(source):
             _write_file(path, temporary / path.name, tensor)
         for path in sorted(source.iterdir()):

@@ -18,7 +18,16 @@ from safetensors import SafetensorError, safe_open
 from memjax.checkpoints import Checkpoints
 from memjax.config import FUNCTION_QUIRKS, Config, to_json
 from memjax.errors import MemjaxError
-from memjax.files import atomic_file, local, read_json, regular, write_json, write_text, writing
+from memjax.files import (
+    atomic_file,
+    local,
+    new_folder,
+    read_json,
+    regular,
+    write_json,
+    write_text,
+    writing,
+)
 from memjax.files.tensors import save_tensors
 from memjax.interop.reference.spec import STAGE, Spec, SpecError, family, to_config
 from memjax.interop.reference.weights import (
@@ -49,7 +58,7 @@ class Imported(NamedTuple):
     parameters: int
     """Number of values that forward passes read."""
     unused: tuple[str, ...]
-    """Number of tensors that no forward pass reads."""
+    """Names of the tensors that no forward pass reads."""
     converted: int
     """Number of tensors in other types than float32."""
 
@@ -102,9 +111,7 @@ def import_checkpoint(
         and key or tensor.
       FolderError: `out` exists and is not empty.
     """
-    out = local(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FolderError(f"{out} is there already; import into a new or empty folder")
+    out = new_folder(out, FolderError)
     said = read_spec(spec)
     tensors, converted = read_state_dict(state)
     try:
@@ -146,7 +153,7 @@ def export_checkpoint(folder: str | os.PathLike, out: str | os.PathLike, stage: 
       CheckpointError: the stage has no readable checkpoint.
       SpecError, StateDictError: the spec or the parameters belong to another model.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder), local(out)
     if not (folder / SPEC_FILE).is_file():
         raise FolderError(
             f"{folder} has no {SPEC_FILE}: it is no folder that `memjax import` wrote"
