@@ -133,11 +133,6 @@ READERS = {
 require = ConfigError.require
 
 
-def one_of(value: str, allowed: tuple[str, ...], key: str) -> None:
-    """Raise ConfigError unless a value is one of the allowed words."""
-    require(value in allowed, f"config.{key}: {value!r}, expected one of {', '.join(allowed)}")
-
-
 def _check_values(settings: Any, prefix: str) -> None:
     """Raise ConfigError for the first setting of a class whose value alone is wrong.
 
@@ -147,7 +142,7 @@ def _check_values(settings: Any, prefix: str) -> None:
     for name, allowed in CHOICES.get(kind, {}).items():
         value = getattr(settings, name)
         for word in value if isinstance(value, tuple) else (value,):
-            one_of(word, allowed, f"{prefix}{name}")
+            ConfigError.require_one_of(f"config.{prefix}{name}", word, allowed)
     for name, bounds in RANGES.get(kind, {}).items():
         check_range(f"{prefix}{name}", getattr(settings, name), bounds, ZERO.get(name, ""))
 
@@ -334,7 +329,7 @@ def check_backbone(backbone: Backbone, prefix: str) -> None:
 def _check_optimizer(optimizer: Optimizer) -> None:
     _check_values(optimizer, "optimizer.")
     for _, name in optimizer.rules:
-        one_of(name, OPTIMIZERS, "optimizer.rules")
+        ConfigError.require_one_of("config.optimizer.rules", name, OPTIMIZERS)
     for key in ("rate_rules", "decay_rules"):
         for pattern, value in getattr(optimizer, key):
             check_range(f"optimizer.{key}[{pattern!r}]", value, _FACTOR)

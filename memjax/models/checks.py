@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from memjax import released
 from memjax.config import Config, ConfigError, Model, Stage
-from memjax.config.checks import divisors_near, one_of
+from memjax.config.checks import divisors_near
 from memjax.layers import MIXERS
 from memjax.models.registry import FAMILIES, can, families_that, find
 
@@ -49,7 +49,9 @@ def _check_model(model: Model, families: set[str]) -> None:
         " config.model.readout='memory_tokens': one position gives one vector",
     )
     for part in ("encoder", "decoder", "reconstructor"):
-        one_of(getattr(model, part).kind, tuple(MIXERS), f"model.{part}.kind")
+        ConfigError.require_one_of(
+            f"config.model.{part}.kind", getattr(model, part).kind, tuple(MIXERS)
+        )
         others = sorted(family for family in families if part in find(family).untied)
         ConfigError.require(
             not getattr(model, part).tie_embeddings or not others,
