@@ -23,10 +23,8 @@ from flax.traverse_util import flatten_dict
 from memjax.checkpoints.export_manifest import (
     CARD,
     DTYPES,
-    INDEX,
     MANIFEST,
     SHARD,
-    WHOLE,
     ExportError,
     Manifest,
 )
@@ -34,7 +32,7 @@ from memjax.checkpoints.export_reading import model_shapes, shapes_of
 from memjax.config import Config
 from memjax.data import Tokenizer
 from memjax.files import atomic_dir, entries, new_folder, write_json
-from memjax.files.tensors import save_tensors
+from memjax.files.tensors import INDEX, WHOLE, save_tensors
 
 GIGABYTE = 10**9
 SHARD_BYTES = 5 * GIGABYTE

@@ -13,6 +13,7 @@ from memjax.config.choices import (
     DTYPES,
     EXPANSIONS,
     FEATURES,
+    HUGGINGFACE,
     LAYOUTS,
     LR_SCHEDULES,
     MEMORY_INJECTIONS,
@@ -131,6 +132,12 @@ READERS = {
 }
 """Settings that only stacks of some kinds read; the others leave them at their defaults."""
 require = ConfigError.require
+
+
+def of_another_run(init_from: str) -> bool:
+    """Return whether weights are a folder's, a Hugging Face model's or a released model's."""
+    outside = "/" in init_from or init_from.startswith(HUGGINGFACE)
+    return outside or init_from in released.names()
 
 
 def _check_values(settings: Any, prefix: str) -> None:
@@ -407,11 +414,7 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
         f"config.{prefix}init_part needs config.{prefix}init_from",
     )
     require(
-        not stage.init_from
-        or stage.init_from in earlier
-        or "/" in stage.init_from
-        or stage.init_from.startswith("hf:")
-        or stage.init_from in released.names(),
+        not stage.init_from or stage.init_from in earlier or of_another_run(stage.init_from),
         f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage"
         f" ({', '.join(earlier) or 'none'}), nor a released model"
         f" ({', '.join(released.names()) or 'none'}), nor a folder path",

@@ -9,6 +9,9 @@ from safetensors.numpy import save_file
 
 from memjax.files.json_values import JSON_LIMIT
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The file of a model's weights, or the list of them where there are several."""
+
 
 def save_tensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None

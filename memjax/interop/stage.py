@@ -30,11 +30,11 @@ from memjax.checkpoints.reading import (
     read_params,
     trained_stages,
 )
-from memjax.config import Config, Stage
+from memjax.config import HUGGINGFACE, Config, Stage
 from memjax.data import Tokenizer, load_tokenizer
 from memjax.data.tokenizers import FILES as TOKENIZERS
 from memjax.files import read_json
-from memjax.interop.huggingface.settings import PREFIX, HuggingFaceError, folder_of
+from memjax.interop.huggingface.settings import HuggingFaceError, folder_of
 from memjax.interop.huggingface.weights import Pretrained, open_pretrained, pretrained_config
 from memjax.models import Encoder
 
@@ -267,7 +267,7 @@ def _mistake(path: str, here: Path, kept: epath.Path, described: dict[str, Any])
     if here.is_file():
         return f"{path}: a file, expected {_kinds()}. memjax.open_store opens a store of memories."
     if "model_type" in described:
-        return f"{path}: a Hugging Face folder, expected its prefix. Pass {PREFIX}{path}."
+        return f"{path}: a Hugging Face folder, expected its prefix. Pass {HUGGINGFACE}{path}."
     for folder in kept.parents:
         stages = trained_stages(folder)
         if not stages:

@@ -20,10 +20,9 @@ from memjax.files import (
     require_inside,
     require_shape,
 )
-from memjax.files.tensors import read_header
+from memjax.files.tensors import INDEX, WHOLE, read_header
 from memjax.interop.huggingface.settings import HuggingFaceError
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -94,12 +93,12 @@ def open_files(folder: str | os.PathLike) -> Files:
 
 def _paths(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
-        if not (folder / SINGLE).is_file():
+        if not (folder / WHOLE).is_file():
             raise HuggingFaceError(
-                f"{folder} has neither {SINGLE} nor {INDEX}: there are no weights in a form that"
+                f"{folder} has neither {WHOLE} nor {INDEX}: there are no weights in a form that"
                 " is read here"
             )
-        return [folder / SINGLE]
+        return [folder / WHOLE]
     index = read_json(folder / INDEX, HuggingFaceError, {"weight_map": {str: str}}, _REMEDY)
     names = sorted(set(index["weight_map"].values()))
     for name in names:
