@@ -336,9 +336,8 @@ def _check_tokenizer(data: Data, info: dict[str, Any], folder: Path) -> None:
     if not is_given(data):
         same = data.tokenizer == made_by
     else:
-        tokenizer = load_tokenizer(
-            data.tokenizer if data.tokenizer != made_by or Path(data.tokenizer).exists() else folder
-        )
+        there = Path(data.tokenizer).expanduser().exists()
+        tokenizer = load_tokenizer(data.tokenizer if data.tokenizer != made_by or there else folder)
         check_size(tokenizer, data)
         same = tokenizer.fingerprint == info["tokenizer"]
         RowsError.require(

@@ -63,7 +63,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Raises:
       TokenizerError: the file is absent, damaged or of another kind.
     """
-    path = Path(released.folder_of(path) or path)
+    path = Path(released.folder_of(path) or path).expanduser()
     if path.is_dir() or not path.suffix:
         path = next((path / name for name in FILES if (path / name).exists()), path / FILES[0])
     try:
