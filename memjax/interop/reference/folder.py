@@ -112,11 +112,11 @@ def import_checkpoint(
       FolderError: `out` exists and is not empty.
     """
     out = new_folder(out, FolderError)
-    said = read_spec(spec)
+    given = read_spec(spec)
     tensors, converted = read_state_dict(state)
     try:
-        config = to_config(said)
-        _, variables = import_state_dict(tensors, said)
+        config = to_config(given)
+        _, variables = import_state_dict(tensors, given)
     except SpecError as error:
         raise SpecError(f"{spec}: {error}") from error
     except StateDictError as error:
@@ -126,7 +126,7 @@ def import_checkpoint(
     if unused:
         with writing(out / UNUSED_FILE):
             save_tensors(out / UNUSED_FILE, unused)
-    write_json(out / SPEC_FILE, said, indent=1)
+    write_json(out / SPEC_FILE, given, indent=1)
     meta = {"stage": STAGE, "step": 0, "config": to_json(config), "tokenizer": "", "next_row": 0}
     with Checkpoints(out / "stages" / STAGE / "checkpoints") as checkpoints:
         step = {"step": jnp.int32(0)}
@@ -134,7 +134,7 @@ def import_checkpoint(
     # Written last: without it the folder is no workdir.
     write_text(out / "config.json", to_json(config))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return Imported(family(said), parameters, tuple(unused), converted)
+    return Imported(family(given), parameters, tuple(unused), converted)
 
 
 def export_checkpoint(folder: str | os.PathLike, out: str | os.PathLike, stage: str = STAGE) -> int:
