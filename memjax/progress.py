@@ -10,7 +10,7 @@ import contextvars
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console
@@ -185,11 +185,9 @@ def track(iterable: Iterable[Item], name: str, total: int | None = None) -> Iter
     Args:
       iterable: what to loop over.
       name: a word or two that describe the loop.
-      total: the number of items; by default the length of `iterable`.
+      total: the number of items; by default the length of `iterable`, which must have one.
     """
-    if total is None:
-        total = len(iterable) if isinstance(iterable, Sized) else 0
-    with bar(name, total) as shown:
+    with bar(name, len(cast(Sized, iterable)) if total is None else total) as shown:
         for item in iterable:
             yield item
             shown.advance()

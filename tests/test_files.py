@@ -24,6 +24,7 @@ from memjax.files import (
     entries,
     explain,
     locked,
+    new_folder,
     read_json,
     read_manifest,
     regular,
@@ -48,6 +49,19 @@ def kill_half_way(atomic, name):
 def make_empty(atomic):
     with atomic:
         pass
+
+
+def test_a_new_folder_is_absent_or_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert new_folder("~/absent", MemjaxError) == tmp_path / "absent"
+    (tmp_path / "a").mkdir()
+    assert new_folder("~/a", MemjaxError) == tmp_path / "a"
+    (tmp_path / "a" / "file").touch()
+    for taken in ("~/a", "~/a/file"):
+        with pytest.raises(MemjaxError, match=f"{taken}: is there already, expected a new or"):
+            new_folder(taken, MemjaxError)
+    with pytest.raises(OSError, match="an address"):
+        new_folder("gs://bucket/a", MemjaxError)
 
 
 def test_the_checksum_is_that_of_the_contents(tmp_path):

@@ -20,6 +20,8 @@ def test_items_pass_unchanged_and_are_counted():
     with recorder.active():
         assert list(track("abc", "letters")) == ["a", "b", "c"]
         assert list(track(iter("ab"), "some", 5)) == ["a", "b"]
+        with pytest.raises(TypeError, match="has no len"):
+            next(track(iter("ab"), "some"))
     assert recorder.bars == {"letters": [1, 1, 1], "some": [1, 1]}
     assert recorder.totals == {"letters": 3, "some": 5}
 

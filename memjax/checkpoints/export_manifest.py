@@ -17,13 +17,12 @@ from memjax.config import Config
 from memjax.data.tokenizers import FILES as TOKENIZERS
 from memjax.errors import few
 from memjax.files import check_seal, read_json, sealed
+from memjax.files.tensors import WHOLE
 from memjax.version import __version__
 
 FORMAT_VERSION = 1
 LIBRARY = "memjax"
-MANIFEST, INDEX, CARD = "config.json", "model.safetensors.index.json", "README.md"
-WHOLE = "model.safetensors"
-"""The weights' file where there is one."""
+MANIFEST, CARD = "config.json", "README.md"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 """Dtypes of weights, and their names in safetensors."""

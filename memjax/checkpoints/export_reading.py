@@ -17,10 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from memjax.checkpoints.export_manifest import (
     DTYPES,
-    INDEX,
     MANIFEST,
     REMEDY,
-    WHOLE,
     ExportError,
     Manifest,
     read_manifest,
@@ -29,6 +27,7 @@ from memjax.checkpoints.reading import attempt
 from memjax.config import Config
 from memjax.data import Tokenizer, TokenizerError, load_tokenizer
 from memjax.files import check_size, read_json, verify
+from memjax.files.tensors import INDEX, WHOLE
 from memjax.models import build, example
 
 _SHOWN = 3

@@ -19,22 +19,20 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import save_file
 
 from memjax.checkpoints.export_manifest import (
     CARD,
     DTYPES,
-    INDEX,
     MANIFEST,
     SHARD,
-    WHOLE,
     ExportError,
     Manifest,
 )
 from memjax.checkpoints.export_reading import model_shapes, shapes_of
 from memjax.config import Config
 from memjax.data import Tokenizer
-from memjax.files import atomic_dir, entries, local, write_json
+from memjax.files import atomic_dir, entries, new_folder, write_json
+from memjax.files.tensors import INDEX, WHOLE, save_tensors
 
 GIGABYTE = 10**9
 SHARD_BYTES = 5 * GIGABYTE
@@ -68,8 +66,7 @@ def write_export(
       ExportError: `out` is taken, or a setting cannot be.
       OSError: `out` is in a bucket.
     """
-    check_out(out, dtype, shard_bytes)
-    out = local(out).absolute()
+    out = check_out(out, dtype, shard_bytes).absolute()
     with atomic_dir(out, sync=True) as temporary:
         files = _write_files(config, stage, params, tokenizer, temporary, dtype, shard_bytes)
         count = sum(math.prod(shape) for shape in shapes_of(params).values())
@@ -78,23 +75,21 @@ def write_export(
         (temporary / MANIFEST).write_bytes(manifest.to_bytes())
         if card:
             (temporary / CARD).write_text(card, encoding="utf-8")
-        # Safetensors lets none but the owner read what it writes.
-        for path in temporary.iterdir():
-            path.chmod((temporary / MANIFEST).stat().st_mode)
     return manifest
 
 
-def check_out(out: str | os.PathLike, dtype: str, shard_bytes: int) -> None:
-    """Raise ExportError where an export cannot be written to `out` in this form."""
-    path = local(out)
-    ExportError.require(
-        not path.exists() or (path.is_dir() and not any(path.iterdir())),
-        f"{out}: is there already; give --out a new folder, or delete it first",
-    )
+def check_out(out: str | os.PathLike, dtype: str, shard_bytes: int) -> Path:
+    """Return the local path of `out`, to which an export can be written in this form.
+
+    Raises:
+      ExportError: it cannot be.
+    """
+    path = new_folder(out, ExportError)
     ExportError.require(
         dtype in DTYPES, f"dtype={dtype!r}: weights are written as {' or '.join(DTYPES)}"
     )
     ExportError.require(shard_bytes > 0, f"shard_bytes={shard_bytes}: a file has a byte or more")
+    return path
 
 
 def _write_files(
@@ -120,7 +115,7 @@ def _write_files(
     for name, paths in zip(names, shards, strict=True):
         # One file's tensors at a time leave the devices.
         arrays = {x: np.ascontiguousarray(np.asarray(params[x]).astype(kind)) for x in paths}
-        save_file(arrays, folder / name)
+        save_tensors(folder / name, arrays)
     if len(shards) > 1:
         weight_map = {
             path: name for name, paths in zip(names, shards, strict=True) for path in paths

@@ -35,7 +35,7 @@ PLACES = (
     "give a workdir of `memjax train`, a stage's folder in it, that folder's `checkpoints`,"
     " or one step of these"
 )
-SAID = ("stage", "config", "tokenizer", "seconds", "next_row")
+WRITTEN = ("stage", "config", "tokenizer", "seconds", "next_row")
 """Keys of the metadata that training writes, beside step and format."""
 _STAGE = re.compile(r"^stages\.[^.]*\.")
 
@@ -87,10 +87,10 @@ class Contents:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON, for programs."""
-        said = ("step", "stage", "format_version", "tokenizer", "seconds", "next_row")
+        keys = ("step", "stage", "format_version", "tokenizer", "seconds", "next_row")
         return {
             "path": str(self.path),
-            **{key: self.meta.get(key) for key in said},
+            **{key: self.meta.get(key) for key in keys},
             "steps": self.steps,
             "stages": self.stages,
             "family": self.stage["family"],
@@ -176,7 +176,7 @@ def _last(folder: epath.Path, stages: Mapping[str, list[int]]) -> str:
 
 def _contents(path: epath.Path, steps: list[int], stages: dict[str, list[int]]) -> Contents:
     meta = read_meta(path)
-    require_keys(meta, SAID, path)
+    require_keys(meta, WRITTEN, path)
     found, why = attempt(lambda: _describe(path))
     CheckpointError.require(
         found is not None, f"{path}: the metadata of its arrays cannot be read ({why})"

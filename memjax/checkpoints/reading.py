@@ -37,6 +37,9 @@ ITEMS = ("params", "optimizer", "meta")
 BUCKETS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 """From the scheme of a bucket's path to the package that reads and writes it."""
 
+Step = int | Literal["best"] | None
+"""A checkpoint of a stage: that of a step, the best one that was kept, or the last."""
+
 
 class CheckpointError(MemjaxError):
     """A checkpoint is absent, damaged or of another model; the message names the folder."""
@@ -48,7 +51,7 @@ class FormatError(CheckpointError):
 
 def load_params(
     folder: str | os.PathLike,
-    step: int | Literal["best"] | None = None,
+    step: Step = None,
     place: Callable[[Any], Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return parameters and metadata of one checkpoint, on any machine.
@@ -89,19 +92,25 @@ def read_params(path: epath.Path, place: Callable[[Any], Any] | None = None) -> 
     return merge_lora(params)
 
 
-def load_sound(folder: str | os.PathLike) -> tuple[epath.Path, dict[str, Any], Config]:
-    """Return path, metadata and config of the last checkpoint whose model is what was written.
+def load_sound(
+    folder: str | os.PathLike, step: Step = None
+) -> tuple[epath.Path, dict[str, Any], Config]:
+    """Return path, metadata and config of a checkpoint whose model is what was written.
 
-    Later ones, which are damaged, are logged. Parameters and metadata are verified.
+    Parameters and metadata are verified.
+
+    Args:
+      folder: as in `load_params`.
+      step: which one; by default the last that is not damaged. Later ones are logged.
 
     Raises:
       CheckpointError: there is none.
     """
     folder = absolute(folder)
-    _chosen(folder, None)
+    last = _chosen(folder, step)
     damaged: dict[epath.Path, CheckpointError] = {}
-    for step in reversed(finished_steps(folder)):
-        path = folder / str(step)
+    for number in reversed(finished_steps(folder)) if step is None else (last,):
+        path = folder / str(number)
         try:
             meta = read_meta(path)
             require_keys(meta, ("stage", "config", "tokenizer"), path)
@@ -111,7 +120,7 @@ def load_sound(folder: str | os.PathLike) -> tuple[epath.Path, dict[str, Any], C
             damaged[path] = error
             continue
         for error in damaged.values():
-            _LOG.warning("%s; that of step %d is used", error, step)
+            _LOG.warning("%s; that of step %d is used", error, number)
         return path, meta, config
     raise next(iter(damaged.values()))
 
@@ -244,7 +253,7 @@ def score(name: str, metrics: Mapping[str, float] | None) -> float:
     return value if name.endswith("/accuracy") else -value
 
 
-def _chosen(folder: epath.Path, step: int | Literal["best"] | None) -> int:
+def _chosen(folder: epath.Path, step: Step) -> int:
     steps = finished_steps(folder)
     there = ", ".join(map(str, steps)) or "none"
     of_step = f" of step {step}" if isinstance(step, int) else ""
@@ -255,6 +264,7 @@ def _chosen(folder: epath.Path, step: int | Literal["best"] | None) -> int:
     if step != "best":
         return steps[-1] if step is None else step
     metas = {number: read_meta(folder / str(number)) for number in steps}
+    require_keys(metas[steps[-1]], ("config",), folder / str(steps[-1]))
     config = parse_json(metas[steps[-1]]["config"], folder, CheckpointError)
     name = str(config.get("checkpoint_best"))
     scores = {number: score(name, meta.get("metrics")) for number, meta in metas.items()}

@@ -18,7 +18,7 @@ class Schedule:
     agree: Callable[[bool], bool] = bool
     """Maps this process's decision to one that holds for all. Processes that save together must
     decide alike; they take a broadcast from the first of them."""
-    ask_every: int = 1
+    clock_every: int = 1
     """Steps between two checks of the clock: `agree` waits for the device."""
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class Schedule:
         """
         late = (
             self.minutes > 0
-            and step % self.ask_every == 0
+            and step % self.clock_every == 0
             and self.agree(self.clock() - self._last >= 60 * self.minutes)
         )
         return late or step % self.steps == 0

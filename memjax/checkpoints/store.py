@@ -19,6 +19,7 @@ from memjax.checkpoints.store_file import Contents, read_store, write_store
 from memjax.checkpoints.store_records import (
     DOCUMENTS_LIMIT,
     INTEGER,
+    NAMES_LIMIT,
     SCALE_SUFFIX,
     SPAN_FIELDS,
     EncoderProvenance,
@@ -28,6 +29,7 @@ from memjax.checkpoints.store_records import (
     check_documents,
     check_spans,
     leaf_rows,
+    name_bytes,
 )
 from memjax.files import local
 from memjax.models.memory import Memories
@@ -79,6 +81,7 @@ class MemoryStore:
         """
         self.provenance, self.dtype, self.documents = provenance, dtype, list(documents)
         self._parts = [part or _Part.empty(provenance, dtype)]
+        self._counted = self._names = 0  # Documents, and bytes of their names.
 
     def __repr__(self) -> str:
         """Return its size and dtype."""
@@ -95,7 +98,7 @@ class MemoryStore:
         Raises:
           IndexError: a number is out of range.
         """
-        index = index if isinstance(index, slice) else np.asarray(index, INTEGER).reshape(-1)
+        index = _rows(index, len(self))
         leaves, spans = self._whole()
         if self.provenance.kind == "bank":
             leaves = {name: leaf[index] for name, leaf in leaves.items()}
@@ -134,11 +137,13 @@ class MemoryStore:
         """
         leaves, spans = self._whole()
         bank = self.provenance.kind == "bank"
-        numbers = np.arange(len(spans) if bank else len(self.documents))[index]
+        rows = len(spans) if bank else len(self.documents)
+        index = _rows(index, rows)
+        numbers = np.arange(rows)[index]
         count = len(numbers) if bank else int(np.isin(spans[:, 0], numbers).sum())
-        rows = {name: leaf[index] for name, leaf in leaves.items()}
+        own = {name: leaf[index] for name, leaf in leaves.items()}
         wide = {
-            name: widened(rows[name], rows.get(name + SCALE_SUFFIX), shape[-1])
+            name: widened(own[name], own.get(name + SCALE_SUFFIX), shape[-1])
             for name, shape in self.provenance.leaves.items()
         }
         return Memories(wide, count, self.provenance.kind)
@@ -178,7 +183,7 @@ class MemoryStore:
 
         Raises:
           StoreError: shapes do not fit, a number is not finite, a chunk lies outside its document,
-            or the document is impossible; nothing is added.
+            or the document is impossible or one too many; nothing is added.
         """
         new = isinstance(document, StoredDocument)
         number = len(self.documents) if new else self._number(document)
@@ -201,7 +206,7 @@ class MemoryStore:
 
         Raises:
           StoreError: the other store has another encoder, tokenizer or dtype, or there are too many
-            documents; nothing is added.
+            documents, or bytes of their names; nothing is added.
         """
         other.provenance.require_same(self.provenance, "extend")
         StoreError.require(
@@ -258,7 +263,8 @@ class MemoryStore:
     def _number(self, number: int) -> int:
         StoreError.require(
             0 <= number < len(self.documents),
-            f"document {number}: expected a number from 0 to {len(self.documents) - 1}",
+            f"document {number}: expected "
+            + (f"a number from 0 to {len(self.documents) - 1}" if self.documents else "none here"),
         )
         return int(number)
 
@@ -268,6 +274,20 @@ class MemoryStore:
             len(self.documents) + len(documents) <= DOCUMENTS_LIMIT,
             f"more documents than {DOCUMENTS_LIMIT}. Begin another store.",
         )
+        self._names += name_bytes(self.documents[self._counted :])
+        self._counted = len(self.documents)
+        StoreError.require(
+            self._names + name_bytes(documents) <= NAMES_LIMIT,
+            f"more than {NAMES_LIMIT} bytes of documents' names. Begin another store.",
+        )
+
+
+def _rows(index: slice | Sequence[int] | np.ndarray, count: int) -> slice | np.ndarray:
+    """Return the numbers, from 0 to `count` - 1, that NumPy selects; a slice stays one."""
+    if isinstance(index, slice):
+        return index
+    index = np.asarray(index)
+    return np.arange(count)[index if index.size else []].reshape(-1)
 
 
 def open_store(

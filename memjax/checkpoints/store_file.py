@@ -22,16 +22,16 @@ path in it is opened.
 Shapes: N chunk, D document, K vector of a chunk, E its width.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from memjax.checkpoints.store_columns import (
     packed_bytes,
@@ -65,6 +65,7 @@ from memjax.checkpoints.store_records import (
     tensor_layout,
 )
 from memjax.files import atomic_file, parse_json
+from memjax.files.tensors import read_header, save_tensors
 
 HEADER_LIMIT = 2**17
 """Bytes of the header, at most."""
@@ -101,22 +102,9 @@ def write_store(path: Path, contents: Contents) -> None:
     encoder = dataclasses.asdict(provenance)
     text = json.dumps({"format": FORMAT, "dtype": dtype, **counts, "encoder": encoder})
     with atomic_file(path, sync=True) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # Safetensors would let only the owner read the file.
-        save_file(tensors, temporary, {"memjax": text, "sha256": digest(text, tensors)})
-        temporary.chmod(mode)
-        _order_metadata(temporary)
-        read_store(temporary, verify=False)  # A store that could not be opened is not written.
-
-
-def _order_metadata(path: Path) -> None:
-    """Sort the metadata of a file, which safetensors writes in random order."""
-    with open(path, "r+b") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        stream.seek(8)
-        stream.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
+        save_tensors(temporary, tensors, {"memjax": text, "sha256": digest(text, tensors)})
+        with _refusing(path):
+            _read(temporary, verify=False)  # A store that could not be opened is not written.
 
 
 def read_store(path: Path, verify: bool) -> Contents:
@@ -129,11 +117,17 @@ def read_store(path: Path, verify: bool) -> Contents:
     Raises:
       StoreError: the file is absent, damaged or not a store.
     """
-    try:
+    with _refusing(path):
         return _read(path, verify)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Raise what fails in reading a store as a StoreError that names `path`."""
+    try:
+        yield
     except (OSError, RecursionError, SafetensorError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = "".join(c if c.isprintable() else "?" for c in reason[:300])
         raise StoreError(
             f"{path}: {reason}, expected a store of `memjax compress`. Compress the text again."
         ) from error
@@ -142,11 +136,7 @@ def read_store(path: Path, verify: bool) -> Contents:
 def _read(path: Path, verify: bool) -> Contents:
     # Opening a pipe would wait.
     StoreError.require(path.is_file() or not path.exists(), "not a file")
-    with open(path, "rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-    StoreError.require(
-        header <= HEADER_LIMIT, f"a header of {header} bytes, of which {HEADER_LIMIT} are read"
-    )
+    header = read_header(path, HEADER_LIMIT)
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
         slices = {name: file.get_slice(name) for name in file.offset_keys()}
@@ -162,7 +152,7 @@ def _read(path: Path, verify: bool) -> Contents:
             name in layout and found.get(name) == (SAFETENSORS[kind.name], shape),
             f"tensor {name[:60]!r} is {found.get(name, 'absent')}",
         )
-    raw, place, tensors = np.memmap(path, np.uint8, "r"), 8 + header, {}
+    raw, place, tensors = np.memmap(path, np.uint8, "r"), len(header), {}
     for name in found:  # Safetensors lie without gaps, in this order.
         kind, shape = layout[name]
         end = place + kind.itemsize * int(np.prod(shape))

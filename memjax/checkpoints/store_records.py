@@ -14,12 +14,11 @@ from jaxtyping import Int
 
 from memjax.checkpoints.rounding import DTYPES, SCALES, stored_width
 from memjax.errors import MemjaxError
+from memjax.files.json_values import LARGEST
 from memjax.models.memory import KINDS
 
 INTEGER = np.dtype("<i8")
 SPAN_FIELDS = ("document", "token_start", "tokens", "byte_start", "byte_end")
-LARGEST = 2**53
-"""The largest integer of a store: sums of a few stay below 2**63, and JSON keeps them exact."""
 NAME_LIMIT = 1024
 """Characters of a document's name and of a path, at most."""
 _DEPTH = 4
@@ -180,6 +179,11 @@ def check_documents(documents: Sequence[StoredDocument]) -> None:
             )
         if not all(0 <= size <= LARGEST for size in sizes):
             raise StoreError(f"document {name}: sizes {sizes}, expected 0 to {LARGEST}")
+
+
+def name_bytes(documents: Sequence[StoredDocument]) -> int:
+    """Return the bytes of the documents' names, one per line."""
+    return sum(len(document.name.encode()) + 1 for document in documents)
 
 
 def documents_of(sizes: Int[np.ndarray, "D 3"], names: bytes) -> list[StoredDocument]:

@@ -13,6 +13,7 @@ from memjax.config.choices import (
     DTYPES,
     EXPANSIONS,
     FEATURES,
+    HUGGINGFACE,
     LAYOUTS,
     LR_SCHEDULES,
     MEMORY_INJECTIONS,
@@ -133,9 +134,10 @@ READERS = {
 require = ConfigError.require
 
 
-def one_of(value: str, allowed: tuple[str, ...], key: str) -> None:
-    """Raise ConfigError unless a value is one of the allowed words."""
-    require(value in allowed, f"config.{key}: {value!r}, expected one of {', '.join(allowed)}")
+def of_another_run(init_from: str) -> bool:
+    """Return whether weights are a folder's, a Hugging Face model's or a released model's."""
+    outside = "/" in init_from or init_from.startswith(HUGGINGFACE)
+    return outside or init_from in released.names()
 
 
 def _check_values(settings: Any, prefix: str) -> None:
@@ -147,7 +149,7 @@ def _check_values(settings: Any, prefix: str) -> None:
     for name, allowed in CHOICES.get(kind, {}).items():
         value = getattr(settings, name)
         for word in value if isinstance(value, tuple) else (value,):
-            one_of(word, allowed, f"{prefix}{name}")
+            ConfigError.require_one_of(f"config.{prefix}{name}", word, allowed)
     for name, bounds in RANGES.get(kind, {}).items():
         check_range(f"{prefix}{name}", getattr(settings, name), bounds, ZERO.get(name, ""))
 
@@ -334,7 +336,7 @@ def check_backbone(backbone: Backbone, prefix: str) -> None:
 def _check_optimizer(optimizer: Optimizer) -> None:
     _check_values(optimizer, "optimizer.")
     for _, name in optimizer.rules:
-        one_of(name, OPTIMIZERS, "optimizer.rules")
+        ConfigError.require_one_of("config.optimizer.rules", name, OPTIMIZERS)
     for key in ("rate_rules", "decay_rules"):
         for pattern, value in getattr(optimizer, key):
             check_range(f"optimizer.{key}[{pattern!r}]", value, _FACTOR)
@@ -412,11 +414,7 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
         f"config.{prefix}init_part needs config.{prefix}init_from",
     )
     require(
-        not stage.init_from
-        or stage.init_from in earlier
-        or "/" in stage.init_from
-        or stage.init_from.startswith("hf:")
-        or stage.init_from in released.names(),
+        not stage.init_from or stage.init_from in earlier or of_another_run(stage.init_from),
         f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage"
         f" ({', '.join(earlier) or 'none'}), nor a released model"
         f" ({', '.join(released.names()) or 'none'}), nor a folder path",

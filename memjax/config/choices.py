@@ -96,6 +96,8 @@ PACKINGS: Mapping[str, tuple[str, str]] = {
 """
 FULL_PACKINGS = ("packed", "full_length_only")
 """Packings whose rows have no padding."""
+HUGGINGFACE = "hf:"
+"""The prefix of a model or a data set of Hugging Face."""
 LR_SCHEDULES = ("cosine", "linear", "constant")
 ATTENTIONS = ("auto", "xla", "splash")
 OPTIMIZERS = ("adamw", "muon")

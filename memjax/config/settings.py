@@ -382,7 +382,7 @@ class Config:
     checkpoint_best: str = ""
     """Metric on held-out rows, such as `next_token/nats`, whose best checkpoint is kept too.
 
-    Higher is better for accuracies, lower for nats.
+    Higher is better for accuracies, lower for nats. `memjax.load(PATH, STAGE, "best")` opens it.
     """
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=usual_evaluators)
     """Evaluations of every stage, by name."""

@@ -172,7 +172,7 @@ def _parsed(text: str, kind: Any, key: str) -> Any:
             parse = _PARSERS[typing.get_args(kind)[0]]
             return tuple(parse(word.strip()) for word in text.split(",") if word.strip())
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, KeyError) as error:
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
         if kind is Any:
             return text  # A dial; its family checks it.
         wanted = {Rules: _WORDS[Rules], _NUMBERS: "numbers with commas between them"}

@@ -174,6 +174,6 @@ def open_memories(folder: str | os.PathLike, split: str) -> RowMemories:
     Raises:
       MemoriesError: a file is absent, cut short or unreadable.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     info = read_manifest(folder / f"{split}.json", (FORMAT,), _REMEDY, MemoriesError, _SHAPE)
     return RowMemories.opened(folder, split, info)

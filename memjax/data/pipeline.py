@@ -15,6 +15,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -222,7 +223,7 @@ def open_attributions(path: str) -> np.ndarray:
       RowsError: the file is absent, not a .npy file, or of another shape.
     """
     try:
-        array = np.load(path, mmap_mode="r")
+        array = np.load(Path(path).expanduser(), mmap_mode="r")
     except (OSError, ValueError) as error:
         raise RowsError(
             f"config.data.attributions={path!r} cannot be read ({error}). Give a .npy file of"

@@ -37,8 +37,10 @@ from memjax.data.workers import run_blocks
 from memjax.files import check_seal, read_json, resumable_dir, sealed, write_json
 
 _LOG = logging.getLogger("memjax")
-_FORMAT = 2
-_READABLE = (1, 2)
+_FORMAT = 3
+"""Since format 3, a wrapped text without a blank line is split at line ends every few pages, not at
+each."""
+_READABLE = (1, 2, 3)
 _ADVICE = "Use another --workdir: a run's data must not change under its checkpoints"
 _REMEDY = "Delete the folder so that it is built again"
 _BEFORE = {"tokenizer_from": "", "rows": "packed", "skip_damaged": False}
@@ -334,9 +336,8 @@ def _check_tokenizer(data: Data, info: dict[str, Any], folder: Path) -> None:
     if not is_given(data):
         same = data.tokenizer == made_by
     else:
-        tokenizer = load_tokenizer(
-            data.tokenizer if data.tokenizer != made_by or Path(data.tokenizer).exists() else folder
-        )
+        there = Path(data.tokenizer).expanduser().exists()
+        tokenizer = load_tokenizer(data.tokenizer if data.tokenizer != made_by or there else folder)
         check_size(tokenizer, data)
         same = tokenizer.fingerprint == info["tokenizer"]
         RowsError.require(
@@ -352,6 +353,11 @@ def _check_tokenizer(data: Data, info: dict[str, Any], folder: Path) -> None:
 
 
 def _other_text(data: Data, info: dict[str, Any], folder: Path, found: dict[str, Any]) -> RowsError:
+    if info["format"] < _FORMAT and info["characters"] == found["characters"]:
+        return RowsError(
+            f"{folder}: built by an earlier memjax, which split config.data.corpus={data.corpus!r}"
+            f" into {info['documents']} documents, expected {found['documents']}. {_ADVICE}"
+        )
     other_python = "python-docs" in data.corpus and info["python"] != platform.python_version()
     why = f" with Python {info['python']}, not {platform.python_version()}," if other_python else ""
     return RowsError(

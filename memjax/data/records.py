@@ -17,7 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from memjax.errors import MemjaxError
-from memjax.files import atomic_file, verify
+from memjax.files import atomic_file, verify, writing
 
 _OPENERS = 32
 """Threads that open files to count their records."""
@@ -43,16 +43,75 @@ def locate(ends: Sequence[int], index: int) -> tuple[int, int]:
     return part, int(index) - (ends[part - 1] if part else 0)
 
 
+class RecordWriter:
+    """Writes records as groups of their own, uncompressed, to be read in any order.
+
+    Args:
+      file: the name of the file, for messages.
+      temporary: where it is written.
+    """
+
+    def __init__(self, file: Path, temporary: Path):
+        self._file, self._temporary, self._written = file, temporary, 0
+        self._writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+
+    def write(self, *records: bytes) -> None:
+        """Write records.
+
+        Raises:
+          OSError: the disk refuses.
+        """
+        with self._refusing():
+            for record in records:
+                self._writer.write(record)
+        self._written += len(records)
+
+    def close(self) -> None:
+        """End the file, and count its records: a disk may be full without an error.
+
+        Raises:
+          OSError: the disk refuses, or records are missing.
+        """
+        with self._refusing():
+            self._writer.close()
+            reader = _open(str(self._temporary))
+            stored = reader.num_records()
+            reader.close()
+        if stored != self._written:
+            raise OSError(
+                f"{self._file}: {stored} records on disk, expected {self._written}. Check whether"
+                " the disk is full"
+            )
+
+    def abandon(self) -> None:
+        """End a file that is to be removed."""
+        with contextlib.suppress(RuntimeError):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            with writing(self._file):
+                yield
+        except RuntimeError as error:
+            raise OSError(f"{self._file}: write failed ({error})") from error
+
+
 @contextlib.contextmanager
-def write_records(path: Path) -> Iterator[ArrayRecordWriter]:
+def write_records(path: Path) -> Iterator[RecordWriter]:
     """Yield a writer of a file that appears whole when the block ends well.
 
-    Every record is a group of its own, uncompressed, to be read in any order.
+    Raises:
+      OSError: the disk refuses.
     """
     with atomic_file(path) as temporary:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        with contextlib.closing(writer):
+        writer = RecordWriter(path, temporary)
+        try:
             yield writer
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
 
 
 class Records:

@@ -8,7 +8,6 @@ own, which `{split}.json` lists with its weight.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from memjax.data.packing import Layout, RowMaker, RowsError, check_side, read_records
-from memjax.data.records import RowArrays, locate
+from memjax.data.records import RecordWriter, RowArrays, locate
 from memjax.data.tokenizers.base import Tokenizer
-from memjax.files import entries, read_manifest, require_inside, sealed, writing
+from memjax.files import entries, read_manifest, require_inside, sealed
 
 FORMAT = 2
 _READABLE = (1, 2)
@@ -50,7 +48,7 @@ class Shard:
         self._file, self._temporary = file, file.with_name(f".{file.name}.{os.getpid()}.tmp")
         self._maker = RowMaker(layout, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocabulary)
         self._byte_lengths, self._bytes = tokenizer.byte_lengths, 0
-        self._writer: Any = None
+        self._writer: RecordWriter | None = None
 
     def add(self, arrays: Sequence[np.ndarray]) -> None:
         """Write the rows that documents [tokens] fill.
@@ -63,15 +61,9 @@ class Shard:
         if not len(rows):
             return
         if self._writer is None:
-            # One row per group, as rows are read in shuffled order; they are too short to compress.
-            self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
+            self._writer = RecordWriter(self._file, self._temporary)
         self._bytes += int(self._byte_lengths[rows].sum())
-        try:
-            with writing(self._file):
-                for row in rows:
-                    self._writer.write(row.tobytes())
-        except RuntimeError as error:
-            raise OSError(f"{self._file}: write failed ({error})") from error
+        self._writer.write(*(row.tobytes() for row in rows))
 
     def finish(self) -> dict[str, Any]:
         """Move the file into place and return its description.
@@ -84,7 +76,8 @@ class Shard:
         """
         maker, files = self._maker, {}
         if self._writer is not None:
-            self._close()
+            writer, self._writer = self._writer, None
+            writer.close()
             entry = entries([self._temporary])[self._temporary.name]
             self._temporary.replace(self._file)
             files[self._file.name] = entry | {"rows": maker.rows}
@@ -98,28 +91,11 @@ class Shard:
             "files": files,
         }
 
-    def _close(self) -> None:
-        writer, self._writer = self._writer, None
-        try:
-            with writing(self._file):
-                writer.close()
-                reader = ArrayRecordReader(str(self._temporary))
-                stored = reader.num_records()
-                reader.close()
-        except RuntimeError as error:
-            raise OSError(f"{self._file}: write failed ({error})") from error
-        if stored != self._maker.rows:
-            raise OSError(
-                f"{self._file}: {stored} rows on disk, expected {self._maker.rows}. Check whether"
-                " the disk is full"
-            )
-
     def abandon(self) -> None:
         """Remove what `finish` did not move."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            with contextlib.suppress(RuntimeError):  # The file is removed anyway.
-                writer.close()
+            writer.abandon()
         self._temporary.unlink(missing_ok=True)
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.checkpoints import load_params
+from memjax.checkpoints.reading import load_sound, read_params
 from memjax.config import Config, Stage
 from memjax.evaluation.evaluators import open_evaluators
 from memjax.evaluation.evaluators.held_out import BASE, COPY_BASE, held_out
@@ -115,7 +115,8 @@ def headline(results: dict[str, Any], final: str, controls: tuple[str, ...]) -> 
 
 def _evaluate_model(run: Run, name: str) -> dict[str, Any]:
     """Return the numbers of all evaluators of the end of the run, for one stage."""
-    params, _ = load_params(run.checkpoints(name), place=run.places)
+    path, _, _ = load_sound(run.checkpoints(name), run.config.stages[name].steps)
+    params = read_params(path, run.places)
     found: dict[str, Any] = {}
     for evaluator in open_evaluators(run, name, training=False):
         found |= evaluator.evaluate(params, found)

@@ -65,6 +65,21 @@ def local(path: str | os.PathLike) -> Path:
     return Path(path).expanduser()
 
 
+def new_folder(path: str | os.PathLike, error: type[ValueError]) -> Path:
+    """Return the local path of a folder that is absent or empty.
+
+    Raises:
+      error: something is there.
+      OSError: it is an address.
+    """
+    folder = local(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise error(
+            f"{path}: is there already, expected a new or empty folder. Delete it or use another"
+        )
+    return folder
+
+
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, on disk or in a bucket, as 64 hex digits."""
     digest = hashlib.sha256()

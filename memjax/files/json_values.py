@@ -15,7 +15,7 @@ from memjax.files.atomic import regular
 JSON_LIMIT, JSON_DEPTH = 2**26, 64
 """Bytes of a JSON file and levels of its value, at most."""
 LARGEST = 2**53
-"""The largest whole number that is read from JSON."""
+"""The largest whole number that is read: sums of a few stay below 2**63, and floats hold it."""
 Error = type[ValueError]
 
 

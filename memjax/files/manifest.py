@@ -11,7 +11,7 @@ from typing import Any
 from memjax.files.atomic import sha256
 from memjax.files.json_values import Error, ending, read_json
 
-NAME_LIMIT = 255
+_FILE_NAME = 255
 """Bytes of a file's name, at most, on most file systems."""
 
 
@@ -65,7 +65,7 @@ def check_seal(info: Mapping[str, Any], path: Path, remedy: str, error: Error) -
 def require_inside(name: str, where: object, remedy: str, error: Error) -> None:
     """Raise `error` if a name that the file `where` lists leads out of its folder."""
     outside = {"..", ".", "", "/"} & {*Path(name).parts, name}
-    if outside or "\0" in name or len(name.encode()) > NAME_LIMIT:
+    if outside or "\0" in name or len(name.encode()) > _FILE_NAME:
         raise error(f"{where}: file {name[:80]!r}, expected one beside it{ending(remedy)}")
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from memjax.checkpoints import CheckpointError
 from memjax.checkpoints.export_writing import SHARD_BYTES, write_export
+from memjax.checkpoints.reading import Step
 from memjax.checkpoints.store import MemoryStore
 from memjax.checkpoints.store_records import EncoderProvenance, StoreError
 from memjax.config import Config, Stage
@@ -414,7 +415,7 @@ def _require_opened(memories: object) -> None:
     )
 
 
-def load(path: str | os.PathLike, stage: str = "") -> TrainedModel:
+def load(path: str | os.PathLike, stage: str = "", step: Step = None) -> TrainedModel:
     """Load a trained model.
 
     Args:
@@ -427,13 +428,15 @@ def load(path: str | os.PathLike, stage: str = "") -> TrainedModel:
         - the name of a released model, if the package has any (`memjax/released`);
         - `hf:FOLDER`, a Llama or Qwen3 of Hugging Face.
       stage: the stage of a workdir; by default the last of its curriculum.
+      step: the step of a stage's checkpoint, or `best`, the one that config.checkpoint_best kept;
+        by default the last.
 
     Raises:
       CheckpointError: there is no trained stage at `path`, it cannot be read, or its files do not
         belong together.
       TokenizerError: the tokenizer cannot be read.
     """
-    found = open_stage(path, stage)
+    found = open_stage(path, stage, step=step)
     return TrainedModel(
         module=build(found.config, found.settings),
         tokenizer=found.read_tokenizer(),

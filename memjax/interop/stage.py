@@ -25,16 +25,17 @@ from memjax.checkpoints.export_manifest import MANIFEST, ExportError, is_manifes
 from memjax.checkpoints.export_reading import Place, read_export
 from memjax.checkpoints.reading import (
     CheckpointError,
+    Step,
     absolute,
     load_sound,
     read_params,
     trained_stages,
 )
-from memjax.config import Config, Stage
+from memjax.config import HUGGINGFACE, Config, Stage
 from memjax.data import Tokenizer, load_tokenizer
 from memjax.data.tokenizers import FILES as TOKENIZERS
 from memjax.files import read_json
-from memjax.interop.huggingface.settings import PREFIX, HuggingFaceError, folder_of
+from memjax.interop.huggingface.settings import HuggingFaceError, folder_of
 from memjax.interop.huggingface.weights import Pretrained, open_pretrained, pretrained_config
 from memjax.models import Encoder
 
@@ -70,7 +71,9 @@ class StoredStage:
         return self.config.stages[self.name]
 
 
-def open_stage(path: str | os.PathLike, stage: str = "", vocab_size: int = 0) -> StoredStage:
+def open_stage(
+    path: str | os.PathLike, stage: str = "", vocab_size: int = 0, step: Step = None
+) -> StoredStage:
     """Open the trained stage at a path; reads no weights.
 
     Args:
@@ -79,6 +82,8 @@ def open_stage(path: str | os.PathLike, stage: str = "", vocab_size: int = 0) ->
       stage: the stage of a workdir; by default the last of its curriculum.
       vocab_size: rows of the token table for `hf:FOLDER`; by default the files' or the tokenizer's,
         whichever are more.
+      step: the step of a stage's checkpoint, or `best`, the one that config.checkpoint_best kept;
+        by default the last.
 
     Raises:
       CheckpointError: there is no trained stage at `path`, it cannot be read, or its files do not
@@ -90,7 +95,9 @@ def open_stage(path: str | os.PathLike, stage: str = "", vocab_size: int = 0) ->
     elif folder_of(str(path)):
         found = _open_huggingface(str(path), vocab_size)
     else:
-        found = _open_folder(str(path), stage)
+        found = _open_folder(str(path), stage, step)
+    if step not in (None, "best", found.step):
+        raise CheckpointError(f"{path}: step {found.step}, expected {step}. Leave the step out.")
     if stage not in ("", found.name):
         raise CheckpointError(
             f"{path}: stage {found.name}, expected {stage}. Leave the stage out, or pass the"
@@ -152,7 +159,7 @@ def check_tokenizer(
         )
 
 
-def _open_folder(path: str, stage: str) -> StoredStage:
+def _open_folder(path: str, stage: str, step: Step) -> StoredStage:
     remote = path if "://" in path else ""
     here = Path(remote.partition("://")[2] or path).expanduser()
     described: dict[str, Any] = {}
@@ -176,15 +183,15 @@ def _open_folder(path: str, stage: str) -> StoredStage:
                 f"{path}: stage {name!r} has no checkpoint, expected {there}. Name a trained stage,"
                 " or train this one by `memjax train`."
             )
-        return _open_checkpoint(path, here / "stages" / name, kept / "stages" / name)
+        return _open_checkpoint(path, here / "stages" / name, kept / "stages" / name, step)
     if (kept / "checkpoints").is_dir():
-        return _open_checkpoint(path, here, kept)
+        return _open_checkpoint(path, here, kept, step)
     raise CheckpointError(_mistake(path, here, kept, described))
 
 
-def _open_checkpoint(path: str, here: Path, kept: epath.Path) -> StoredStage:
+def _open_checkpoint(path: str, here: Path, kept: epath.Path, step: Step) -> StoredStage:
     """Open the folder of a stage: `here` on this machine, with its checkpoints at `kept`."""
-    checkpoint, meta, config = load_sound(kept / "checkpoints")
+    checkpoint, meta, config = load_sound(kept / "checkpoints", step)
     data = here.absolute().parent.parent / "data"
 
     def read_tokenizer() -> Tokenizer | None:
@@ -267,7 +274,7 @@ def _mistake(path: str, here: Path, kept: epath.Path, described: dict[str, Any])
     if here.is_file():
         return f"{path}: a file, expected {_kinds()}. memjax.open_store opens a store of memories."
     if "model_type" in described:
-        return f"{path}: a Hugging Face folder, expected its prefix. Pass {PREFIX}{path}."
+        return f"{path}: a Hugging Face folder, expected its prefix. Pass {HUGGINGFACE}{path}."
     for folder in kept.parents:
         stages = trained_stages(folder)
         if not stages:

@@ -5,9 +5,8 @@ A setting or quirk that no stage of the run reads is refused. Errors name the ke
 
 from collections.abc import Mapping
 
-from memjax import released
 from memjax.config import Config, ConfigError, Model, Stage
-from memjax.config.checks import divisors_near, one_of
+from memjax.config.checks import divisors_near, of_another_run
 from memjax.layers import MIXERS
 from memjax.models.registry import FAMILIES, can, families_that, find
 
@@ -49,7 +48,9 @@ def _check_model(model: Model, families: set[str]) -> None:
         " config.model.readout='memory_tokens': one position gives one vector",
     )
     for part in ("encoder", "decoder", "reconstructor"):
-        one_of(getattr(model, part).kind, tuple(MIXERS), f"model.{part}.kind")
+        ConfigError.require_one_of(
+            f"config.model.{part}.kind", getattr(model, part).kind, tuple(MIXERS)
+        )
         others = sorted(family for family in families if part in find(family).untied)
         ConfigError.require(
             not getattr(model, part).tie_embeddings or not others,
@@ -108,14 +109,11 @@ def _check_noise(config: Config) -> None:
         " config.model.compat, which bypasses the bottleneck",
     )
     # An encoder trained with the quirk in another run computes another function without it.
-    taken = any(
-        "/" in stage.init_from or stage.init_from in released.names()
-        for stage in config.stages.values()
-    )
+    taken = any(of_another_run(stage.init_from) for stage in config.stages.values())
     ConfigError.require(
         "residual_noise" not in model.compat or model.noise > 0 or taken,
         f"config.model.noise={model.noise}, expected a number greater than 0 for residual_noise of"
-        " config.model.compat. Only a stage with a folder of another run as init_from may have 0",
+        " config.model.compat. Only with another run's weights as init_from may it be 0",
     )
 
 

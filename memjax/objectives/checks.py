@@ -6,7 +6,6 @@ from typing import Any
 from memjax import config as settings
 from memjax import models
 from memjax.config import Config, ConfigError, Stage
-from memjax.config.checks import one_of
 from memjax.files import parse_json
 from memjax.models import can, find
 from memjax.objectives.registry import OBJECTIVES
@@ -47,7 +46,7 @@ def check(config: Config) -> None:
         names = {name for stage in config.stages.values() for name in stage.objectives}
         kept = sorted(name for name in names if name in OBJECTIVES and is_measured(name))
         numbers = tuple(f"{name}/{kind}" for name in kept for kind in ("nats", "accuracy"))
-        one_of(config.checkpoint_best, numbers, "checkpoint_best")
+        ConfigError.require_one_of("config.checkpoint_best", config.checkpoint_best, numbers)
     for name, stage in config.stages.items():
         _check_stage(config, stage, f"config.stages.{name}")
 
@@ -60,7 +59,7 @@ def is_measured(name: str) -> bool:
 def _check_stage(config: Config, stage: Stage, key: str) -> None:
     known = of_family(stage.family)
     for name in stage.objectives:
-        one_of(name, known, f"{key.removeprefix('config.')}.objectives")
+        ConfigError.require_one_of(f"{key}.objectives", name, known)
     weighed = [name for name in stage.objectives if OBJECTIVES[name].reads_attribution]
     ConfigError.require(
         not weighed or config.data.attributions,

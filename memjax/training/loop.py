@@ -126,7 +126,7 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
             config.checkpoint_every,
             config.checkpoint_minutes,
             agree=agreed,
-            ask_every=config.log_every,
+            clock_every=config.log_every,
         )
         trace = stack.enter_context(Trace(run.profile, run.folder(name) / "profile"))
         stack.enter_context(jax.set_mesh(mesh))

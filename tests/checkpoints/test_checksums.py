@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import memjax
 from memjax.checkpoints import CheckpointError, Checkpoints, load_params
 from memjax.checkpoints.checksums import CHECKSUMS, seal, verify
 from memjax.checkpoints.inspect import inspect_checkpoint
@@ -190,6 +191,33 @@ def test_a_stage_is_opened_at_its_last_whole_checkpoint(
     flip(largest(damaged.parent / "8"))
     with pytest.raises(CheckpointError, match=f"{damaged}: .* cannot be read .params/.*sha256"):
         open_stage(workdir)
+
+
+def test_a_stage_is_opened_at_a_step_or_at_its_best(workdir: Path) -> None:
+    last = workdir / "stages" / "combined" / "checkpoints" / "9"
+    shutil.copytree(last.parent / "8", last)
+    for path, nats in ((last.parent / "8", 2.0), (last, 3.0)):
+        file = path / "meta" / "metadata"
+        meta = json.loads(file.read_text())
+        config = json.loads(meta["config"]) | {"checkpoint_best": "next_token/nats"}
+        meta |= {"step": int(path.name), "config": json.dumps(config)}
+        file.write_text(json.dumps(meta | {"metrics": {"next_token/nats": nats}}))
+        (path / CHECKSUMS).unlink()
+        seal(epath.Path(path))
+    for step, found in ((None, 9), (9, 9), (8, 8), ("best", 8)):
+        for path in (workdir, workdir / "stages" / "combined"):
+            assert open_stage(path, step=step).step == found
+    assert memjax.load(workdir, step="best").step == 8
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 .*steps there: 8, 9"):
+        open_stage(workdir, step=7)
+    flip(largest(last))
+    assert open_stage(workdir).step == 8
+    with pytest.raises(CheckpointError, match=f"{last}: .* cannot be read .params/.*sha256"):
+        open_stage(workdir, step=9)
+    memjax.load(workdir).save(workdir / "export")
+    assert open_stage(workdir / "export", step=8).step == 8
+    with pytest.raises(CheckpointError, match="export: step 8, expected 9"):
+        open_stage(workdir / "export", step=9)
 
 
 def test_files_in_a_bucket_are_sealed_and_verified(

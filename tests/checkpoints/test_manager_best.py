@@ -121,6 +121,10 @@ def test_without_a_number_to_go_by_nothing_is_best(tmp_path: Path) -> None:
         match=r"none of the checkpoints \(2\) is known to be best; .*config.checkpoint_best",
     ):
         load_params(tmp_path, "best")
+    with Checkpoints(tmp_path / "other", keep=1) as checkpoints:
+        checkpoints.save(1, PARAMS, OPTIMIZER, {})
+    with pytest.raises(CheckpointError, match="other/1: metadata without config, expected"):
+        load_params(tmp_path / "other", "best")
     with Checkpoints(tmp_path, keep=1, best=NATS) as checkpoints:
         assert save(checkpoints, 3, {NATS: 2.5}) == [2, 3], (
             "asked for later, it counts what was seen before"

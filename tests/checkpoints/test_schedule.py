@@ -39,7 +39,7 @@ def test_minutes_count_from_the_last_save_whatever_its_reason() -> None:
 
 def test_the_clock_is_looked_at_every_so_many_steps() -> None:
     clock = Clock()
-    schedule = Schedule(steps=5, minutes=1.0, clock=clock, ask_every=3)
+    schedule = Schedule(steps=5, minutes=1.0, clock=clock, clock_every=3)
     clock.seconds += 60.0
     assert [step for step in range(1, 10) if schedule.due(step)] == [3, 5, 6, 9]
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from memjax.checkpoints import store as store_module
+from memjax.checkpoints import store_file
 from memjax.checkpoints.rounding import DTYPES, SCALES, rounded, stored_width, widened
 from memjax.checkpoints.store import MemoryStore, open_store
 from memjax.checkpoints.store_records import StoredDocument, StoreError
@@ -222,6 +224,25 @@ def test_selections_keep_spans_and_documents():
         MemoryStore(ENCODER, "float16")
     with pytest.raises(StoreError, match="document 2: expected a number from 0 to 1"):
         store.of_document(2)
+    with pytest.raises(StoreError, match="document 0: expected none here"):
+        MemoryStore(ENCODER).of_document(0)
+
+
+def test_chunks_are_selected_as_numpy_selects_rows():
+    store = filled("int8")
+    whole = store.memories.leaves["vectors"]
+    mask = [True, False, False, True]
+    for index in (mask, np.array(mask), (0, 3), range(0, 4, 3), np.array([0, -1], np.int8)):
+        np.testing.assert_array_equal(store[index].spans, store.spans[[0, 3]])
+        same(store[index].memories, store.read(index))
+        np.testing.assert_array_equal(store.read(index).leaves["vectors"], whole[[0, 3]])
+    for one in (store[3].memories, store.read(3)):
+        same(one, bank(whole[3:]))
+    assert len(store[[]]) == store.read([]).count == 0
+    for index in ([0.6], [True, False], [4]):
+        for select in (store.__getitem__, store.read):
+            with pytest.raises(IndexError):
+                select(index)
 
 
 def test_appending_after_opening_and_saving_in_place(dtype, tmp_path):
@@ -252,11 +273,11 @@ import os, signal, sys
 import memjax.checkpoints.store as store
 import memjax.checkpoints.store_file as file
 die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-def die_midway(tensors, path, metadata):
+def die_midway(path, tensors, metadata):
     path.write_bytes(b"half")
     die()
 points = {
-    "data": lambda: setattr(file, "save_file", die_midway),
+    "data": lambda: setattr(file, "save_tensors", die_midway),
     "rename": lambda: setattr(store.Path, "replace", die),
 }
 for name, patch in points.items():
@@ -409,6 +430,26 @@ def test_a_store_of_another_encoder_is_refused(changes, message, tmp_path):
     assert str(refused.value).startswith(f"{tmp_path / 's'}: ") and "\n" not in str(refused.value)
     other = dataclasses.replace(ENCODER, stage="combined", family="memory_model", step=9)
     assert len(open_store(tmp_path / "s", expected=other)) == 4, "the same encoder in another stage"
+
+
+def test_names_that_would_not_be_read_again_are_refused_when_they_are_added(monkeypatch, tmp_path):
+    store = filled()
+    taken = sum(len(f"{document.name}\n".encode()) for document in store.documents)
+    monkeypatch.setattr(store_module, "NAMES_LIMIT", taken + 5)
+    span = np.array([[0, 1, 0, 1]])
+    with pytest.raises(StoreError, match=f"more than {taken + 5} bytes of documents' names"):
+        store.append(StoredDocument("\u00e9\u00e9c", 1, 1), bank(vectors(1)), span)
+    with pytest.raises(StoreError, match="bytes of documents' names"):
+        store.extend(filled())
+    assert (len(store), len(store.documents)) == (4, 2)
+    store.append(StoredDocument("\u00e9\u00e9", 1, 1), bank(vectors(1)), span)
+    with pytest.raises(StoreError, match="bytes of documents' names"):
+        store.append(StoredDocument("c", 1, 1), bank(vectors(1)), span)
+    monkeypatch.setattr(store_file, "NAMES_LIMIT", 4)
+    with pytest.raises(StoreError) as refused:
+        store.save(tmp_path / "s")
+    assert str(refused.value).startswith(f"{tmp_path / 's'}: names that are cut off, or of more")
+    assert not os.listdir(tmp_path)
 
 
 def test_a_message_names_the_stage_that_compressed():

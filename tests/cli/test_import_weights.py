@@ -109,7 +109,7 @@ def test_wrong_folders_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     taken = tmp_path / "taken"
     shutil.copytree(GOLDEN, taken)
     said = fails(capsys, "import", STATE, f"--spec={SPEC}", f"--out={taken}")
-    assert "taken is there already" in said
+    assert "taken: is there already" in said
     out = tmp_path / "out.safetensors"
     assert "taken has no reference.json" in fails(
         capsys, "export", taken, f"--out={out}", REFERENCE

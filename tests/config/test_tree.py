@@ -619,6 +619,10 @@ def test_text_of_the_command_line_is_read_as_the_declared_type(override, value):
         ("optimizer.rules.a.b=1", "config.optimizer.rules: a tuple of (path regex, value) pairs"),
         ("data..vocab_size=1", "config.data..vocab_size is not a setting"),
         ("seed=" + "9" * 5000, "config.seed: expected int, got '999"),
+        *(
+            (f"mesh.rules={text}", "config.mesh.rules: expected a tuple of (path regex, value)")
+            for text in ("{[]: 1}", "1" + "+1" * 100_000, "-" * 100_000 + "1", "(" * 1000)
+        ),
     ],
 )
 def test_text_that_cannot_be_read_names_its_key(override, message):

@@ -42,10 +42,11 @@ def written(tmp_path, numbered_rows):
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
-def test_what_is_written_is_read(tmp_path, numbered_rows, dtype, size):
+def test_what_is_written_is_read(tmp_path, numbered_rows, dtype, size, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
     stored = memories_of(37, dtype)
     info = write_memories(tmp_path, "train", numbered_rows, stored, ENCODER)
-    memories = open_memories(tmp_path, "train")
+    memories = open_memories(f"~/{tmp_path.name}", "train")
     assert (len(memories), memories.shape, memories.dtype.name) == (37, SHAPE, dtype)
     for index in (0, 17, 36, -1):
         assert memories[index].dtype == stored.dtype

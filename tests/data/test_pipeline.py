@@ -54,10 +54,11 @@ def test_the_order_does_not_depend_on_how_it_is_batched(numbered_rows):
     )
 
 
-def test_attributions_come_with_their_rows(numbered_rows, tmp_path):
-    path = tmp_path / "a.npy"
-    np.save(path, np.arange(37.0)[:, None] + np.array([0.0, 0.25, 0.5, 0.75]))
-    batches = TrainBatches(numbered_rows, 5, 1, attributions=open_attributions(str(path)))
+def test_attributions_come_with_their_rows(numbered_rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = "~/a.npy"
+    np.save(tmp_path / "a.npy", np.arange(37.0)[:, None] + np.array([0.0, 0.25, 0.5, 0.75]))
+    batches = TrainBatches(numbered_rows, 5, 1, attributions=open_attributions(path))
     for step in (0, 9):
         batch = batches.batch(step)
         assert batch["attribution"].dtype == np.float32

@@ -23,7 +23,12 @@ from memjax.data import (
     vocabulary,
 )
 from memjax.data.sources.files import FilesSource
+from memjax.data.sources.lines import TextPart
 from memjax.errors import MemjaxError
+from memjax.files import sealed
+
+NOT_BUILT = ("attributions", "memories")
+"""Settings of data that have no effect on what is built."""
 
 
 @pytest.fixture
@@ -204,6 +209,36 @@ def test_a_corpus_that_has_changed_is_refused(data, folder):
         match=r"another text of config\.data\.corpus=.*60 documents.*61 and.*another --workdir",
     ):
         prepare(data, folder)
+
+
+def test_a_folder_whose_text_an_earlier_memjax_split_otherwise(data, folder, monkeypatch):
+    """Formats 1 and 2 made a document of each line of a wrapped text without a blank line."""
+    file = Path(data.corpus).with_suffix(".txt")
+    file.write_text("".join(f"{n} a line of a page\n" for n in range(2_000)))
+    data = dataclasses.replace(data, corpus=str(file))
+    with monkeypatch.context() as before:
+        before.setattr(TextPart, "boundary", None)
+        assert prepare(data, folder, workers=1).info["documents"] == 2_000
+    info = json.loads((folder / "prepared.json").read_text())
+    (folder / "prepared.json").write_text(json.dumps(sealed(info | {"format": 2})))
+    assert prepare(data, folder).info["documents"] == 2_000, "the file is as it was"
+    os.utime(file, (1, 1))
+    with pytest.raises(
+        RowsError, match=r"built by an earlier memjax, which split .* into 2000 documents, expected"
+    ):
+        prepare(data, folder)
+    shutil.rmtree(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir()
+    plan = {key: value for key, value in vars(data).items() if key not in NOT_BUILT}
+    for number in (3, 2):
+        (partial / "plan.json").write_text(json.dumps({"format": number} | plan))
+        (partial / "kept").touch()
+        info = prepare(data, folder).info
+        assert (info["format"], info["documents"] < 20) == (3, True)
+        assert (folder / "kept").exists() == (number == 3), "the blocks of an earlier memjax"
+        shutil.rmtree(folder)
+        partial.mkdir()
 
 
 def test_a_corpus_that_is_gone_is_not_needed_for_rows_that_are_there(data, folder):

@@ -166,6 +166,19 @@ def test_a_vocabulary_that_is_given(data, tmp_path, given, tokenizer):
     prepare(padded, tmp_path / "data")
 
 
+def test_a_given_vocabulary_may_be_in_the_folder_of_the_user(
+    data, tmp_path, given, tokenizer, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = dataclasses.replace(data, tokenizer="~/given.model")
+    assert prepare(asked, tmp_path / "data").tokenizer.fingerprint == tokenizer.fingerprint
+    train_tokenizer(["other words " * 99, "entirely different text, told twice " * 50], 270).save(
+        Path(given)
+    )
+    with pytest.raises(RowsError, match=r"config\.data\.tokenizer='~/given\.model' is now"):
+        prepare(asked, tmp_path / "data")
+
+
 def test_a_given_vocabulary_keeps_the_end_that_its_folder_names_and_loses_text_aloud(
     data, tmp_path, tokenizer
 ):

@@ -558,7 +558,7 @@ def test_folders_that_do_not_fit_together_are_refused(tmp_path):
         open_pretrained(two)
 
 
-def test_parameters_of_another_model_are_not_saved(tmp_path):
+def test_parameters_of_another_model_are_not_saved(tmp_path, monkeypatch):
     params = load_pretrained(GOLDEN / TIED)[1]["params"]
     with pytest.raises(HuggingFaceError, match=r"parameter '.*' (is of shape|is not there)"):
         save_pretrained(params, GOLDEN / "qwen3_qknorm", tmp_path / "out")
@@ -575,6 +575,10 @@ def test_parameters_of_another_model_are_not_saved(tmp_path):
         save_pretrained(adapted, GOLDEN / TIED, tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(HuggingFaceError, match="out is there already"):
+    with pytest.raises(HuggingFaceError, match="out: is there already, expected a new or empty"):
         save_pretrained(params, GOLDEN / TIED, tmp_path / "out")
+    (tmp_path / "out" / "mine").unlink()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_pretrained(params, GOLDEN / TIED, "~/out")
+    assert (tmp_path / "out" / "config.json").is_file()
     assert set(flatten_dict(params, sep="/")) >= {"embed/embedding", "backbone/norm/scale"}

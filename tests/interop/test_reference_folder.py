@@ -79,6 +79,7 @@ def test_the_folder_is_a_workdir_of_one_stage_at_step_0(case, imported):
         "decoder_proj.weight",
         "wte.weight",
     ]
+    assert len({path.stat().st_mode for path in imported.glob("*.*")}) == 1
     _, meta = load_params(imported / "stages" / "reference" / "checkpoints")
     known = {"stage": "reference", "step": 0, "tokenizer": "", "next_row": 0, "seconds": 0.0}
     known |= {"sealed": True}
@@ -133,10 +134,13 @@ def test_a_folder_that_holds_something_is_left_alone(case, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_file_that_is_there_is_not_written_over(imported, tmp_path):
+def test_a_file_that_is_there_is_not_written_over(imported, tmp_path, monkeypatch):
     (tmp_path / "out.safetensors").write_text("mine")
     with pytest.raises(FolderError, match="is there already"):
         export_checkpoint(imported, tmp_path / "out.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FolderError, match="is there already"):
+        export_checkpoint(imported, "~/out.safetensors")
     assert (tmp_path / "out.safetensors").read_text() == "mine"
 
 

@@ -102,11 +102,10 @@ def test_noise_with_a_side_needs_noise():
         assert "config.model.noise=0.0" in message
         load_config(tree_with(narrow | {"model.compat": (quirk,), "model.noise": 0.1}))
     # What another run trained so stays the function it was.
-    load_config(
-        tree_with(
-            narrow | {"model.compat": ("residual_noise",), "stages.main.init_from": "runs/one/auto"}
-        )
-    )
+    taken = narrow | {"model.compat": ("residual_noise",)}
+    for init_from in ("runs/one/auto", "hf:model"):
+        load_config(tree_with(taken | {"stages.main.init_from": init_from}))
+    assert message_of(taken).endswith("Only with another run's weights as init_from may it be 0")
 
 
 def test_noise_around_a_bottleneck_needs_one():

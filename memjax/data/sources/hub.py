@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from memjax.config import HUGGINGFACE
 from memjax.data.sources.base import CorpusError
 from memjax.data.sources.files import FORMATS, FilesSource, suffix_of
 from memjax.data.sources.lines import JsonLinesPart
@@ -26,7 +27,7 @@ _CONVERTED = "refs/convert/parquet"
 class HubSource(FilesSource):
     """The files of one config and split, in the order of the hub."""
 
-    PREFIX = "hf:"
+    PREFIX = HUGGINGFACE
     OPTIONS = ("split", "revision")
 
     def __init__(

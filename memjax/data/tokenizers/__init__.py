@@ -63,7 +63,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Raises:
       TokenizerError: the file is absent, damaged or of another kind.
     """
-    path = Path(released.folder_of(path) or path)
+    path = Path(released.folder_of(path) or path).expanduser()
     if path.is_dir() or not path.suffix:
         path = next((path / name for name in FILES if (path / name).exists()), path / FILES[0])
     try:
@@ -82,7 +82,7 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     tokenizer = kind(model, str(path), _borders(path.parent))
     tokenizer.begins = _begins(path.parent, tokenizer)
     if not tokenizer.names_end and multiprocessing.parent_process() is None:
-        _tell(
+        _warn_once(
             f"{path}: no end of a document, expected one in it or beside it. A model trained"
             f" elsewhere never ends a text by id {tokenizer.eos_id}; name its own, a special token,"
             ' as "eos_token" in tokenizer_config.json there'
@@ -90,22 +90,22 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     return tokenizer
 
 
-_tell = functools.cache(logging.getLogger("memjax").warning)
+_warn_once = functools.cache(logging.getLogger("memjax").warning)
 
 
 def _begins(folder: Path, tokenizer: Tokenizer) -> bool | None:
     """Return `Tokenizer.begins` by the settings in a Hugging Face folder, as transformers does."""
-    said, model = (
+    settings, model = (
         read_json(folder / name, TokenizerError) if (folder / name).is_file() else {}
         for name in _CONFIGS
     )
-    if not tokenizer.names_begin or not (said or "model_type" in model):
+    if not tokenizer.names_begin or not (settings or "model_type" in model):
         return None
     # The classes of sentencepiece models have a begin and put it, unless the settings differ.
-    llama = tokenizer.file_name == FILES[0] or "Llama" in str(said.get("tokenizer_class"))
-    if said.get("bos_token", llama or tokenizer.adds_begin or None) is None:
+    llama = tokenizer.file_name == FILES[0] or "Llama" in str(settings.get("tokenizer_class"))
+    if settings.get("bos_token", llama or tokenizer.adds_begin or None) is None:
         return None
-    added = said.get("add_bos_token")
+    added = settings.get("add_bos_token")
     return added if isinstance(added, bool) else llama or tokenizer.adds_begin
 
 
@@ -113,9 +113,9 @@ def _borders(folder: Path) -> Borders:
     """Return begin and end of a document by the settings in a Hugging Face folder."""
     found: dict[str, list[str | int]] = {name: [] for name in BORDERS}
     for file in (folder / name for name in _SETTINGS):
-        said = read_json(file, TokenizerError) if file.is_file() else {}
+        settings = read_json(file, TokenizerError) if file.is_file() else {}
         for name, key in zip(BORDERS, ("bos_token", "eos_token"), strict=True):
-            for value in (said.get(key), said.get(f"{key}_id")):
+            for value in (settings.get(key), settings.get(f"{key}_id")):
                 value = value.get("content") if isinstance(value, dict) else value
                 values = value if isinstance(value, list) else [value]
                 found[name] += [x for x in values if type(x) in (int, str)]

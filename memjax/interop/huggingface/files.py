@@ -1,13 +1,8 @@
-"""Safetensors files of a Hugging Face folder: read in parts, and copied with other values.
-
-A file consists of the length of its header (8 bytes), the header (JSON: dtype, shape and offsets of
-every tensor), and the tensors.
-"""
+"""Safetensors files of a Hugging Face folder: read in parts, and copied with other values."""
 
 import dataclasses
 import os
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +13,16 @@ from safetensors import SafetensorError, safe_open
 
 from memjax.files import (
     atomic_dir,
-    local,
+    new_folder,
     parse_json,
     read_json,
     regular,
     require_inside,
     require_shape,
 )
+from memjax.files.tensors import INDEX, WHOLE, read_header
 from memjax.interop.huggingface.settings import HuggingFaceError
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -91,19 +86,19 @@ def open_files(folder: str | os.PathLike) -> Files:
     tensors = {
         name: Tensor(path, tuple(entry["shape"]), entry["dtype"])
         for path in _paths(Path(folder))
-        for name, entry in read_header(path)[1].items()
+        for name, entry in _header(path)[1].items()
     }
     return Files(Path(folder), tensors)
 
 
 def _paths(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
-        if not (folder / SINGLE).is_file():
+        if not (folder / WHOLE).is_file():
             raise HuggingFaceError(
-                f"{folder} has neither {SINGLE} nor {INDEX}: there are no weights in a form that"
+                f"{folder} has neither {WHOLE} nor {INDEX}: there are no weights in a form that"
                 " is read here"
             )
-        return [folder / SINGLE]
+        return [folder / WHOLE]
     index = read_json(folder / INDEX, HuggingFaceError, {"weight_map": {str: str}}, _REMEDY)
     names = sorted(set(index["weight_map"].values()))
     for name in names:
@@ -115,7 +110,7 @@ def _paths(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
+def _header(path: Path) -> tuple[bytes, dict[str, Any]]:
     """Return the bytes before a file's tensors, and what they hold of each tensor.
 
     Raises:
@@ -123,15 +118,14 @@ def read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
     """
     try:
         # This also checks that all tensors are there.
-        with safe_open(regular(path), framework="numpy"), open(path, "rb") as file:
-            length = file.read(8)
-            text = file.read(struct.unpack("<Q", length)[0])
-    except (SafetensorError, OSError, struct.error) as error:
+        with safe_open(regular(path), framework="numpy"):
+            head = read_header(path)
+    except (SafetensorError, OSError, ValueError) as error:
         raise HuggingFaceError(f"{path} is no whole safetensors file ({error})") from error
-    tensors = parse_json(text, path, HuggingFaceError, dict, _REMEDY)
-    tensors.pop("__metadata__", None)
-    require_shape(tensors, {str: _TENSOR}, path, HuggingFaceError, _REMEDY)
-    return length + text, tensors
+    header = parse_json(head[8:], path, HuggingFaceError, dict, _REMEDY)
+    header.pop("__metadata__", None)
+    require_shape(header, {str: _TENSOR}, path, HuggingFaceError, _REMEDY)
+    return head, header
 
 
 def write_like(source: Path, out: Path, tensor: Callable[[str], np.ndarray | None]) -> None:
@@ -147,9 +141,7 @@ def write_like(source: Path, out: Path, tensor: Callable[[str], np.ndarray | Non
     Raises:
       HuggingFaceError: `out` is taken, or a file cannot be read.
     """
-    if local(out).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise HuggingFaceError(f"{out} is there already; give a new or empty folder")
-    with atomic_dir(out) as temporary:
+    with atomic_dir(new_folder(out, HuggingFaceError)) as temporary:
         for path in _paths(source):
             _write_file(path, temporary / path.name, tensor)
         for path in sorted(source.iterdir()):
@@ -162,7 +154,7 @@ def write_like(source: Path, out: Path, tensor: Callable[[str], np.ndarray | Non
 
 
 def _write_file(source: Path, out: Path, tensor: Callable[[str], np.ndarray | None]) -> None:
-    head, entries = read_header(source)
+    head, entries = _header(source)
     with open(source, "rb") as old, open(out, "wb") as new:
         new.write(head)
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):

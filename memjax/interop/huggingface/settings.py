@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memjax.config import Backbone, ConfigError, Data
+from memjax.config import HUGGINGFACE, Backbone, ConfigError, Data
 from memjax.config.checks import RANGES, check_backbone, check_range
 from memjax.errors import MemjaxError
 from memjax.files import read_json, require_shape
@@ -23,8 +23,6 @@ _SHAPE = {
     "rope_scaling?": dict,
 }
 """The shape of its settings; those that are counted are checked one by one."""
-PREFIX = "hf:"
-"""The prefix of `config.stages.NAME.init_from` before a Hugging Face folder."""
 
 
 class HuggingFaceError(MemjaxError):
@@ -44,7 +42,7 @@ class DecoderSettings(NamedTuple):
 
 def folder_of(init_from: str) -> str:
     """Return the folder of `hf:FOLDER`; empty for any other name."""
-    return init_from.removeprefix(PREFIX) if init_from.startswith(PREFIX) else ""
+    return init_from.removeprefix(HUGGINGFACE) if init_from.startswith(HUGGINGFACE) else ""
 
 
 def decoder_settings(folder: str | os.PathLike) -> DecoderSettings:

@@ -14,12 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from memjax.checkpoints import Checkpoints
 from memjax.config import FUNCTION_QUIRKS, Config, to_json
 from memjax.errors import MemjaxError
-from memjax.files import atomic_file, local, read_json, regular, write_json, write_text, writing
+from memjax.files import (
+    atomic_file,
+    local,
+    new_folder,
+    read_json,
+    regular,
+    write_json,
+    write_text,
+    writing,
+)
+from memjax.files.tensors import save_tensors
 from memjax.interop.reference.spec import STAGE, Spec, SpecError, family, to_config
 from memjax.interop.reference.weights import (
     UNUSED,
@@ -49,7 +58,7 @@ class Imported(NamedTuple):
     parameters: int
     """Number of values that forward passes read."""
     unused: tuple[str, ...]
-    """Number of tensors that no forward pass reads."""
+    """Names of the tensors that no forward pass reads."""
     converted: int
     """Number of tensors in other types than float32."""
 
@@ -102,14 +111,12 @@ def import_checkpoint(
         and key or tensor.
       FolderError: `out` exists and is not empty.
     """
-    out = local(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FolderError(f"{out} is there already; import into a new or empty folder")
-    said = read_spec(spec)
+    out = new_folder(out, FolderError)
+    given = read_spec(spec)
     tensors, converted = read_state_dict(state)
     try:
-        config = to_config(said)
-        _, variables = import_state_dict(tensors, said)
+        config = to_config(given)
+        _, variables = import_state_dict(tensors, given)
     except SpecError as error:
         raise SpecError(f"{spec}: {error}") from error
     except StateDictError as error:
@@ -118,8 +125,8 @@ def import_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     if unused:
         with writing(out / UNUSED_FILE):
-            save_file(unused, out / UNUSED_FILE)
-    write_json(out / SPEC_FILE, said, indent=1)
+            save_tensors(out / UNUSED_FILE, unused)
+    write_json(out / SPEC_FILE, given, indent=1)
     meta = {"stage": STAGE, "step": 0, "config": to_json(config), "tokenizer": "", "next_row": 0}
     with Checkpoints(out / "stages" / STAGE / "checkpoints") as checkpoints:
         step = {"step": jnp.int32(0)}
@@ -127,7 +134,7 @@ def import_checkpoint(
     # Written last: without it the folder is no workdir.
     write_text(out / "config.json", to_json(config))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return Imported(family(said), parameters, tuple(unused), converted)
+    return Imported(family(given), parameters, tuple(unused), converted)
 
 
 def export_checkpoint(folder: str | os.PathLike, out: str | os.PathLike, stage: str = STAGE) -> int:
@@ -146,7 +153,7 @@ def export_checkpoint(folder: str | os.PathLike, out: str | os.PathLike, stage: 
       CheckpointError: the stage has no readable checkpoint.
       SpecError, StateDictError: the spec or the parameters belong to another model.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder), local(out)
     if not (folder / SPEC_FILE).is_file():
         raise FolderError(
             f"{folder} has no {SPEC_FILE}: it is no folder that `memjax import` wrote"
@@ -165,7 +172,7 @@ def export_checkpoint(folder: str | os.PathLike, out: str | os.PathLike, stage: 
     except StateDictError as error:
         raise StateDictError(f"{found.path}: {error}") from error
     with atomic_file(out) as temporary:
-        save_file(tensors, temporary)
+        save_tensors(temporary, tensors)
     return len(tensors)
 
 
