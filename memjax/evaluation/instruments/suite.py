@@ -20,6 +20,7 @@ from memjax.files import check_seal, read_json, sealed, write_json
 with epy.lazy_imports():  # `memjax measure --help` reads INSTRUMENTS and must not import JAX.
     import numpy as np
 
+    from memjax.data import pipeline
     from memjax.evaluation.instruments import (
         capacity,
         compression,
@@ -139,7 +140,7 @@ def _sensitivity(one: Subject) -> Any:
 
 
 def _capacity(one: Subject) -> Any:
-    few = one.texts[:CAPACITY_TEXTS]
+    few = one.texts[pipeline.evenly_spaced(len(one.texts), CAPACITY_TEXTS)]
     return capacity.capacity(one.system, one.model.params, few, batch=one.batch)
 
 
