@@ -159,9 +159,14 @@ def _out_of_distribution(one: Subject) -> Any:
 def _retrieval(one: Subject) -> Any:
     passages = one.chunks("validation", max(retrieval.POOLS), 1)[:, 0]
     count, pad = min(7, one.encoder.length // 2), one.system.ids.pad
+    asked = {"ngram": passages, "nbag": passages}
+    if one.model.config.chunks > 1:  # A sequence of one chunk has no neighbours.
+        pairs = one.chunks("validation", max(retrieval.POOLS) // 2, 2)
+        full = pairs[(pairs != pad).any(axis=2).all(axis=1)]
+        asked["pair"] = full.reshape(-1, one.encoder.length)
     return {
-        query: retrieval.retrieval(one.encoder, passages, query, count, pad)
-        for query in retrieval.QUERIES
+        query: retrieval.retrieval(one.encoder, given, query, count, pad)
+        for query, given in asked.items()
     }
 
 
