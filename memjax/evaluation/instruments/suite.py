@@ -232,7 +232,8 @@ def run_instruments(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
 def write_found(path: str | Path, found: Mapping[str, Any]) -> None:
     """Write JSON completely or not at all.
 
-    Earlier results of other instruments on the same step are kept.
+    Earlier results of other instruments are kept if all else is equal: the step, the objective, the
+    texts.
     """
     path = Path(path)
     if path.is_file() and not path.is_relative_to("/dev"):
@@ -240,6 +241,6 @@ def write_found(path: str | Path, found: Mapping[str, Any]) -> None:
             path, texts.TextsError, {"instruments": dict}, "Delete it or use another file"
         )
         check_seal(before, path, "Delete it or use another file", texts.TextsError)
-        if all(before.get(key) == found[key] for key in ("stage", "step", "ask")):
+        if all(before.get(key) == value for key, value in found.items() if key != "instruments"):
             found = {**found, "instruments": {**before["instruments"], **found["instruments"]}}
     write_json(path, sealed(found), indent=1)
