@@ -1,5 +1,7 @@
 """Names and colours of stages, models and objectives in the report."""
 
+import re
+
 from memjax.experiment.report import numbers
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run
 
@@ -39,6 +41,11 @@ MODEL_COLOURS = {
     "blank_copy": PURPLE,
     "copy": "#5b7fa6",
 }
+
+
+def corpus_name(corpus: str) -> str:
+    """Return a corpus, or all parts of a mixture, without folders."""
+    return re.sub(r"[^\s+*]*/", "", re.sub(r"/+(?=\s*(\+|$))", "", corpus))
 
 
 def stage_name(stage: str) -> str:
