@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from memjax.config import Backbone, Config
 from memjax.experiment.report import numbers
 from memjax.experiment.report.instruments import Table, tables
 from memjax.experiment.report.run import ReportError, read_curves, read_run
+from memjax.experiment.report.words import corpus_name
 from memjax.experiment.templates import render
 from memjax.files import read_json
 from memjax.inference.trained_model import TrainedModel
@@ -62,7 +62,7 @@ def card_text(
             dict.fromkeys(("memjax", "jax", "flax", "memory-model", stage.family.replace("_", "-")))
         ),
         "pipeline": "text-generation" if _generates(stage.family) else "",
-        "corpus": _corpus(config) or "unknown",
+        "corpus": corpus_name(config.data.corpus) or "unknown",
         "sizes": list(_sizes(config, model.stage, shapes)),
         "size_by_part": _parts(shapes),
         "lineage": list(_lineage(config, model.stage)),
@@ -75,11 +75,6 @@ def card_text(
     }
     filters = {"cell": _cell, "quoted": json.dumps, "count": numbers.count}
     return render("card.md.jinja", filters, **context)
-
-
-def _corpus(config: Config) -> str:
-    """Return the corpus, or all parts of a mixture, without folders."""
-    return re.sub(r"[^\s+*]*/", "", config.data.corpus)
 
 
 def _cell(value: Any) -> str:
@@ -206,7 +201,7 @@ def _example(model: TrainedModel) -> str:
 
 def _limits(model: TrainedModel, dtype: str) -> Iterator[str]:
     config, stage = model.config, model.settings
-    corpus = _cell(_corpus(config))
+    corpus = _cell(corpus_name(config.data.corpus))
     if corpus:
         yield (
             f"It was trained on {corpus} alone. On other kinds of text expect less than the"

@@ -46,12 +46,12 @@ def rank(
         pieces = [_plain(tokenizer.decode(row, start=False)) for row in rows]
         text, ends = "".join(pieces), np.cumsum([len(piece) for piece in pieces])
         # Each n-gram counts for where the phrase would begin; a few may be before the document.
-        begins = np.zeros(len(text) + len(phrase))
+        begins = np.zeros(max(len(text) + len(phrase), 2 * SLACK + 1))
         for at in range(len(text) - size + 1):
             for place in places.get(text[at : at + size], ()):
                 begins[at - place + len(phrase)] += 1
         near = np.convolve(begins, np.ones(2 * SLACK + 1), "same") * (begins > 0)
-        overlap = np.minimum(near[len(phrase) :] / (len(phrase) - size + 1), 1)
+        overlap = np.minimum(near[len(phrase) :][: len(text)] / (len(phrase) - size + 1), 1)
         chunk = np.searchsorted(ends, np.arange(len(text)), side="right")
         np.maximum.at(score, start + chunk, overlap)
     best = np.argsort(-score, kind="stable")[: max(0, top)]

@@ -57,3 +57,10 @@ def test_what_shares_nothing_is_left_out(read):
     assert overlap < 1
     with pytest.raises(StoreError, match="phrase: no text"):
         rank(tokenizer, store, tokens, "\n", 10)
+
+
+def test_a_phrase_is_found_in_a_text_shorter_than_the_slack(made):
+    model = memjax.load(made, "autoencoder")
+    store, tokens = model.compress(["by"]), model.chunks(["by"]).tokens
+    assert rank(model.tokenizer, store, tokens, "by", 10) == [(0, 1.0)]
+    assert rank(model.tokenizer, store, tokens, "b", 10) == [(0, 1.0)]

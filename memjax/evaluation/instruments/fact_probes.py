@@ -12,6 +12,7 @@ chunk, E its width, D width of the reader.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -86,14 +87,20 @@ def order_questions(chunks: Int[np.ndarray, "N C L"], vocabulary: int, seed: int
     return Questions(chunks[kept], question[kept], (second < first).astype(np.int64)[kept], 2)
 
 
-def update_questions(chunks: Int[np.ndarray, "N C L"], vocabulary: int, seed: int = 0) -> Questions:
+def update_questions(
+    chunks: Int[np.ndarray, "N C L"],
+    vocabulary: int,
+    seed: int = 0,
+    content: Int[np.ndarray, " U"] | None = None,
+) -> Questions:
     """Return questions for the last value of a key; the question is the key.
 
-    The texts are pairs of a key and a value, drawn from the tokens of `chunks`, in its shape.
+    The texts are pairs of a key and a value, in the shape of `chunks`. `content` holds the tokens
+    of keys and values, ascending; by default those of `chunks`.
     """
     count, number, length = chunks.shape
     generator = np.random.default_rng(seed)
-    content = np.unique(chunks)
+    content = np.unique(chunks) if content is None else content
     TextsError.require(
         len(content) >= 2 * KEYS,
         f"task='update': texts of {len(content)} different tokens, expected at least {2 * KEYS}",
@@ -221,11 +228,14 @@ def fact_probes(
     Raises:
       TextsError: a task is unknown, or no text has a question for it.
     """
+    # Keys of both parts are the same: a reader answers only for keys that it was trained on.
+    update = functools.partial(update_questions, content=np.unique(train))
+    makers = {**TASKS, "update": update}
 
     def probed(task: str) -> FactProbe:
         TextsError.require_one_of("task", task, TASKS)
         asked = [
-            TASKS[task](chunks, vocabulary, training.seed + i)
+            makers[task](chunks, vocabulary, training.seed + i)
             for i, chunks in enumerate((train, held_out))
         ]
         TextsError.require(

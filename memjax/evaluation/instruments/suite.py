@@ -20,6 +20,7 @@ from memjax.files import check_seal, read_json, sealed, write_json
 with epy.lazy_imports():  # `memjax measure --help` reads INSTRUMENTS and must not import JAX.
     import numpy as np
 
+    from memjax.data import pipeline
     from memjax.evaluation.instruments import (
         capacity,
         compression,
@@ -139,7 +140,7 @@ def _sensitivity(one: Subject) -> Any:
 
 
 def _capacity(one: Subject) -> Any:
-    few = one.texts[:CAPACITY_TEXTS]
+    few = one.texts[pipeline.evenly_spaced(len(one.texts), CAPACITY_TEXTS)]
     return capacity.capacity(one.system, one.model.params, few, batch=one.batch)
 
 
@@ -158,9 +159,14 @@ def _out_of_distribution(one: Subject) -> Any:
 def _retrieval(one: Subject) -> Any:
     passages = one.chunks("validation", max(retrieval.POOLS), 1)[:, 0]
     count, pad = min(7, one.encoder.length // 2), one.system.ids.pad
+    asked = {"ngram": passages, "nbag": passages}
+    if one.model.config.chunks > 1:  # A sequence of one chunk has no neighbours.
+        pairs = one.chunks("validation", max(retrieval.POOLS) // 2, 2)
+        full = pairs[(pairs != pad).any(axis=2).all(axis=1)]
+        asked["pair"] = full.reshape(-1, one.encoder.length)
     return {
-        query: retrieval.retrieval(one.encoder, passages, query, count, pad)
-        for query in retrieval.QUERIES
+        query: retrieval.retrieval(one.encoder, given, query, count, pad)
+        for query, given in asked.items()
     }
 
 
@@ -226,7 +232,8 @@ def run_instruments(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
 def write_found(path: str | Path, found: Mapping[str, Any]) -> None:
     """Write JSON completely or not at all.
 
-    Earlier results of other instruments on the same step are kept.
+    Earlier results of other instruments are kept if all else is equal: the step, the objective, the
+    texts.
     """
     path = Path(path)
     if path.is_file() and not path.is_relative_to("/dev"):
@@ -234,6 +241,6 @@ def write_found(path: str | Path, found: Mapping[str, Any]) -> None:
             path, texts.TextsError, {"instruments": dict}, "Delete it or use another file"
         )
         check_seal(before, path, "Delete it or use another file", texts.TextsError)
-        if all(before.get(key) == found[key] for key in ("stage", "step", "ask")):
+        if all(before.get(key) == value for key, value in found.items() if key != "instruments"):
             found = {**found, "instruments": {**before["instruments"], **found["instruments"]}}
     write_json(path, sealed(found), indent=1)

@@ -4,9 +4,14 @@ import dataclasses
 
 from memjax.experiment.report import numbers
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run
+from memjax.experiment.report.words import compared_controls, stage_name
 
 FACTOR = 2.0
 """Ratio of copy accuracy to that of every control from which the claim counts as shown."""
+_MEANING = {
+    CAUSAL_CONTROL: "of the same model trained on next tokens alone",
+    NO_MEMORY: "without any memory",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +19,7 @@ class Claim:
     """The verdict on a run."""
 
     verdict: str
-    """`shown`, `not shown` or `not measured`."""
+    """`shown`, `not shown`, `not compared` or `not measured`."""
     title: str
     sentence: str
 
@@ -22,11 +27,9 @@ class Claim:
 def judge(run: Run) -> Claim:
     """Compare the memory model's copy accuracy on held-out text with that of the controls."""
     ours = run.headline("copy_accuracy")
-    causal, without = (
-        run.headline("copy_accuracy", CAUSAL_CONTROL),
-        run.headline("copy_accuracy", NO_MEMORY),
-    )
-    if ours is None or causal is None:
+    compared = dict.fromkeys((*compared_controls(run), NO_MEMORY))
+    rivals = {name: run.headline("copy_accuracy", name) for name in compared}
+    if ours is None or (CAUSAL_CONTROL in run.controls and rivals[CAUSAL_CONTROL] is None):
         missing = "the memory model" if ours is None else "the control trained on next tokens alone"
         return Claim(
             "not measured",
@@ -35,32 +38,37 @@ def judge(run: Run) -> Claim:
             " supports nor contradicts the claim that "
             "memories hold a text once they are trained to retain it.",
         )
-    rival = max(causal, without or 0.0)
     measured = (
         f"the memory model reconstructs {numbers.percent(ours)} of held-out tokens from its"
         " memories"
     )
-    if ours >= FACTOR * rival and ours > 0:
-        ratio = f"{ours / causal:.1f} times the" if causal > 0 else "against the"
-        sentence = (
-            f"{measured[0].upper()}{measured[1:]}, {ratio} {numbers.percent(causal)} of the"
-            " same model trained on next tokens alone"
-        )
-        sentence += (
-            f" and against {numbers.percent(without)} without any memory"
-            if without is not None
-            else ""
-        )
+    shares = {name: share for name, share in rivals.items() if share is not None}
+    if not shares:
         return Claim(
-            "shown", "Trained to retain, memories hold the text", f"{sentence}{_price(run)}."
+            "not compared",
+            "The content of these memories is not compared with a control",
+            f"{measured[0].upper()}{measured[1:]}. The run has no control, so it neither supports"
+            " nor contradicts the claim that memories hold a text once they are trained to retain"
+            " it.",
         )
-    others = f"{numbers.percent(causal)} of the same model trained on next tokens alone"
-    others += f" and {numbers.percent(without)} without any memory" if without is not None else ""
+    first, *others = (
+        f"{numbers.percent(share)} {_MEANING.get(name, f'of the control {stage_name(name)}')}"
+        for name, share in shares.items()
+    )
+    rival = next(iter(shares.values()))
+    if ours >= FACTOR * max(shares.values()) and ours > 0:
+        ratio = f"{ours / rival:.1f} times the" if rival > 0 else "against the"
+        against = "".join(f" and against {other}" for other in others)
+        return Claim(
+            "shown",
+            "Trained to retain, memories hold the text",
+            f"{measured[0].upper()}{measured[1:]}, {ratio} {first}{against}{_price(run)}.",
+        )
     return Claim(
         "not shown",
         "This run does not show that memories hold the text",
         f"Although it was trained to retain, {measured}, less than twice the accuracy of"
-        f" the controls ({others}){_price(run)}.",
+        f" the controls ({' and '.join((first, *others))}){_price(run)}.",
     )
 
 

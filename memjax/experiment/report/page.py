@@ -75,9 +75,11 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
         "stages": [_stage(run, stage) for stage in (*run.curriculum, *run.controls)],
         "tokens_ours": _total(run, run.curriculum),
         "tokens_control": _total(run, (CAUSAL_CONTROL,)),
+        "next_token_control": CAUSAL_CONTROL in run.controls,
         "control_copied": not {"copy", "blank_copy"}.isdisjoint(
             run.section("stages", CAUSAL_CONTROL, "objectives")
         ),
+        "passage_control": _passage_control(run),
         "recalled": run.section("models", run.final).get("asked_to_copy_by") == "recall",
         "data": data,
         "chunk": _whole(data.get("chunk_length"), "L"),
@@ -105,10 +107,13 @@ def _measured(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _headline(run: Run) -> dict[str, Any]:
-    bars = [
-        ("memory model", "ours", run.headline("copy_accuracy")),
-        ("trained on next tokens alone", "causal", run.headline("copy_accuracy", CAUSAL_CONTROL)),
-        ("no memory", "none", run.headline("copy_accuracy", NO_MEMORY)),
+    controls = words.compared_controls(run)
+    floor = run.headline("copy_accuracy", NO_MEMORY)
+    copied = {name: run.headline("copy_accuracy", name) for name in controls}
+    copied |= {NO_MEMORY: floor} if floor is not None else {}
+    bars = [("memory model", "ours", run.headline("copy_accuracy"))] + [
+        (words.model_name(run, name), words.model_class(run, name), share)
+        for name, share in copied.items()
     ]
     exact, chunks = (
         run.headline("free_running_exact_chunks"),
@@ -121,11 +126,23 @@ def _headline(run: Run) -> dict[str, Any]:
         "exact_of": None
         if exact is None or chunks is None
         else (round(exact * chunks), round(chunks)),
-        "price": numbers.signed_percent(numbers.relative(nats, causal)),
+        "price": numbers.signed_percent(numbers.relative(nats, causal))
+        if CAUSAL_CONTROL in controls
+        else numbers.decimal(nats),
         "nats": (nats, causal, run.headline("next_token_nats", NO_MEMORY)),
         "seconds": numbers.number(run.results.get("seconds_total")),
         "tokens_per_second": numbers.number(run.results.get("tokens_per_second")),
     }
+
+
+def _passage_control(run: Run) -> tuple[str, str] | None:
+    """Return the name and the class of the control whose passages are shown, if there is one."""
+    # It is the first one that reconstructed text: see `memjax.experiment.evaluate`.
+    made = (c for c in run.controls if run.of_model(c, "free_running_exact_chunks") is not None)
+    control = next(made, next(iter(words.compared_controls(run)), None))
+    if control is None:
+        return None
+    return words.model_name(run, control), words.model_class(run, control)
 
 
 def _models(run: Run) -> list[dict[str, Any]]:

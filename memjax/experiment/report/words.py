@@ -1,5 +1,7 @@
 """Names and colours of stages, models and objectives in the report."""
 
+import re
+
 from memjax.experiment.report import numbers
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run
 
@@ -41,6 +43,11 @@ MODEL_COLOURS = {
 }
 
 
+def corpus_name(corpus: str) -> str:
+    """Return a corpus, or all parts of a mixture, without folders."""
+    return re.sub(r"[^\s+*]*/", "", re.sub(r"/+(?=\s*(\+|$))", "", corpus))
+
+
 def stage_name(stage: str) -> str:
     """Return the name of a stage as text: `blank copy`."""
     return stage.replace("_", " ")
@@ -50,9 +57,18 @@ def model_name(run: Run, stage: str) -> str:
     """Return the display name of the model that a stage trained."""
     if stage == run.final:
         return "memory model"
-    return {CAUSAL_CONTROL: "next-token control", NO_MEMORY: "no memory"}.get(
-        stage, f"after {stage_name(stage)}"
-    )
+    other = stage_name(stage) if stage in run.controls else f"after {stage_name(stage)}"
+    return {CAUSAL_CONTROL: "next-token control", NO_MEMORY: "no memory"}.get(stage, other)
+
+
+def compared_controls(run: Run) -> list[str]:
+    """Return the controls, that of next tokens alone first."""
+    return sorted(run.controls, key=lambda control: control != CAUSAL_CONTROL)
+
+
+def model_class(run: Run, stage: str) -> str:
+    """Return the class of a model on the page, which has its colour."""
+    return "ours" if stage == run.final else "causal" if stage == CAUSAL_CONTROL else "none"
 
 
 def model_colour(run: Run, stage: str) -> str:

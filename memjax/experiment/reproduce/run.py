@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from memjax.data import prepare
 from memjax.errors import MemjaxError
 from memjax.evaluation.evaluators import open_evaluators
 from memjax.experiment.preflight import check_stages
+from memjax.experiment.report.words import corpus_name
 from memjax.experiment.reproduce.claims import CLAIMS, Numbers, judge
 from memjax.experiment.reproduce.measure import measure_seed
 from memjax.experiment.reproduce.page import write_page
@@ -54,7 +56,7 @@ def reproduce(
 
     Raises:
       MemjaxError: there are fewer than two seeds, or the scale is unknown.
-      WorkdirError: the folder holds a reproduction of another scale or corpus.
+      WorkdirError: the folder holds a reproduction of another scale, corpus or limit.
       Exception: a training fails; see `memjax.experiment.run.run_experiment`.
     """
     MemjaxError.require(
@@ -68,7 +70,7 @@ def reproduce(
     )
     folder, reporter = local(folder).absolute(), reporter or Reporter()
     began = time.monotonic()
-    _claim(folder, {"scale": scale, "corpus": corpus})
+    _claim(folder, {"scale": scale, "corpus": corpus} | ({"limit": limit} if limit else {}))
     before = _read(folder / "seconds.json", float) or 0.0
     numbers: list[Numbers] = []
     with ProcessMonitor(reporter.log) as watch:
@@ -81,9 +83,8 @@ def reproduce(
                 write_json(path, found, indent=1)
             numbers.append(found)
             write_json(folder / "seconds.json", before + time.monotonic() - began)
-    return conclude(
-        folder, scale, corpus, seeds, numbers, before + time.monotonic() - began, reporter
-    )
+    seconds = before + time.monotonic() - began
+    return conclude(folder, scale, corpus, seeds, limit, numbers, seconds, reporter)
 
 
 def conclude(
@@ -91,12 +92,19 @@ def conclude(
     scale: str,
     corpus: str,
     seeds: Sequence[int],
+    limit: int,
     numbers: Sequence[Numbers],
     seconds: float,
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Judge every claim, and write JSON and page."""
     verdicts = [judge(claim, numbers) for claim in CLAIMS]
+    flags = [
+        f"--scale={scale}",
+        f"--corpus={corpus_name(corpus)}",
+        f"--seeds={','.join(map(str, seeds))}",
+        *([f"--limit={limit}"] if limit else []),
+    ]
     results = {
         "format_version": FORMAT_VERSION,
         "memjax_version": __version__,
@@ -105,11 +113,10 @@ def conclude(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU"
         " cores",
         "python": platform.python_version(),
-        "command": f"memjax reproduce --scale={scale} --corpus={Path(corpus).name}"
-        f" --seeds={','.join(map(str, seeds))}",
+        "command": shlex.join(["memjax", "reproduce", *flags]),
         "scale": scale,
         "sizes": plain(SCALES[scale]),
-        "corpus": Path(corpus).name,
+        "corpus": corpus_name(corpus),
         "seeds": list(seeds),
         "seconds": seconds,
         "claims": [plain(verdict) for verdict in verdicts],
@@ -165,7 +172,7 @@ def _share(link: Path, target: Path) -> None:
         link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
 
 
-def _claim(folder: Path, what: dict[str, str]) -> None:
+def _claim(folder: Path, what: dict[str, Any]) -> None:
     path = folder / "plan.json"
     theirs = _read(path, dict)
     if theirs is None:

@@ -53,6 +53,20 @@ def test_the_last_value_of_a_key():
     assert TASKS["update"](CHUNKS[:, :, :3], V, 0).chunks.shape == (400, C, 3)
 
 
+def test_held_out_questions_are_for_the_keys_of_training():
+    encoded = []
+
+    def encode(tokens):
+        encoded.append(tokens)
+        return one_hot(tokens)
+
+    held_out = CHUNKS[:50] // 2 * 2 + 1  # Its smallest tokens are 7, 9, 11, 13.
+    fact_probes(encode, CHUNKS, held_out, V, ("update",), Training(steps=2, rows=8, width=16))
+    texts = np.concatenate(encoded).reshape(-1, C, L)
+    assert len(texts) > len(CHUNKS)
+    assert set(texts.reshape(-1, 2)[:, 0]) == {6, 7, 8, 9}
+
+
 def one_hot(tokens):
     """An encoder that forgets nothing: [B, 1, L * V]."""
     return np.eye(V, dtype=np.float32)[tokens].reshape(len(tokens), 1, -1)

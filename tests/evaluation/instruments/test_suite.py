@@ -1,13 +1,16 @@
 """All instruments by name on a stage that was trained: JSON, tables, the command."""
 
 import dataclasses
+import itertools
 import json
 import re
 
+import numpy as np
 import pytest
 
 from memjax.cli.main import main
 from memjax.cli.measure import ATTRIBUTIONS
+from memjax.evaluation.instruments import capacity, retrieval
 from memjax.evaluation.instruments.attribution import MEASURES
 from memjax.evaluation.instruments.fact_probes import Training
 from memjax.evaluation.instruments.suite import (
@@ -40,7 +43,10 @@ def test_numbers_that_changed_by_chance_are_no_part_of_what_is_written(tmp_path)
     write_found(path, about | {"instruments": {"recall": {"value": 0.25}}})
     write_found(path, about | {"instruments": {"information": {"value": 1.5}}})
     assert list(json.loads(path.read_text())["instruments"]) == ["recall", "information"]
-    path.write_text(path.read_text().replace("0.25", "0.75"))
+    path.write_text(path.read_text().replace("0.75", "0.25"))
+    write_found(path, about | {"texts": 8, "instruments": {"retrieval": {"value": 0.5}}})
+    assert list(json.loads(path.read_text())["instruments"]) == ["retrieval"], "of other texts"
+    path.write_text(path.read_text().replace("0.5", "0.75"))
     with pytest.raises(TextsError, match=rf"{path}: not what was written .* Delete it or use"):
         write_found(path, about | {"instruments": {}})
 
@@ -89,6 +95,30 @@ def test_quick_instruments_of_drawn_weights_give_intervals_and_tables(made):
     assert list(found["instruments"]) == names
     check_intervals(found)
     assert all(table.rows for table in tables(found))
+
+
+def test_the_query_of_a_pair_is_the_chunk_before_it(made, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(retrieval, "POOLS", (8,))
+    monkeypatch.setattr(
+        retrieval, "retrieval", lambda encode, texts, query, *_: asked.setdefault(query, texts)
+    )
+    subject = prepare_subject(load(made / "stages" / "combined"), limit=8)
+    INSTRUMENTS["retrieval"](subject)
+    length = subject.encoder.length
+    every = subject.chunks("validation", 10**6, 1)[:, 0]
+    assert len(every) > 8, "chunks are chosen"
+    after = {(a.tobytes(), b.tobytes()) for a, b in itertools.pairwise(every)}
+    pairs = asked["pair"].reshape(-1, 2, length)
+    assert 0 < len(pairs) <= 4
+    assert {(a.tobytes(), b.tobytes()) for a, b in pairs} <= after
+
+
+def test_capacity_takes_texts_from_all_of_the_held_out_text(made, monkeypatch):
+    subject = prepare_subject(load(made / "stages" / "combined"), limit=8)
+    monkeypatch.setattr("memjax.evaluation.instruments.suite.CAPACITY_TEXTS", 4)
+    monkeypatch.setattr(capacity, "capacity", lambda system, params, texts, batch: texts)
+    np.testing.assert_array_equal(INSTRUMENTS["capacity"](subject), subject.texts[::2])
 
 
 @pytest.mark.slow

@@ -168,6 +168,52 @@ def test_claim_follows_the_numbers(make_run, changes, verdict, words):
     assert all(word in claim_of(page) for word in words), claim_of(page)
 
 
+def without_controls(results: dict[str, Any]) -> None:
+    results["controls"] = []
+    for name in ("causal_control", "no_memory"):
+        del results["stages"][name], results["models"][name]
+    del results["copy_accuracy_causal_control"], results["next_token_nats_causal_control"]
+    for passage in results["passages"]:
+        del passage["control"], passage["control_correct"]
+
+
+def test_a_run_without_controls_is_compared_with_no_memory_in_view(make_run):
+    page = Page(write_report(make_run(without_controls, curves=False)))
+    assert claim_of(page) == (
+        "The memory model reconstructs 97.0% of held-out tokens from its memories, 4.4 times the"
+        " 22.0% without any memory."
+    )
+    assert "next-token control" not in page.text
+    assert "trained on next tokens alone" not in page.text
+    assert "3.75 nats per token and 3.70 without memory" in page.text
+
+
+def test_a_run_with_nothing_to_compare_says_so(make_run):
+    def change(results: dict[str, Any]) -> None:
+        without_controls(results)
+        del results["copy_accuracy_no_memory"], results["next_token_nats_no_memory"]
+
+    page = Page(write_report(make_run(change, curves=False)))
+    assert "claim not compared" in page.text
+    assert "reconstructs 97.0% of held-out tokens from its memories. The run has no control" in (
+        claim_of(page)
+    )
+
+
+def test_another_control_has_its_own_name(make_run):
+    def change(results: dict[str, Any]) -> None:
+        results["controls"] = ["plain_memory"]
+        for part in ("stages", "models"):
+            results[part]["plain_memory"] = results[part].pop("causal_control")
+        for key in ("copy_accuracy", "next_token_nats"):
+            results[f"{key}_plain_memory"] = results.pop(f"{key}_causal_control")
+
+    page = Page(write_report(make_run(change, curves=False)))
+    assert "3.9 times the 25.0% of the control plain memory and against 22.0%" in claim_of(page)
+    assert "next-token control" not in page.text
+    assert '<div class="none"><h3>plain memory<small>' in page.source
+
+
 def test_claim_is_open_when_a_control_is_missing(make_run):
     def change(results: dict[str, Any]) -> None:
         del results["copy_accuracy_causal_control"]

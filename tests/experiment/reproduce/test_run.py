@@ -8,8 +8,10 @@ from memjax.cli.main import main
 from memjax.config import to_config_dict
 from memjax.experiment.reproduce.claims import CLAIMS
 from memjax.experiment.reproduce.plan import SCALES, configs
+from memjax.experiment.reproduce.run import conclude
 from memjax.models import build
 from memjax.objectives import load_config
+from memjax.progress import Reporter
 from memjax.training.init_state import abstract_params
 from memjax.training.optimizer import make_optimizer, split
 
@@ -35,6 +37,20 @@ def test_what_cannot_be_run_is_one_clear_line(tmp_path, capsys):
     said = refused([f"--out={tmp_path / 'other'}", "--scale=tiny"], capsys)
     assert "as in the reproduction there" in said
     assert "use another --out" in said
+    said = refused([f"--out={tmp_path / 'other'}", "--limit=8"], capsys)
+    assert "'limit': 8" in said, "numbers of 8 sequences are others"
+
+
+def test_the_command_has_every_flag_that_changes_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("memjax.experiment.reproduce.run.CLAIMS", ())
+    corpus = "0.7*/home/ann/a.jsonl + 0.3*/home/ann/b/"
+    for limit, more in ((0, ""), (8, " --limit=8")):
+        found = conclude(tmp_path, "tiny", corpus, (0, 1), limit, [], 1.0, Reporter())
+        corpus_flag = "'--corpus=0.7*a.jsonl + 0.3*b'"
+        assert found["command"] == (
+            f"memjax reproduce --scale=tiny {corpus_flag} --seeds=0,1{more}"
+        )
+        assert found["corpus"] == "0.7*a.jsonl + 0.3*b"
 
 
 @pytest.mark.quick_cases("tiny")

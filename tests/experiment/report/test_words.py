@@ -1,0 +1,22 @@
+"""Names in the report."""
+
+import pytest
+
+from memjax.experiment.report.words import corpus_name
+
+
+@pytest.mark.parametrize(
+    ("corpus", "name"),
+    [
+        ("python-docs", "python-docs"),
+        ("/home/ann/book.jsonl", "book.jsonl"),
+        ("/home/ann/books/", "books"),
+        (
+            "0.7*hf:Hugging/fineweb-edu:sample-10BT + 0.3*/d/c4//",
+            "0.7*fineweb-edu:sample-10BT + 0.3*c4",
+        ),
+        ("1*/a/b/ + 2*c/d/", "1*b + 2*d"),
+    ],
+)
+def test_a_corpus_is_named_without_folders(corpus, name):
+    assert corpus_name(corpus) == name
