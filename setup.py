@@ -29,7 +29,7 @@ setup(
     package_data={
         "memjax": ["py.typed"],
         "memjax.evaluation.tasks": ["*.yaml"],
-        "memjax.released": ["*/*"],
+        "memjax.released": ["*/*", "*/reconstructor/*"],
         "memjax.experiment": ["*.jinja"],
         "memjax.experiment.report": ["*.jinja"],
         "memjax.experiment.reproduce": ["*.jinja"],

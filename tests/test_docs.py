@@ -235,9 +235,9 @@ def test_a_page_with_numbers_is_that_of_its_template(script, tmp_path, monkeypat
     arguments = [] if script.stem == "make_reproduction" else ["--page"]
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     monkeypatch.setattr(sys, "path", [*sys.path])
-    runpy.run_path(str(tmp_path / "docs" / script.name), run_name="__main__")
-    page = f"docs/{script.stem.removeprefix('make_')}.md"
-    assert (tmp_path / page).read_text(encoding="utf-8") == text_of(page)
+    found = runpy.run_path(str(tmp_path / "docs" / script.name), run_name="__main__")
+    page = found["PAGE"].read_text(encoding="utf-8")
+    assert page == text_of(found["PAGE"].relative_to(tmp_path))
 
 
 @pytest.fixture(scope="module")

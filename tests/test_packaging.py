@@ -8,8 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
-from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 import setuptools
@@ -164,9 +163,10 @@ def test_every_file_that_is_not_python_is_packaged(declared):
     ]
     assert any(path.name == "py.typed" for path in others)
     for path in others:
-        package = ".".join(path.parent.relative_to(ROOT).parts)
-        patterns = declared["package_data"].get(package, [])
-        assert any(fnmatch(path.name, pattern) for pattern in patterns), (
+        home = next(folder for folder in path.parents if (folder / "__init__.py").exists())
+        patterns = declared["package_data"].get(".".join(home.relative_to(ROOT).parts), [])
+        # As setuptools reads them: * is of one folder.
+        assert any(PurePath(path.relative_to(home)).match(pattern) for pattern in patterns), (
             f"setup.py's package_data leaves out {path}"
         )
 

@@ -23,6 +23,8 @@ from memjax.version import __version__
 FORMAT_VERSION = 1
 LIBRARY = "memjax"
 MANIFEST, CARD = "config.json", "README.md"
+RECONSTRUCTOR = "reconstructor"
+"""Folder in an export: that of the autoencoder whose encoder the model has."""
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 """Dtypes of weights, and their names in safetensors."""

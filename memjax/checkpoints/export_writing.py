@@ -8,6 +8,7 @@ The folder holds:
 - model.safetensors.index.json: which file holds which tensor, where there are several.
 - tokenizer.model or tokenizer.json: the run's vocabulary; absent if it is unknown.
 - README.md: a model card.
+- reconstructor: an export of the autoencoder whose encoder the model has, if it has that of one.
 """
 
 import math
@@ -24,6 +25,7 @@ from memjax.checkpoints.export_manifest import (
     CARD,
     DTYPES,
     MANIFEST,
+    RECONSTRUCTOR,
     SHARD,
     ExportError,
     Manifest,
@@ -34,6 +36,7 @@ from memjax.data import Tokenizer
 from memjax.files import atomic_dir, entries, new_folder, write_json
 from memjax.files.tensors import INDEX, WHOLE, save_tensors
 
+Trained = tuple[Config, str, int, Mapping[str, Any], Tokenizer | None]
 GIGABYTE = 10**9
 SHARD_BYTES = 5 * GIGABYTE
 
@@ -48,6 +51,7 @@ def write_export(
     card: str = "",
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    reconstructor: Trained | None = None,
 ) -> Manifest:
     """Write a trained stage as a folder that `memjax.load` reads anywhere; all of it, or nothing.
 
@@ -61,6 +65,8 @@ def write_export(
       card: the text of README.md; empty for none.
       dtype: `float32`, which keeps every bit, or `bfloat16`, half as large.
       shard_bytes: bytes of a file of weights, at most, unless one tensor is larger.
+      reconstructor: config, stage, step, parameters and tokenizer of the autoencoder with the same
+        encoder; None for none.
 
     Raises:
       ExportError: `out` is taken, or a setting cannot be.
@@ -75,6 +81,9 @@ def write_export(
         (temporary / MANIFEST).write_bytes(manifest.to_bytes())
         if card:
             (temporary / CARD).write_text(card, encoding="utf-8")
+        if reconstructor is not None:
+            folder = temporary / RECONSTRUCTOR
+            write_export(folder, *reconstructor, dtype=dtype, shard_bytes=shard_bytes)
     return manifest
 
 

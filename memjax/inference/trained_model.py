@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from memjax.checkpoints import CheckpointError
-from memjax.checkpoints.export_writing import SHARD_BYTES, write_export
+from memjax.checkpoints.export_writing import SHARD_BYTES, Trained, write_export
 from memjax.checkpoints.reading import Step
 from memjax.checkpoints.store import MemoryStore
 from memjax.checkpoints.store_records import EncoderProvenance, StoreError
@@ -65,6 +65,8 @@ class TrainedModel(Recalling):
     """The stage's folder on this machine (metrics, instruments), or that of the export."""
     data: Path = Path()
     """Where the run keeps tokenizer and rows."""
+    autoencoder: str = ""
+    """The path of the autoencoder that its encoder began as; empty for none."""
 
     def __repr__(self) -> str:
         """Return where it lies and what it is; not its parameters."""
@@ -141,6 +143,19 @@ class TrainedModel(Recalling):
         encoder, params = self.encoder, jax.tree.map(jnp.asarray, self.params["encoder"])
         trained = (self.family, self.stage, self.step, tokenizer, self.path)
         return provenance_of(encoder, params, *trained)
+
+    @functools.cached_property
+    def reconstructor(self) -> "TrainedModel":
+        """The model that reconstructs chunks from memories of this encoder.
+
+        It is the autoencoder that a frozen encoder came from, and else this model.
+        """
+        if not self.autoencoder:
+            return self
+        found = load(self.autoencoder)
+        if found.tokenizer is None and self.tokenizer is not None:
+            found = found.with_tokenizer(self.tokenizer)
+        return found if found.provenance.sha256 == self.provenance.sha256 else self
 
     def codec(self, recall_objective: str = "") -> MemoryCodec:
         """The encoder and the decoder that reads its memories as one.
@@ -285,6 +300,8 @@ class TrainedModel(Recalling):
     def reconstruct(self, memories: MemoryStore | Memories, *, batch: int = 32) -> list[str]:
         """Reconstruct texts from memories alone, by the most likely token at every position.
 
+        A model on the frozen encoder of an autoencoder reconstructs by that one (`reconstructor`).
+
         Args:
           memories: of this model's encoder; `Memories` are taken for full chunks of one document.
           batch: texts per batch.
@@ -306,13 +323,14 @@ class TrainedModel(Recalling):
     ) -> Int[np.ndarray, "N L"]:
         """Reconstruct the tokens of every chunk, as `reconstruct`, with padding as in training."""
         memories.provenance.require_same(self.provenance, "the store")
-        codec = self.codec()
+        model = self.reconstructor
+        codec = model.codec()
         if codec.shift:
             raise StoreError(
                 f"{self._name}: trained under 'unscored_first_tokens' it never predicts the first"
                 " token of a chunk, expected a model that does. Pass another stage."
             )
-        return expand(codec, self.params, memories, batch, self.padding_side)
+        return expand(codec, model.params, memories, batch, self.padding_side)
 
     def as_store(self, memories: MemoryStore | Memories) -> MemoryStore:
         """Return memories as a store."""
@@ -400,8 +418,13 @@ class TrainedModel(Recalling):
         Raises:
           ExportError: `path` is taken or in a bucket, or a setting cannot be.
         """
-        trained = (self.config, self.stage, self.step, self.params, self.tokenizer)
-        write_export(path, *trained, card, dtype, shard_bytes)
+        other = self.reconstructor if self.autoencoder else self
+        beside = None if other is self else other._trained
+        write_export(path, *self._trained, card, dtype, shard_bytes, beside)
+
+    @property
+    def _trained(self) -> Trained:
+        return self.config, self.stage, self.step, self.params, self.tokenizer
 
     @property
     def _name(self) -> str:
@@ -447,4 +470,5 @@ def load(path: str | os.PathLike, stage: str = "", step: Step = None) -> Trained
         path=found.path,
         folder=found.folder,
         data=found.data,
+        autoencoder=found.autoencoder,
     )

@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 
 from memjax import released
-from memjax.checkpoints.export_manifest import MANIFEST, ExportError, is_manifest
+from memjax.checkpoints.export_manifest import MANIFEST, RECONSTRUCTOR, ExportError, is_manifest
 from memjax.checkpoints.export_reading import Place, read_export
 from memjax.checkpoints.reading import (
     CheckpointError,
@@ -37,7 +37,7 @@ from memjax.data.tokenizers import FILES as TOKENIZERS
 from memjax.files import read_json
 from memjax.interop.huggingface.settings import HuggingFaceError, folder_of
 from memjax.interop.huggingface.weights import Pretrained, open_pretrained, pretrained_config
-from memjax.models import Encoder
+from memjax.models import Encoder, can
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +62,8 @@ class StoredStage:
     None puts all leaves on this machine's first device."""
     read_tokenizer: Callable[[], Tokenizer | None]
     """The tokenizer, compared with `fingerprint`; None where the weights came without one."""
+    autoencoder: str = ""
+    """The path of the autoencoder that its encoder began as; empty for none."""
     pretrained: Pretrained | None = None
     """The weights where `hf:FOLDER` was given, to read one by one."""
 
@@ -212,11 +214,20 @@ def _open_checkpoint(path: str, here: Path, kept: epath.Path, step: Step) -> Sto
         data=data,
         read=lambda place=None: read_params(checkpoint, place),
         read_tokenizer=read_tokenizer,
+        autoencoder=_autoencoder_of(config, meta["stage"], kept.parent),
     )
 
 
+def _autoencoder_of(config: Config, stage: str, stages: epath.Path) -> str:
+    """Return the path of the trained autoencoder, in the same run, whose encoder a stage took."""
+    name = config.stages[stage].init_from
+    if name not in config.stages or not can(config.stages[name].family, "reconstructs"):
+        return ""
+    return str(stages / name) if (stages / name / "checkpoints").is_dir() else ""
+
+
 def _open_export(path: str, here: Path) -> StoredStage:
-    exported = read_export(here)
+    exported, reconstructor = read_export(here), here / RECONSTRUCTOR
     manifest = exported.manifest
     return StoredStage(
         path=path,
@@ -228,6 +239,7 @@ def _open_export(path: str, here: Path) -> StoredStage:
         data=here,
         read=exported.read,
         read_tokenizer=lambda: exported.tokenizer,
+        autoencoder=str(reconstructor) if reconstructor.is_dir() else "",
     )
 
 

@@ -60,9 +60,15 @@ def test_an_export_is_the_same_model_to_the_last_bit(made, tmp_path, stage, quic
 def test_the_folder_is_what_others_read(made, tmp_path):
     export(made, tmp_path / "out")
     folder = tmp_path / "out"
-    names = ["README.md", "config.json", "model.safetensors", "tokenizer.model"]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+    names = ["config.json", "model.safetensors", "tokenizer.model"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        *names[:2],
+        "reconstructor",
+        names[2],
+    ]
+    assert sorted(path.name for path in (folder / "reconstructor").iterdir()) == names
+    assert len({path.stat().st_mode for path in folder.rglob("*") if path.is_file()}) == 1
     tensors = load_file(folder / "model.safetensors")
     params = memjax.load(made).params
     np.testing.assert_array_equal(

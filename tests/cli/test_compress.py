@@ -3,8 +3,10 @@
 Shapes: N chunk, L token.
 """
 
+import dataclasses
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -175,7 +177,11 @@ def test_a_memory_model_reads_the_same_store_by_blanks(
         "--eval_examples=0",
         "--dtype=float32",
     )
-    reader = load(workdir / "stages" / "blanks")
+    own = tmp_path / "own"
+    for name in ("blanks", "combined"):  # Exports of the memory models alone.
+        found = dataclasses.replace(load(workdir / "stages" / name), autoencoder="")
+        found.save(own / name)
+    reader = load(own / "blanks")
     store = open_store(out, expected=reader.provenance)
     said = reader.reconstruct_tokens(store, batch=4)
     system, params = reader.codec(), reader.params
@@ -188,15 +194,31 @@ def test_a_memory_model_reads_the_same_store_by_blanks(
     )(params, picked)
     np.testing.assert_array_equal(said[:4], logits.argmax(axis=-1).reshape(4, 8))
     asked = said_by(
-        capsys, "reconstruct", stage(workdir, "combined"), str(out), f"--out={tmp_path / 'text'}"
+        capsys, "reconstruct", str(own / "combined"), str(out), f"--out={tmp_path / 'text'}"
     )
     assert "not trained on blank_copy" in asked.err
     assert (
         "not trained"
-        not in said_by(
-            capsys, "reconstruct", stage(workdir, "blanks"), str(out), "--document=0"
-        ).err
+        not in said_by(capsys, "reconstruct", str(own / "blanks"), str(out), "--document=0").err
     )
+
+
+def test_a_memory_model_on_a_frozen_encoder_reconstructs_by_its_autoencoder(
+    workdir, chunks, expected, tmp_path
+):
+    model, autoencoder = (load(workdir / "stages" / name) for name in ("blanks", "autoencoder"))
+    store = model.compress(chunks, dtype="float32")
+    ours = autoencoder.reconstruct_tokens(store)
+    np.testing.assert_array_equal(model.reconstruct_tokens(store), ours)
+    model.save(tmp_path / "export")
+    again = load(tmp_path / "export")
+    np.testing.assert_array_equal(again.reconstruct_tokens(store), ours)
+    again.save(tmp_path / "again")
+    assert load(tmp_path / "again").reconstructor.stage == "autoencoder"
+    # An encoder that was trained further is another.
+    other = jax.tree.map(lambda x: x + 1e-3, model.params["encoder"])
+    changed = dataclasses.replace(model, params=model.params | {"encoder": other})
+    assert changed.reconstructor is changed
 
 
 def test_an_oracle_is_shown_its_own_words_and_no_true_one(workdir, chunks, quick):

@@ -62,7 +62,8 @@ def give_back(model: TrainedModel, store: MemoryStore) -> GivenBack:
       StoreError: the model cannot reconstruct from memories alone.
     """
     try:
-        codec = model.codec()
+        decoder = model.reconstructor
+        codec = decoder.codec()
         found = model.reconstruct_tokens(store, batch=_BATCH)
     except (CheckpointError, StoreError):
         if not _recalls(model):
@@ -73,8 +74,8 @@ def give_back(model: TrainedModel, store: MemoryStore) -> GivenBack:
     if codec.held > 1:
         how = f"{codec.held} chunks at a time, from their memories alone"
     objective = codec.recall_objective
-    if objective and not model.settings.objectives.get(objective):
-        how += f", by {objective}, on which stage {model.stage} was not trained"
+    if objective and not decoder.settings.objectives.get(objective):
+        how += f", by {objective}, on which stage {decoder.stage} was not trained"
     return GivenBack(found, how)
 
 

@@ -2,6 +2,7 @@
 store."""
 
 import base64
+import dataclasses
 import itertools
 
 import numpy as np
@@ -121,7 +122,9 @@ def test_what_is_given_back_is_reconstructed_or_recalled(model, made, store, mon
     np.testing.assert_array_equal(found.tokens, model.reconstruct_tokens(store))
     assert found.how == "each chunk from its own memory"
     assert recall_sample(model, store) == (None, "")
-    both = give_back(memjax.load(made, "combined"), store)
+    reader = memjax.load(made, "combined")
+    np.testing.assert_array_equal(give_back(reader, store).tokens, found.tokens)
+    both = give_back(dataclasses.replace(reader, autoencoder=""), store)
     assert "by blank_copy, on which stage combined was not trained" in both.how
     with pytest.raises(Exception, match=r"encoder|memories"):
         give_back(memjax.load(made, "causal_control"), store)
