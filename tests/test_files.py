@@ -72,11 +72,12 @@ def test_the_checksum_is_that_of_the_contents(tmp_path):
 @pytest.mark.parametrize("sync", [False, True])
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, sync):
     path = tmp_path / "a.txt"
-    write_text(path, "old", sync)
+    write_text(path, "old")
     with pytest.raises(KeyboardInterrupt):
         kill_half_way(atomic_file(path, sync), "")
     assert path.read_text() == "old"
-    write_text(path, "ü", sync)
+    with atomic_file(path, sync) as temporary:
+        write_text(temporary, "ü")
     assert path.read_bytes() == "ü".encode()
     assert list(tmp_path.iterdir()) == [path]
 

@@ -36,7 +36,7 @@ class Data:
     """Tokenizer: empty trains a sentencepiece vocabulary on the training split.
 
     `byte_level` trains the published kind. A path (a tokenizer.model or tokenizer.json, or its
-    folder) loads an existing tokenizer.
+    folder, such as an export) or the name of a released model loads an existing tokenizer.
     """
     sequence_length: int = 128
     """N: tokens per row, a whole number of chunks."""
@@ -66,7 +66,9 @@ class Backbone:
     kind: str = "transformer"
     """A kind of mixing over positions (memjax/layers/backbone.py)."""
     width: int = 128
+    """D: channels of a position, between blocks."""
     layers: int = 4
+    """Number of blocks."""
     heads: int = 4
     """Attention heads or mixer heads; 0 in a mixer is flat mixing without projections (Badger 2026,
     mixers)."""
@@ -75,10 +77,13 @@ class Backbone:
     channel_kernel: int = 1
     """Width of the mixer's convolution over channels."""
     mlp: str = "swiglu"
+    """Channel MLP: `swiglu` (gated), or two matrices around `gelu` or `silu`."""
     mlp_ratio: float = 4.0
     """Hidden width of the channel MLP as a multiple of the width."""
     norm: str = "rms"
+    """Norm before token mixing and before the channel MLP: `rms` or `layer`."""
     final_norm: bool = True
+    """Normalise the output of the last block too."""
     output_gate: bool = False
     """Multiply token mixing's output by a linear function of its input, before the projection."""
     causal: bool = True
@@ -225,8 +230,11 @@ class Model:
     A policy is a name in jax.checkpoint_policies.
     """
     encoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
+    """Stack over the tokens of one chunk; by default a mixer."""
     decoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(output_gate=True))
+    """Stack over memories and tokens; by default a transformer with an output gate."""
     reconstructor: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
+    """Stack from one chunk's memory to its tokens; by default a mixer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,8 +279,11 @@ class Optimizer:
     decay_rules: Rules = ((".*", 0.0),)
     """Decoupled weight decay."""
     beta1: float = 0.9
+    """AdamW's decay of the mean of gradients per step, at least 0 and less than 1."""
     beta2: float = 0.999
+    """AdamW's decay of the mean of squared gradients per step, at least 0 and less than 1."""
     epsilon: float = 1e-8
+    """Term added to AdamW's divisor."""
     clip_norm: float = 1.0
     """Global norm to which a gradient is clipped; 0 is no clipping."""
 
@@ -291,13 +302,17 @@ class Stage:
     """Chunks of each row that an objective scores, drawn at every step; all where it is not named.
     """
     steps: int = 100
+    """Steps of the optimizer, one batch each."""
     batch_size: int = 32
     """Rows per batch, over all devices."""
     grad_accum_steps: int = 1
     """Sequential parts of a batch; gradients are those of the whole batch."""
     learning_rate: float = 1e-3
+    """Peak learning rate, before factors of `optimizer.rate_rules`."""
     warmup_steps: int = 20
+    """Steps of the linear warm-up to the peak, at most `steps`; 0 is none."""
     lr_schedule: str = "cosine"
+    """Decay after the warm-up to `final_lr_ratio`: `cosine`, `linear`, or `constant` for none."""
     final_lr_ratio: float = 0.0
     """Learning rate of the last step as a share of `learning_rate`; 0 is reached right after it."""
     trainable: Rules = ((".*", True),)
@@ -309,8 +324,9 @@ class Stage:
     init_from: str = ""
     """Source of the initial weights; empty is from scratch.
 
-    It is a stage of this run, a stage folder of a workdir (its last checkpoint), or `hf:FOLDER`,
-    whose Hugging Face weights become a decoder's.
+    It is a stage of this run; the folder of a workdir (the last stage of its curriculum), of a
+    stage or of an export; a released model's name; or `hf:FOLDER`, whose Hugging Face weights
+    become a decoder's. Of a stage it is the last checkpoint.
     """
     init_part: str = ""
     """Parts of the source to load, separated by commas; empty loads every part.
@@ -362,7 +378,9 @@ class Config:
     """One run: data, model, optimizer, stages, controls, checkpoints and evaluators."""
 
     name: str = "memjax"
+    """Name of the run in its results and in Weights & Biases."""
     seed: int = 0
+    """Seed of initial weights, of the order of rows and of random draws in training."""
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
@@ -373,6 +391,7 @@ class Config:
     controls: tuple[str, ...] = ()
     """Stages trained for comparison, after the curriculum."""
     log_every: int = 10
+    """Steps between two lines of metrics."""
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
     checkpoint_minutes: float = 0.0
@@ -387,6 +406,7 @@ class Config:
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=usual_evaluators)
     """Evaluations of every stage, by name."""
     wandb_project: str = ""
+    """Project of Weights & Biases that metrics are sent to; empty is none."""
 
     @property
     def chunks(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from memjax.errors import MemjaxError
-from memjax.files import atomic_file, verify, writing
+from memjax.files import atomic_file, writing
 
 _OPENERS = 32
 """Threads that open files to count their records."""
@@ -205,6 +205,8 @@ def _open(file: str) -> ArrayRecordReader:
 class RowArrays(abc.ABC):
     """One array per row of a split, in random access, safe to read from many threads.
 
+    Opening compares sizes of files. Each record has a checksum of its own, compared as it is read.
+
     Attributes:
       folder: the folder of the split.
       split: its name.
@@ -278,11 +280,3 @@ class RowArrays(abc.ABC):
             raise self.ERROR(
                 f"{self.folder}: {which} cannot be read ({error}). {self.REMEDY}"
             ) from error
-
-    def verify(self) -> None:
-        """Read every byte and compare checksums; opening compares sizes only.
-
-        Raises:
-          MemjaxError: a file is not what was written.
-        """
-        verify(self.folder, self.info["files"], self.REMEDY, self.ERROR)

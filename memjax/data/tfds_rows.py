@@ -83,15 +83,6 @@ class TfdsRows(Rows):
         parse = self._features.deserialize_example_np
         return np.stack([parse(record)[_FEATURE] for record in records]).astype(np.int32)
 
-    def verify(self) -> None:
-        """Read all rows; each record has a checksum of its own.
-
-        Raises:
-          RowsError: a row is damaged.
-        """
-        for start in range(0, len(self), 1024):
-            self.read(range(start, min(start + 1024, len(self))))
-
 
 def holds_rows(corpus: str) -> bool:
     """Return whether a corpus of the config is a prepared data set of rows of tokens."""

@@ -280,9 +280,9 @@ def remove_temporary(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str, sync: bool = False) -> None:
+def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a UTF-8 file whole or not at all."""
-    with atomic_file(path, sync) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(text.encode())
 
 

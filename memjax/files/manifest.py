@@ -58,7 +58,8 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_seal(info: Mapping[str, Any], path: Path, remedy: str, error: Error) -> None:
     """Raise `error` if an object in a file is not what `sealed` returned; older ones have none."""
-    if info.get("sha256", sealed(info)["sha256"]) != sealed(info)["sha256"]:
+    found = sealed(info)["sha256"]
+    if info.get("sha256", found) != found:
         raise error(f"{path}: not what was written (its sha256 differs){ending(remedy)}")
 
 

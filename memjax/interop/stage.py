@@ -275,7 +275,7 @@ def _kinds() -> str:
             "a workdir",
             "the folder of a stage (runs/NAME/stages/STAGE)",
             "an export",
-            *released.names(),
+            *(f"the released model {name}" for name in released.names()),
             "or hf:FOLDER of a Hugging Face model",
         )
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import memjax
+from memjax import released
 from memjax.checkpoints import CheckpointError, load_params
 from memjax.checkpoints.store_records import StoreError
 from memjax.experiment.export import export
@@ -80,7 +81,7 @@ def test_a_hugging_face_folder_gives_a_causal_language_model():
         memjax.load("hf:absent")
 
 
-def test_one_message_per_mistake_says_what_to_pass(made, workdir, tmp_path):
+def test_one_message_per_mistake_says_what_to_pass(made, workdir, tmp_path, monkeypatch):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "store").write_text("memories")
     stages = f"{made}/stages"
@@ -100,6 +101,10 @@ def test_one_message_per_mistake_says_what_to_pass(made, workdir, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=said):
             open_stage(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(released, "names", lambda: ("small",))
+        with pytest.raises(CheckpointError, match="an export, the released model small, or hf:"):
+            open_stage(tmp_path / "absent")
     (workdir / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config.json: no JSON"):
         open_stage(workdir)

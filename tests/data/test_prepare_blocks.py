@@ -103,7 +103,6 @@ def test_each_block_is_packed_on_its_own(data, tmp_path):
         assert len(rows.info["files"]) > 2
         np.testing.assert_array_equal(rows.read(range(len(rows))), np.stack(expected[split]))
         assert rows.info["dropped_tokens"] == dropped[split] > 0
-        rows.verify()
     assert prepared.info["documents"] == 60
 
 
@@ -289,12 +288,14 @@ def test_a_damaged_document_is_named_or_left_out(data, tmp_path, tokenizer):
 def test_damage_after_the_fact_is_named(data, tmp_path):
     folder = tmp_path / "data"
     prepare(data, folder, workers=1)
-    flip(folder / "rows-32", "train-00001-of-*.arrayrecord")
-    with pytest.raises(
-        RowsError,
-        match=r"train-00001-of-\d+\.arrayrecord: sha256 .*, expected",
-    ):
-        prepare(data, folder).train.verify()
+    rows = prepare(data, folder).train
+    file = next((folder / "rows-32").glob("train-00000-of-*.arrayrecord"))
+    raw = bytearray(file.read_bytes())
+    raw[raw.find(rows[2].astype("<u2").tobytes())] ^= 1
+    file.write_bytes(raw)
+    rows = prepare(data, folder).train
+    with pytest.raises(RowsError, match=r"train-00000-of-\d+\.arrayrecord: record 2 cannot"):
+        rows.read(range(len(rows)))
     next((folder / "rows-32").glob("validation-00002-of-*")).unlink()
     with pytest.raises(RowsError, match=r"validation-00002-of-\d+\.arrayrecord: no such file"):
         prepare(data, folder)

@@ -117,16 +117,16 @@ def test_rows_of_a_mixture_are_those_of_its_parts(mixed):
         with pytest.raises(IndexError):
             read()
     assert (mixed.info["rows"], mixed.info["tokens"]) == (5, 20)
-    mixed.verify()
 
 
 def test_a_damaged_part_is_named(mixed, tokenizer):
     shard = mixed.folder / "part-1" / "train-00000-of-00001.arrayrecord"
     contents = bytearray(shard.read_bytes())
-    contents[-1] ^= 1
+    contents[contents.find(mixed[4].astype("<u2").tobytes())] ^= 1
     shard.write_bytes(contents)
-    with pytest.raises(RowsError, match=r"part-1/train-00000-of-00001\.arrayrecord: sha256 "):
-        mixed.verify()
+    mixed = open_rows(mixed.folder, "train", tokenizer.fingerprint)
+    with pytest.raises(RowsError, match=r"part-1/train-00000-of-00001\.arrayrecord: record 2 "):
+        mixed.read([4])
     shard.unlink()
     with pytest.raises(RowsError, match=r"part-1/train-00000-of-00001\.arrayrecord: no such file"):
         open_rows(mixed.folder, "train", tokenizer.fingerprint)

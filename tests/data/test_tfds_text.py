@@ -92,7 +92,6 @@ def test_the_data_set_holds_the_rows_of_all_blocks(built, config, tokenizer, spl
         assert rows[number].dtype == np.int32
         np.testing.assert_array_equal(rows[number], stored[number])
     np.testing.assert_array_equal(rows.read([5, 0, 5]), np.stack([stored[5], stored[0], stored[5]]))
-    rows.verify()
     with pytest.raises(IndexError):
         rows[len(rows)]
 
@@ -202,7 +201,7 @@ def test_a_damaged_row_is_named(built):
         with pytest.raises(
             RowsError, match=r"validation.*: record 3 cannot be read .*Prepare the data set again"
         ):
-            open_tfds_rows(of(built), "validation").verify()
+            open_tfds_rows(of(built), "validation").read(range(len(rows)))
     finally:
         file.write_bytes(whole)
 

@@ -191,9 +191,9 @@ class TextPart(_LinesPart):
         return _ANY if wrapped else None
 
     def split(self, lines: Iterable[bytes], offset: int, number: int) -> Iterator[Entry]:
-        """Yield documents that end at a separator or a late boundary, or with each line.
+        """Yield documents that end at a separator, at a late boundary, or with each line.
 
-        A separator is dropped. The first blank line after SECTION_CHARACTERS is kept.
+        A separator is dropped, and where each line is a document, blank lines are.
         """
         boundary = self.boundary
         if boundary is None:

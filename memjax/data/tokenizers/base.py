@@ -1,10 +1,11 @@
 """Tokenizers: text to ids and back, with reserved ids that no text produces.
 
 memjax reads two kinds of file: a sentencepiece model (`tokenizer.model`,
-memjax/data/tokenizers/sentencepiece.py), which `train` writes, and a Hugging Face `tokenizer.json`
-(memjax/data/tokenizers/byte_level.py, extra `hf`). Every id stands for a fixed string of bytes, so
-decoding joins them, and the bytes of a text are counted without decoding it. A vocabulary is tried
-when it is loaded: it spells every id, and one that does not give texts back is not `exact`.
+memjax/data/tokenizers/sentencepiece.py), as `train_tokenizer` makes, and a Hugging Face
+`tokenizer.json` (memjax/data/tokenizers/byte_level.py, extra `hf`). Every id stands for a fixed
+string of bytes, so decoding joins them, and the bytes of a text are counted without decoding it. A
+vocabulary is tried when it is loaded: it spells every id, and one that does not give texts back is
+not `exact`.
 
 V: entries of the vocabulary, the largest id and 1.
 """
@@ -141,7 +142,7 @@ class Tokenizer(abc.ABC):
         """Parse the contents; return another text that an exact vocabulary gives back."""
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the file that `load` reads, as `file_name` in a folder."""
+        """Write the file that `load_tokenizer` reads, as `file_name` in a folder."""
         path = Path(path)
         with atomic_file(path / self.file_name if path.is_dir() else path) as temporary:
             temporary.write_bytes(self._model)

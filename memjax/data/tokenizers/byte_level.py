@@ -120,7 +120,7 @@ class ByteLevelTokenizer(Tokenizer):
 
     @classmethod
     def trained(cls, texts: Iterable[str], vocabulary: int) -> ByteLevelTokenizer:
-        """Train the published set-up's kind of vocabulary; see `Tokenizer.train`.
+        """Train the published set-up's kind of vocabulary; see `train_tokenizer`.
 
         Raises:
           TokenizerError: the texts are too short for that many entries, or `vocabulary` is too

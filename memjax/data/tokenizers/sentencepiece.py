@@ -94,7 +94,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def trained(cls, texts: Iterable[str], vocabulary: int) -> SentencePieceTokenizer:
-        """Train a BPE vocabulary; see `Tokenizer.train`.
+        """Train a BPE vocabulary; see `train_tokenizer`.
 
         Raises:
           TokenizerError: the texts are too short for that many entries, or `vocabulary` is too

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from memjax.checkpoints import int4
+from memjax.checkpoints.rounding import rounded, widened
 from memjax.errors import MemjaxError
 from memjax.inference.codec import MemoryCodec, Params, TextSums, text_sums
 from memjax.inference.texts import check_texts, over_batches
@@ -49,6 +50,13 @@ and -7 to 7.
 KINDS = (*FLOATS, *INTEGERS)
 STORED_INT4 = "int4_stored"
 """The rounding of `memjax.checkpoints.int4`, which is none of the study's."""
+STORED: Mapping[str, str] = {
+    "bfloat16": "bfloat16",
+    "float8_e4m3": "float8_e4m3",
+    "int8_vector": "int8",
+    STORED_INT4: "int4",
+}
+"""Dtypes of stores, by the kinds that round as they do."""
 PLACES = ("memory", "bottleneck")
 
 
@@ -68,15 +76,14 @@ def quantise(memory: Float[Array, "*any M E"], kind: str) -> Float[Array, "*any 
     """
     QuantisationError.require_one_of("kind", kind, (*KINDS, STORED_INT4))
     memory = jnp.asarray(memory, jnp.float32)
-    if kind == STORED_INT4:
-        return int4.unpacked(*int4.packed(memory, jnp), memory.shape[-1], jnp)
+    # Without a barrier XLA may remove a cast and its inverse.
+    if kind in STORED:
+        stored, scales = jax.lax.optimization_barrier(rounded(memory, STORED[kind], jnp))
+        return widened(stored, scales, memory.shape[-1], jnp)
     if kind in FLOATS:
-        dtype = FLOATS[kind]
-        largest = float(jnp.finfo(dtype).max)
-        # Without a barrier XLA may remove a cast and its inverse.
-        return jax.lax.optimization_barrier(
-            jnp.clip(memory, -largest, largest).astype(dtype)
-        ).astype(jnp.float32)
+        largest = float(jnp.finfo(FLOATS[kind]).max)
+        cast = jnp.clip(memory, -largest, largest).astype(FLOATS[kind])
+        return jax.lax.optimization_barrier(cast).astype(jnp.float32)
     bits, whole = INTEGERS[kind]
     levels = 2 ** (bits - 1) - 1
     scale = jnp.max(jnp.abs(memory), axis=(-2, -1) if whole else -1, keepdims=True) / levels
@@ -164,7 +171,7 @@ def quantisation(
     vectors, width = system.shape
     widths = {"memory": width, "bottleneck": system.module.config.bottleneck}
 
-    def rounded(way: int, place: str, kind: str) -> Rounded:
+    def scored(way: int, place: str, kind: str) -> Rounded:
         bits = bits_a_number(kind, (vectors, widths[place]))
         return Rounded(
             kind=kind,
@@ -176,7 +183,7 @@ def quantisation(
             difference=ratio(nats[:, way] - nats[:, 0], tokens),
         )
 
-    ways = tuple(rounded(way, *one) for way, one in enumerate(rounding, start=1))
+    ways = tuple(scored(way, *one) for way, one in enumerate(rounding, start=1))
     return Quantisation(ratio(nats[:, 0], tokens), ratio(correct[:, 0], tokens), ways)
 
 
@@ -235,19 +242,19 @@ def rounded_memories(
     with nn.intercept_methods(keep):
         memory = system.encode(params, tokens)
 
-    def widened(x: jax.Array) -> jax.Array:
+    def expanded(x: jax.Array) -> jax.Array:
         y = system.apply(params, x, method=lambda module, x: module.encoder.up(x))
         return y.reshape(memory.shape)
 
-    def rounded(place: str, kind: str) -> jax.Array:
+    def of_place(place: str, kind: str) -> jax.Array:
         if place == "memory":
             return quantise(memory, kind).astype(memory.dtype)
         (squeezed,) = narrow
         # A text's H chunks are separate rows here; together they are the tensor of one scale.
         as_text = squeezed.reshape(tokens.shape[0], -1, squeezed.shape[-1])
-        again = widened(quantise(as_text, kind).reshape(squeezed.shape))
+        again = expanded(quantise(as_text, kind).reshape(squeezed.shape))
         # Under `residual_noise` the memory itself is added to the output of `up`.
         residual = "residual_noise" in system.module.config.compat
-        return memory + (again - widened(squeezed)) if residual else again
+        return memory + (again - expanded(squeezed)) if residual else again
 
-    return [memory, *(rounded(*one) for one in rounding)]
+    return [memory, *(of_place(*one) for one in rounding)]

@@ -5,18 +5,13 @@ from collections.abc import Mapping
 from memjax.config.choices import FULL_PACKINGS
 from memjax.data import evenly_spaced
 from memjax.evaluation.instruments.information import token_scores
-from memjax.evaluation.instruments.quantisation import STORED_INT4, Quantisation, quantisation
+from memjax.evaluation.instruments.quantisation import STORED, Quantisation, quantisation
 from memjax.inference.chunking import Chunks
 from memjax.inference.compression import grouped, groups
 from memjax.inference.trained_model import TrainedModel
 from memjax.objectives.uncertainty import ratio
 
-KINDS: Mapping[str, str] = {
-    "bfloat16": "bfloat16",
-    "float8_e4m3": "float8_e4m3",
-    "int8": "int8_vector",
-    "int4": STORED_INT4,
-}
+KINDS: Mapping[str, str] = {dtype: kind for kind, dtype in STORED.items()}
 """Names of a store's roundings in `quantisation`; float32 is not rounded."""
 
 
