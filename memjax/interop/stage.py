@@ -219,11 +219,17 @@ def _open_checkpoint(path: str, here: Path, kept: epath.Path, step: Step) -> Sto
 
 
 def _autoencoder_of(config: Config, stage: str, stages: epath.Path) -> str:
-    """Return the path of the trained autoencoder, in the same run, whose encoder a stage took."""
+    """Return the path of the trained autoencoder whose encoder a stage took: of the same run, or of
+    the export that it began with.
+    """
     name = config.stages[stage].init_from
-    if name not in config.stages or not can(config.stages[name].family, "reconstructs"):
-        return ""
-    return str(stages / name) if (stages / name / "checkpoints").is_dir() else ""
+    if name in config.stages:
+        there = (stages / name / "checkpoints").is_dir()
+        return (
+            str(stages / name) if there and can(config.stages[name].family, "reconstructs") else ""
+        )
+    beside = (released.folder_of(name) or Path(name).expanduser()) / RECONSTRUCTOR
+    return str(beside) if name and (beside / MANIFEST).is_file() else ""
 
 
 def _open_export(path: str, here: Path) -> StoredStage:

@@ -5,15 +5,19 @@ Shapes: N chunk, L token.
 
 import dataclasses
 import re
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memjax.checkpoints import Checkpoints
 from memjax.checkpoints.rounding import DTYPES as STORED
 from memjax.checkpoints.store import MemoryStore, open_store
 from memjax.cli.compress import ARGUMENTS, DTYPES
 from memjax.cli.main import main
+from memjax.config import to_json
 from memjax.evaluation.instruments.rounding_loss import rounding_loss
 from memjax.inference import load
 from memjax.inference.chunking import Source, cut
@@ -215,6 +219,20 @@ def test_a_memory_model_on_a_frozen_encoder_reconstructs_by_its_autoencoder(
     np.testing.assert_array_equal(again.reconstruct_tokens(store), ours)
     again.save(tmp_path / "again")
     assert load(tmp_path / "again").reconstructor.stage == "autoencoder"
+    # As a stage that began with the export, of another run.
+    begun = dataclasses.replace(model.settings, init_from=str(tmp_path / "export"))
+    meta = {
+        "stage": "begun",
+        "config": to_json(
+            dataclasses.replace(model.config, stages={"begun": begun}, curriculum=("begun",))
+        ),
+        "tokenizer": model.tokenizer.fingerprint,
+    }
+    with Checkpoints(tmp_path / "run" / "stages" / "begun" / "checkpoints") as checkpoints:
+        checkpoints.save(1, model.params, {"step": jnp.int32(1)}, meta)
+    shutil.copytree(workdir / "data", tmp_path / "run" / "data")
+    further = load(tmp_path / "run" / "stages" / "begun")
+    assert further.reconstructor.stage == "autoencoder"
     # An encoder that was trained further is another.
     other = jax.tree.map(lambda x: x + 1e-3, model.params["encoder"])
     changed = dataclasses.replace(model, params=model.params | {"encoder": other})
