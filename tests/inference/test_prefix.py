@@ -15,6 +15,7 @@ from memjax.checkpoints.store_records import StoredDocument, StoreError
 from memjax.config import Backbone, Model
 from memjax.inference import GenerationError, Generator, Sampling
 from memjax.inference.compression import provenance_of
+from memjax.inference.prefix import last_memories
 from memjax.models import CausalLM, Encoder, MemoryModel, RecurrentMemory, find
 from memjax.models.memory import bank
 from memjax.objectives import SpecialIds, score, total
@@ -205,6 +206,15 @@ def test_rounded_memories_are_read(quick, generator, dtype):
     assert error < limits[dtype]
     assert (dtype == "float32") == (error < 1e-4)
     assert [len(row) for row in found.generate(rest, 6, memories=stores)] == [6] * len(TEXTS)
+
+
+def test_bfloat16_memories_are_read_as_float32():
+    given = jnp.asarray([[[0.5, -2.0]]], jnp.bfloat16)
+    (found,) = last_memories([given], 3, (1, 2), None)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[[0.5, -2.0]]])
+    with pytest.raises(GenerationError, match="this model reads floats"):
+        last_memories([np.ones((1, 1, 2), np.int32)], 3, (1, 2), None)
 
 
 def test_what_cannot_be_read_says_so(quick, generator):
