@@ -6,6 +6,8 @@ Results are mappings as read from JSON.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memjax.experiment.report import numbers
+
 SHOWN = 8
 """Number of layers in a table of sensitivities."""
 
@@ -21,23 +23,22 @@ class Table(NamedTuple):
 
 def show(estimate: Mapping[str, Any] | None, digits: int = 3, percent: bool = False) -> str:
     """Format an estimate with its interval."""
-    if estimate is None or estimate["value"] is None:
-        return "–"
-    factor, unit = (100, " %") if percent else (1, "")
+    if estimate is None:
+        return numbers.DASH
     value, low, high = (
-        "" if estimate[key] is None else f"{estimate[key] * factor:.{1 if percent else digits}f}"
+        numbers.percent(estimate[key]) if percent else numbers.decimal(estimate[key], digits)
         for key in ("value", "low", "high")
     )
-    return f"{value}{unit} [{low}, {high}]" if low and high else f"{value}{unit}"
+    return value if numbers.DASH in (low, high) else f"{value} [{low}, {high}]"
 
 
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """Return one or more tables per instrument, in the order in which they ran."""
     return [
         table
-        for name, numbers in found["instruments"].items()
+        for name, result in found["instruments"].items()
         if name in _MAKERS
-        for table in _MAKERS[name](numbers)
+        for table in _MAKERS[name](result)
     ]
 
 
@@ -199,7 +200,7 @@ def _capacity(n: Mapping[str, Any]) -> Iterator[Table]:
             )
             for one in n["prefixes"]
         ],
-        f"kept at {100 * n['threshold']:.0f} % accuracy: {encoder} tokens by the encoder,"
+        f"kept at {numbers.percent(n['threshold'], 0)} accuracy: {encoder} tokens by the encoder,"
         f" {optimised} by optimisation",
     )
 
@@ -224,7 +225,7 @@ def _retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
                 query,
                 str(pool["candidates"]),
                 _percent(pool["accuracy"]),
-                f"{100 * pool['chance']:.2f} %",
+                numbers.percent(pool["chance"], 2),
             )
             for query, one in n.items()
             for pool in one["pools"]

@@ -128,11 +128,14 @@ def test_every_instrument_has_a_table(found):
     for table in made:
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert (
-        show({"value": 0.5, "low": 0.4, "high": 0.6, "texts": 3}, percent=True)
-        == "50.0 % [40.0, 60.0]"
-    )
-    assert show({"value": None, "low": None, "high": None, "texts": 0}) == "–"
+
+
+def test_estimates_have_one_form_on_every_page():
+    estimate = {"value": 0.99996, "low": 0.4, "high": 1.0, "texts": 3}
+    assert show(estimate, percent=True) == "> 99.9% [40.0%, 100.0%]"
+    assert show(estimate, 2) == "1.00 [0.40, 1.00]"
+    assert show(estimate | {"low": None}) == "1.000"
+    assert show(dict.fromkeys(estimate)) == "–"
 
 
 @pytest.mark.slow
