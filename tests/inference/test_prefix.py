@@ -161,11 +161,11 @@ def test_the_oldest_leave_first(quick, generator):
         found.prefill(prompts, memories=[store] * 3).context.leaves["vectors"][0],
         store.memories.leaves["vectors"][3:],
     )
-    strict = generator(beyond="error")
+    strict = generator(overflow="error")
     assert len(strict.generate(prompts[:1] * 3, 5, memories=[store[4:]] * 3)[0]) == 5
     message = (
         r"memories of row 0: 6 before a prompt of 3 tokens and max_new_tokens=5, expected at most 2"
-        r" of the 3 before .*\. Pass fewer, such as store\[-2:\], or beyond='evict'\.$"
+        r" of the 3 before .*\. Pass fewer, such as store\[-2:\], or overflow='evict'\.$"
     )
     with pytest.raises(GenerationError, match=message):
         strict.generate([TEXTS[0]], 5, memories=[store])
