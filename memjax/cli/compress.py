@@ -16,8 +16,8 @@ ARGUMENTS = Arguments(
     example="memjax compress runs/quickstart novel.txt --out=novel.store",
     words={
         "PATH": STAGE_PATH,
-        "SOURCE...": "Texts (.txt, .jsonl, both also .gz, folders, globs), or one prepared corpus"
-        " (a workdir or its folder data).",
+        "SOURCE...": "Texts (.txt, .jsonl, both also .gz, .zst, folders, globs), or one prepared"
+        " corpus (a workdir or its folder data).",
     },
     flags=take(
         out={

@@ -22,8 +22,9 @@ ARGUMENTS = Arguments(
     notes="""
     An autoencoder reconstructs a chunk at once. A memory model reconstructs by the objective
     blank_copy, or blank_recall if it was trained to recall, so that all its text comes from
-    memories. The stage may be another than the one that compressed the text, if both have the same
-    encoder. Messages go to standard error.
+    memories. Trained on recall alone, it reads the tokens that it has reconstructed too. The stage
+    may be another than the one that compressed the text, if both have the same encoder. Messages go
+    to standard error.
     """,
 )
 
