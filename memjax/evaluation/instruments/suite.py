@@ -54,9 +54,8 @@ class Subject:
     texts: np.ndarray
     """[N, T], held-out."""
     train_texts: np.ndarray
-    data: Path
-    corpus: str = ""
-    """Another corpus, for `out_of_distribution`."""
+    other_texts: np.ndarray | None = None
+    """[*, T], of another corpus, for `out_of_distribution`."""
     batch: int = 32
     reader: fact_probes.Training = dataclasses.field(
         default_factory=lambda: fact_probes.Training(steps=300)
@@ -72,7 +71,7 @@ class Subject:
         """Return texts of several chunks, [*, C, L]."""
         length, tokenizer = self.encoder.length, self.model.required_tokenizer
         packing = self.model.config.data.packing
-        rows = texts.held_out(self.data, chunks * length, limit, tokenizer, split, packing)
+        rows = texts.held_out(self.model.data, chunks * length, limit, tokenizer, split, packing)
         return rows.reshape(-1, chunks, length)
 
 
@@ -95,17 +94,20 @@ def prepare_subject(
       batch: texts per batch.
 
     Raises:
-      CheckpointError: no decoder reads the model's memories, or it has no tokenizer.
+      CheckpointError: no decoder reads the model's memories.
+      CorpusError: the other corpus cannot be read.
+      TokenizerError: neither the model nor the data has a tokenizer that can be read.
       RowsError, TextsError: there are none, they have another tokenizer, or are too short.
     """
+    model = texts.with_data(model, data)
     tokenizer, system = model.required_tokenizer, model.codec(recall_objective)
-    length, folder = system.length, Path(data) if data else model.data
-    packing = model.config.data.packing
+    length, packing = system.length, model.config.data.packing
     held_out, train = (
-        texts.held_out(folder, length, count, tokenizer, split, packing)
+        texts.held_out(model.data, length, count, tokenizer, split, packing)
         for split, count in (("validation", limit), ("train", TRAINING_TEXTS * limit))
     )
-    return Subject(model, system, held_out, train, folder, corpus, batch)
+    other = texts.of_corpus(corpus, length, len(held_out), tokenizer) if corpus else None
+    return Subject(model, system, held_out, train, other, batch)
 
 
 def _information(one: Subject) -> Any:
@@ -150,9 +152,8 @@ def _out_of_distribution(one: Subject) -> Any:
         "held_out": one.texts,
         "random_tokens": texts.random(count, length, system.vocabulary, system.ids),
     }
-    if one.corpus:
-        tokenizer = one.model.required_tokenizer
-        kinds["other_corpus"] = texts.of_corpus(one.corpus, length, count, tokenizer)
+    if one.other_texts is not None:
+        kinds["other_corpus"] = one.other_texts
     return out_of_distribution.out_of_distribution(system, one.model.params, kinds, one.batch)
 
 

@@ -175,17 +175,34 @@ def test_the_command_prints_and_writes_and_the_page_shows(workdir, capsys):
     assert "– constant" in page
 
 
+def test_what_is_measured_before_a_failure_is_written(made, tmp_path, monkeypatch, capsys):
+    def fail(subject):
+        raise TextsError("texts: too few")
+
+    monkeypatch.setitem(INSTRUMENTS, "recall", fail)
+    out = tmp_path / "found.json"
+    args = ["--instruments=compression,recall", "--limit=8", f"--out={out}"]
+    assert main(["measure", str(made / "stages" / "combined"), *args]) == 2
+    assert "texts: too few" in capsys.readouterr().err
+    assert list(json.loads(out.read_text())["instruments"]) == ["compression"]
+
+
 def test_what_cannot_be_measured_is_one_clear_line(made, tmp_path, capsys):
     stage = made / "stages" / "combined"
     wrong = {
         "PATH: missing, expected PATH.": [],
         "holds no model": [str(tmp_path)],
         "--instruments: 'soul', expected some of": [str(stage), "--instruments=soul"],
-        "there are no rows here": [str(stage), f"--data={tmp_path}"],
+        "--split, --unscaled: given, expected none without --save": [
+            str(stage),
+            "--split=validation",
+            "--unscaled",
+        ],
+        "tokenizer.model: cannot be read": [str(stage), f"--data={tmp_path}"],
         "cannot be read": [
             str(stage),
             "--corpus=/absent.txt",
-            "--instruments=out_of_distribution",
+            "--instruments=information,out_of_distribution",
         ],
     }
     for message, args in wrong.items():
