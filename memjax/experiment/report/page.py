@@ -60,8 +60,7 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
     return {
         "run": run,
         "name": name,
-        "command": run.results.get("command")
-        or f"memjax train --config=configs/{name}.py --workdir=runs/{name}",
+        "command": run.results.get("command") or "",
         "facts": run.results.get,
         "created": _date(run.results.get("created")),
         "claim": claim.judge(run),
