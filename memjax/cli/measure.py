@@ -70,7 +70,6 @@ def run(given: Namespace) -> None:
     if not given.save:
         refuse(ARGUMENTS, given, ONLY_SAVE, "without --save")
     # These import JAX: after the flags are checked.
-    from memjax.experiment.report.instruments import tables
     from memjax.files import check_writable
     from memjax.inference import load
 
@@ -90,7 +89,7 @@ def run(given: Namespace) -> None:
         for name in names:  # Each is written before the next one begins.
             with reporter.active():
                 found = suite.run_instruments(subject, [name])
-            for table in tables(found):
+            for table in suite.tables_of(found):
                 reporter.table(*table)
             suite.write_found(out, found)
         reporter.log(f"all numbers, with curves, in {out}")

@@ -134,7 +134,7 @@ def _probe(given: Namespace) -> None:
     # These import JAX: after the flags are checked.
     from memjax.evaluation.instruments.probe import CONTROLS, WITH_ENCODER, probe
     from memjax.evaluation.instruments.probe_decoders import Protocol
-    from memjax.experiment.report.instruments import probe_table
+    from memjax.evaluation.instruments.tables import probe_table
     from memjax.files import sealed, write_json
     from memjax.objectives.uncertainty import to_json
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epy
 
+from memjax.evaluation.instruments import tables
 from memjax.files import check_seal, read_json, sealed, write_json
 
 with epy.lazy_imports():  # `memjax measure --help` reads INSTRUMENTS and must not import JAX.
@@ -187,18 +188,36 @@ def _fact_probes(one: Subject) -> Any:
     )
 
 
-INSTRUMENTS: Mapping[str, Callable[[Subject], Any]] = {
-    "information": _information,
-    "recall": _recall,
-    "compression": _compression,
-    "quantisation": _quantisation,
-    "sensitivity": _sensitivity,
-    "capacity": _capacity,
-    "out_of_distribution": _out_of_distribution,
-    "retrieval": _retrieval,
-    "fact_probes": _fact_probes,
+class Instrument(NamedTuple):
+    """An instrument by name."""
+
+    run: Callable[[Subject], Any]
+    tables: Callable[[Any], Iterator[tables.Table]]
+    """Tables of its result, as JSON values."""
+
+
+INSTRUMENTS: Mapping[str, Instrument] = {
+    "information": Instrument(_information, tables.information),
+    "recall": Instrument(_recall, tables.recall),
+    "compression": Instrument(_compression, tables.compression),
+    "quantisation": Instrument(_quantisation, tables.quantisation),
+    "sensitivity": Instrument(_sensitivity, tables.sensitivity),
+    "capacity": Instrument(_capacity, tables.capacity),
+    "out_of_distribution": Instrument(_out_of_distribution, tables.out_of_distribution),
+    "retrieval": Instrument(_retrieval, tables.retrieval),
+    "fact_probes": Instrument(_fact_probes, tables.fact_probes),
 }
 """Instruments by the names that `memjax measure --instruments` accepts."""
+
+
+def tables_of(found: Mapping[str, Any]) -> list[tables.Table]:
+    """Return one or more tables per instrument, in the order in which they ran."""
+    return [
+        table
+        for name, result in found["instruments"].items()
+        if name in INSTRUMENTS
+        for table in INSTRUMENTS[name].tables(result)
+    ]
 
 
 def run_instruments(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +245,7 @@ def run_instruments(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
         "memory_shape": list(system.shape),
         "vocabulary": system.vocabulary,
     }
-    found = {name: uncertainty.to_json(INSTRUMENTS[name](subject)) for name in names}
+    found = {name: uncertainty.to_json(INSTRUMENTS[name].run(subject)) for name in names}
     return about | {"instruments": found}
 
 

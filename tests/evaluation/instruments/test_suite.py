@@ -17,9 +17,10 @@ from memjax.evaluation.instruments.suite import (
     INSTRUMENTS,
     prepare_subject,
     run_instruments,
+    tables_of,
     write_found,
 )
-from memjax.experiment.report.instruments import show, tables
+from memjax.evaluation.instruments.tables import show
 from memjax.experiment.run import run_experiment
 from memjax.inference import load
 from memjax.inference.texts import TextsError
@@ -94,7 +95,7 @@ def test_quick_instruments_of_drawn_weights_give_intervals_and_tables(made):
     found = run_instruments(prepare_subject(load(made / "stages" / "combined"), limit=16), names)
     assert list(found["instruments"]) == names
     check_intervals(found)
-    assert all(table.rows for table in tables(found))
+    assert all(table.rows for table in tables_of(found))
 
 
 def test_the_query_of_a_pair_is_the_chunk_before_it(made, monkeypatch):
@@ -104,7 +105,7 @@ def test_the_query_of_a_pair_is_the_chunk_before_it(made, monkeypatch):
         retrieval, "retrieval", lambda encode, texts, query, *_: asked.setdefault(query, texts)
     )
     subject = prepare_subject(load(made / "stages" / "combined"), limit=8)
-    INSTRUMENTS["retrieval"](subject)
+    INSTRUMENTS["retrieval"].run(subject)
     length = subject.encoder.length
     every = subject.chunks("validation", 10**6, 1)[:, 0]
     assert len(every) > 8, "chunks are chosen"
@@ -118,12 +119,12 @@ def test_capacity_takes_texts_from_all_of_the_held_out_text(made, monkeypatch):
     subject = prepare_subject(load(made / "stages" / "combined"), limit=8)
     monkeypatch.setattr("memjax.evaluation.instruments.suite.CAPACITY_TEXTS", 4)
     monkeypatch.setattr(capacity, "capacity", lambda system, params, texts, batch: texts)
-    np.testing.assert_array_equal(INSTRUMENTS["capacity"](subject), subject.texts[::2])
+    np.testing.assert_array_equal(INSTRUMENTS["capacity"].run(subject), subject.texts[::2])
 
 
 @pytest.mark.slow
 def test_every_instrument_has_a_table(found):
-    made = tables(found)
+    made = tables_of(found)
     assert len(made) >= len(INSTRUMENTS)
     for table in made:
         assert table.rows
@@ -179,7 +180,8 @@ def test_what_is_measured_before_a_failure_is_written(made, tmp_path, monkeypatc
     def fail(subject):
         raise TextsError("texts: too few")
 
-    monkeypatch.setitem(INSTRUMENTS, "recall", fail)
+    failing = INSTRUMENTS["recall"]._replace(run=fail)
+    monkeypatch.setitem(INSTRUMENTS, "recall", failing)
     out = tmp_path / "found.json"
     args = ["--instruments=compression,recall", "--limit=8", f"--out={out}"]
     assert main(["measure", str(made / "stages" / "combined"), *args]) == 2

@@ -6,7 +6,7 @@ Results are mappings as read from JSON.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memjax.experiment.report import numbers
+from memjax.evaluation import numbers
 
 SHOWN = 8
 """Number of layers in a table of sensitivities."""
@@ -30,16 +30,6 @@ def show(estimate: Mapping[str, Any] | None, digits: int = 3, percent: bool = Fa
         for key in ("value", "low", "high")
     )
     return value if numbers.DASH in (low, high) else f"{value} [{low}, {high}]"
-
-
-def tables(found: Mapping[str, Any]) -> list[Table]:
-    """Return one or more tables per instrument, in the order in which they ran."""
-    return [
-        table
-        for name, result in found["instruments"].items()
-        if name in _MAKERS
-        for table in _MAKERS[name](result)
-    ]
 
 
 def probe_table(found: Mapping[str, Any]) -> Table:
@@ -89,7 +79,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _information(n: Mapping[str, Any]) -> Iterator[Table]:
+def information(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `information`."""
     zeros = {
         f"information, of {_words(name)} at {show({**zero['nats'], 'low': None})} nats": show(
             zero["information"]
@@ -109,7 +100,8 @@ def _information(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _recall(n: Mapping[str, Any]) -> Iterator[Table]:
+def recall(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `recall`."""
     yield Table(
         "Reconstructed chunks",
         ("", "accuracy", "exact chunks", "tokens before an error"),
@@ -120,7 +112,8 @@ def _recall(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _compression(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def compression(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the tables of `compression`."""
     yield Table(
         "Total code length of text and memory",
         (
@@ -141,7 +134,8 @@ def _compression(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     )
 
 
-def _quantisation(n: Mapping[str, Any]) -> Iterator[Table]:
+def quantisation(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `quantisation`."""
     rounded = [
         (
             one["kind"],
@@ -167,7 +161,8 @@ def _quantisation(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _sensitivity(n: Mapping[str, Any]) -> Iterator[Table]:
+def sensitivity(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `sensitivity`."""
     for target, one in n.items():
         more = len(one["changes"]) - SHOWN
         yield Table(
@@ -178,7 +173,8 @@ def _sensitivity(n: Mapping[str, Any]) -> Iterator[Table]:
         )
 
 
-def _capacity(n: Mapping[str, Any]) -> Iterator[Table]:
+def capacity(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `capacity`."""
     encoder, optimised = (
         f"{'≥ ' if n[key] >= n['window'] else ''}{n[key]}"
         for key in ("kept_by_encoder", "kept_by_optimisation")
@@ -205,7 +201,8 @@ def _capacity(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _out_of_distribution(n: Mapping[str, Any]) -> Iterator[Table]:
+def out_of_distribution(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `out_of_distribution`."""
     yield Table(
         "Other texts",
         ("text", "nats per token", "accuracy", "information"),
@@ -216,7 +213,8 @@ def _out_of_distribution(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
+def retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `retrieval`."""
     yield Table(
         "Retrieval of a text by its memory",
         ("query", "candidates", "accuracy", "chance"),
@@ -233,7 +231,8 @@ def _retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _fact_probes(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def fact_probes(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the tables of `fact_probes`."""
     yield Table(
         "Single facts read from memories",
         ("task", "accuracy", "from constant memories", "gained"),
@@ -247,16 +246,3 @@ def _fact_probes(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             for one in n
         ],
     )
-
-
-_MAKERS = {
-    "information": _information,
-    "recall": _recall,
-    "compression": _compression,
-    "quantisation": _quantisation,
-    "sensitivity": _sensitivity,
-    "capacity": _capacity,
-    "out_of_distribution": _out_of_distribution,
-    "retrieval": _retrieval,
-    "fact_probes": _fact_probes,
-}

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from memjax.experiment.report import numbers
+from memjax.evaluation import numbers
 
 
 @pytest.mark.parametrize(
