@@ -40,13 +40,12 @@ def run(given: Namespace) -> None:
     reporter = Reporter(stderr=True)
     model = load(given.path)
     store = open_store(given.store, expected=model.provenance)
-    codec = model.codec()
     store = store if given.document is None else store.of_document(given.document)
     source = model.chunks(given.against) if given.against else None
-    objective = codec.recall_objective
-    if objective and not model.settings.objectives.get(objective):
+    untrained = model.untrained_objective
+    if untrained:
         reporter.log(
-            f"{given.path}: not trained on {objective}, by which it reconstructs; expect low"
+            f"{given.path}: not trained on {untrained}, by which it reconstructs; expect low"
             " accuracy"
         )
     with reporter.active():
