@@ -65,7 +65,7 @@ def parse(arguments: Arguments, args: Sequence[str]) -> argparse.Namespace:
 
     Raises:
       UsageError: an argument is unknown, missing or unreadable.
-      OSError: what is to be written is an address.
+      OSError: what is to be written is an address, or a file that cannot be written.
     """
     given = argparse.Namespace(overrides={name: [] for name in arguments.configs})
     for name, own in arguments.flags.items():
@@ -101,6 +101,9 @@ def parse(arguments: Arguments, args: Sequence[str]) -> argparse.Namespace:
 
                 local(text)
             setattr(given, name, _read(text, own, f"--{name}: "))
+    for name in WRITTEN:
+        if name in arguments.flags and arguments.flags[name].metavar == "FILE":
+            _check_writable(getattr(given, name))
     _place(words, arguments, given)
     for name, own in arguments.flags.items():
         UsageError.require(
@@ -108,6 +111,13 @@ def parse(arguments: Arguments, args: Sequence[str]) -> argparse.Namespace:
             f"--{name}: missing, expected {_shown(own)}. For example: {arguments.example}",
         )
     return given
+
+
+def _check_writable(file: str | None) -> None:
+    if file:
+        from memjax.files import check_writable
+
+        check_writable(file)
 
 
 def help_text(command: str, sentence: str, arguments: Arguments) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memjax.data import load_tokenizer, open_rows
+from memjax.data import open_rows
 from memjax.evaluation.instruments import attribution
 from memjax.experiment.report.heatmap import Measure, write_heatmap
 from memjax.files import write_json
@@ -30,17 +30,16 @@ def attribute(
       page: the page to write; the values are written beside it, as JSON.
       reporter: shows progress.
     """
-    data, batch, seed = Path(given.data or model.data), given.batch_size, given.seed
-    if model.tokenizer is None:
-        model = model.with_tokenizer(load_tokenizer(data), data)
+    model, batch, seed = texts.with_data(model, given.data or ""), given.batch_size, given.seed
     codec, tokenizer = model.codec(given.recall_objective or ""), model.required_tokenizer
     for name in names:
         attribution.check_measure(codec, name)
     packing = model.config.data.packing
     length = given.sequence_length or model.config.data.sequence_length
-    folder = data / f"rows-{length}"
+    folder = model.data / f"rows-{length}"
     rows = open_rows(folder, given.split, tokenizer.fingerprint) if given.save else None
-    shown = texts.held_out(data, codec.length, given.limit or TEXTS, tokenizer, packing=packing)
+    limit = given.limit or TEXTS
+    shown = texts.held_out(model.data, codec.length, limit, tokenizer, packing=packing)
     with reporter.active():
         found = {
             name: attribution.attribute(codec, model.params, shown, name, batch, seed)

@@ -78,8 +78,8 @@ def run(given: Namespace) -> None:
         return
     UsageError.require(
         given.batch_size == ARGUMENTS.flags["batch_size"].default,
-        f"--batch_size: {given.batch_size}, expected none without --context_lengths. Set"
-        " --config.stages.STAGE.batch_size.",
+        f"--batch_size: {given.batch_size}, expected none without --context_lengths or"
+        " --border_entries. Set --config.stages.STAGE.batch_size.",
     )
     start, recorded = given.profile or (1, 0)
     UsageError.require(start == 1, f"--profile: {start}:{recorded}, expected a number of steps.")

@@ -16,8 +16,8 @@ ARGUMENTS = Arguments(
     example="memjax compress runs/quickstart novel.txt --out=novel.store",
     words={
         "PATH": STAGE_PATH,
-        "SOURCE...": "Texts (.txt, .jsonl, both also .gz, folders, globs), or one prepared corpus"
-        " (a workdir or its folder data).",
+        "SOURCE...": "Texts (.txt, .jsonl, both also .gz, .zst, folders, globs), or one prepared"
+        " corpus (a workdir or its folder data).",
     },
     flags=take(
         out={
@@ -91,6 +91,7 @@ def _compress_texts(given: Namespace) -> None:
     from memjax.checkpoints import CheckpointError
     from memjax.checkpoints.store_records import StoreError
     from memjax.evaluation.instruments.rounding_loss import rounding_loss
+    from memjax.files import check_writable
     from memjax.inference import load
     from memjax.inference.chunking import cut, read_sources
 
@@ -99,6 +100,7 @@ def _compress_texts(given: Namespace) -> None:
         not out.exists(),
         f"--out={out}: exists, expected a new file. Delete it, or name another.",
     )
+    check_writable(out)
     reporter, model = Reporter(), load(given.path)
     length, tokenizer = model.encoder.config.chunk_length, model.required_tokenizer
     batch = given.batch_size or 256

@@ -74,7 +74,7 @@ FLAGS: Mapping[str, Flag] = {
     "context_lengths": flag("ints", "TOKENS,...", "Compare caches at these context lengths.", 1),
     "border_entries": flag("ints", "N,...", "Time borders of chunks behind so many memories.", 1),
     "max_new_tokens": flag("int", "N", "Generate at most N tokens.", 1),
-    "steps": flag("int", "N", "Timed steps per program, or generated chunks per context.", 1),
+    "steps": flag("int", "N", "Timed steps per program, or chunks per context, or borders.", 1),
     "warmup": flag("int", "N", "Steps before timing starts.", 1),
     "workers": flag("int", "N", "Processes; by default one per processor.", 1),
     # How it is computed.

@@ -73,7 +73,7 @@ def run(given: Namespace) -> None:
         top_k=given.top_k,
         top_p=given.top_p,
         seed=given.seed,
-        beyond=given.overflow,
+        overflow=given.overflow,
     )
     for piece in pieces:
         sys.stdout.write(piece)

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 
-from memjax.cli.arguments import Arguments, UsageError, close_match, file_beside, take
+from memjax.cli.arguments import Arguments, UsageError, close_match, file_beside, refuse, take
 from memjax.cli.flags import STAGE_PATH
 from memjax.evaluation.instruments import suite
 from memjax.progress import Reporter
@@ -14,6 +14,7 @@ ATTRIBUTIONS = (
 )  # fmt: skip
 """The attribution measures; the first is the default."""
 OBJECTIVES = ("blank_copy", "copy", "plain_copy", "blank_recall", "recall")
+ONLY_SAVE = ("split", "sequence_length", "unscaled")
 ARGUMENTS = Arguments(
     example="memjax measure runs/quickstart --instruments=information,attribution:gradient",
     words={"PATH": STAGE_PATH},
@@ -45,8 +46,9 @@ ARGUMENTS = Arguments(
     Reads held-out text of the stage's run and prints a table per instrument; `memjax report` shows
     the numbers on the run's page. The stage needs a decoder that reads memories: family
     autoencoder, oracle or memory_model. `memjax probe` measures any encoder. By default a memory
-    model reconstructs from memories alone: by blank_recall if it was trained to recall chunks by
-    their places, and else by blank_copy.
+    model reconstructs from memories alone, by blank_copy. A model trained to recall chunks by their
+    places reconstructs by blank_recall, or by recall if it was trained on that alone. Results of
+    other texts, or of another step or objective, in --out are replaced.
 
     The instrument {ATTRIBUTION} computes how much of each token comes from the memory. It writes a
     page of coloured texts, attribution.html, and the values, attribution.json, beside --out. Its
@@ -65,8 +67,9 @@ def run(given: Namespace) -> None:
         f"--save: {len(measures)} attribution measures, expected one. Pass for example"
         f" --instruments={ATTRIBUTION}:{ATTRIBUTIONS[0]}.",
     )
+    if not given.save:
+        refuse(ARGUMENTS, given, ONLY_SAVE, "without --save")
     # These import JAX: after the flags are checked.
-    from memjax.experiment.report.instruments import tables
     from memjax.files import check_writable
     from memjax.inference import load
 
@@ -83,10 +86,12 @@ def run(given: Namespace) -> None:
                 given.corpus or "",
                 given.batch_size,
             )
-            found = suite.run_instruments(subject, names)
-        for table in tables(found):
-            reporter.table(*table)
-        suite.write_found(out, found)
+        for name in names:  # Each is written before the next one begins.
+            with reporter.active():
+                found = suite.run_instruments(subject, [name])
+            for table in suite.tables_of(found):
+                reporter.table(*table)
+            suite.write_found(out, found)
         reporter.log(f"all numbers, with curves, in {out}")
     if measures:
         from memjax.cli.attribution import attribute

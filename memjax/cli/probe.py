@@ -134,12 +134,10 @@ def _probe(given: Namespace) -> None:
     # These import JAX: after the flags are checked.
     from memjax.evaluation.instruments.probe import CONTROLS, WITH_ENCODER, probe
     from memjax.evaluation.instruments.probe_decoders import Protocol
-    from memjax.experiment.report.instruments import probe_table
-    from memjax.files import check_writable, sealed, write_json
+    from memjax.evaluation.instruments.tables import probe_table
+    from memjax.files import sealed, write_json
     from memjax.objectives.uncertainty import to_json
 
-    for path in filter(None, (given.out, given.save)):
-        check_writable(path)
     settings = dict(given.protocol)
     chosen = settings.pop("controls")
     protocol = Protocol(**settings)
@@ -218,19 +216,16 @@ def _of_stage(
     name: str, given: Namespace, reporter: Reporter
 ) -> "tuple[VectorReader, Vectors, Vectors]":
     """The encoder of a stage, and its vectors of training and held-out texts."""
-    from memjax.data import load_tokenizer
     from memjax.evaluation.instruments.encoders import vector_reader, vectors_of
     from memjax.inference import load
-    from memjax.inference.texts import held_out
+    from memjax.inference.texts import held_out, with_data
 
-    model = load(name)
-    data = Path(given.data or model.data)
-    model = model.with_tokenizer(load_tokenizer(data), data)
+    model = with_data(load(name), given.data or "")
     readout = int(given.readout) if given.readout else None
     encoder = vector_reader(model, readout, given.sequence_length or 0)
     tokenizer = model.required_tokenizer
     texts = [
-        held_out(data, encoder.length, limit, tokenizer, split, model.config.data.packing)
+        held_out(model.data, encoder.length, limit, tokenizer, split, model.config.data.packing)
         for split, limit in (("train", given.limit), ("validation", given.eval_examples))
     ]
     with reporter.active():

@@ -4,7 +4,7 @@ import re
 import sys
 from argparse import Namespace
 
-from memjax.cli.arguments import Arguments, UsageError, take
+from memjax.cli.arguments import Arguments, UsageError, refuse, take
 from memjax.cli.flags import STAGE_PATH
 from memjax.progress import Reporter
 
@@ -45,6 +45,10 @@ def run(given: Namespace) -> None:
         )
     if given.against and given.chunk is None:
         raise UsageError("--against: given with --find, expected --chunk. Leave it out.")
+    if given.find is not None:
+        refuse(ARGUMENTS, given, ("recall_objective",), "with --find")
+    else:
+        refuse(ARGUMENTS, given, ("limit",), "with --chunk")
     ranges = _ranges(given.chunk) if given.chunk is not None else []
     # These import JAX: after the flags are checked.
     from memjax.checkpoints.store import open_store

@@ -22,8 +22,10 @@ ARGUMENTS = Arguments(
     notes="""
     An autoencoder reconstructs a chunk at once. A memory model on the frozen encoder of an
     autoencoder of its run reconstructs by that one. Another memory model reconstructs by the
-    objective blank_copy, or by the one it was trained to recall with. The stage may be another than
-    the one that compressed the text, if both have the same encoder. Messages go to standard error.
+    objective blank_copy, or blank_recall if it was trained to recall, so that all its text comes
+    from memories; trained on recall alone, it reads the tokens that it has reconstructed too. The
+    stage may be another than the one that compressed the text, if both have the same encoder.
+    Messages go to standard error.
     """,
 )
 
@@ -39,13 +41,12 @@ def run(given: Namespace) -> None:
     reporter = Reporter(stderr=True)
     model = load(given.path)
     store = open_store(given.store, expected=model.provenance)
-    decoder = model.reconstructor
-    objective = decoder.codec().recall_objective
     store = store if given.document is None else store.of_document(given.document)
     source = model.chunks(given.against) if given.against else None
-    if objective and not decoder.settings.objectives.get(objective):
+    untrained = model.reconstructor.untrained_objective
+    if untrained:
         reporter.log(
-            f"{given.path}: not trained on {objective}, by which it reconstructs; expect low"
+            f"{given.path}: not trained on {untrained}, by which it reconstructs; expect low"
             " accuracy"
         )
     with reporter.active():

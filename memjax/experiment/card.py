@@ -12,8 +12,9 @@ from flax.traverse_util import flatten_dict
 
 from memjax.checkpoints.reading import attempt
 from memjax.config import Backbone, Config
-from memjax.experiment.report import numbers
-from memjax.experiment.report.instruments import Table, tables
+from memjax.evaluation import numbers
+from memjax.evaluation.instruments import suite
+from memjax.evaluation.instruments.tables import Table
 from memjax.experiment.report.run import ReportError, read_curves, read_run
 from memjax.experiment.report.words import corpus_name
 from memjax.experiment.templates import render
@@ -175,11 +176,11 @@ def _interval(value: Any, between: Any, share: bool) -> str:
 
 def _instruments(workdir: Path, name: str, step: int) -> Iterator[Table]:
     """Yield tables of the results of `memjax measure` for the stage at this step."""
-    path = workdir / "stages" / name / "instruments.json"
+    path = workdir / "stages" / name / suite.FILE
     if path.is_file():
         found, _ = attempt(lambda: read_json(path, ReportError))
         if found and found.get("step") == step:
-            yield from attempt(lambda: tables(found))[0] or ()
+            yield from attempt(lambda: suite.tables_of(found))[0] or ()
 
 
 def _generates(family: str) -> bool:

@@ -22,10 +22,11 @@ from memjax.data import (
 from memjax.data.prepare import check_sources
 from memjax.data.tfds_rows import holds_rows
 from memjax.errors import MemjaxError
+from memjax.evaluation import numbers
 from memjax.evaluation.evaluators import open_evaluators
 from memjax.experiment.evaluate import evaluate_run
 from memjax.experiment.preflight import check_stages, check_targets
-from memjax.experiment.report import numbers, write_report
+from memjax.experiment.report import write_report
 from memjax.experiment.report.run import read_run
 from memjax.files import (
     locked,

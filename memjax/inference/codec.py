@@ -26,7 +26,7 @@ from memjax.objectives import Request, Scores, SpecialIds, make_request
 from memjax.objectives.recall import RECALLS, asks_to_recall, recall_request
 
 Params = Mapping[str, Any]
-RECALL_OBJECTIVES = ("blank_copy", "copy", "plain_copy")
+COPY_OBJECTIVES = ("blank_copy", "copy", "plain_copy")
 """Objectives that can prompt a memory model for its memories, besides RECALLS of a decoder with the
 positions of the text."""
 BLANK = ("blank_copy", "blank_recall")
@@ -46,7 +46,7 @@ class MemoryCodec(abc.ABC):
     module: Any
     ids: SpecialIds
     recall_objective: str = ""
-    """The prompt of a memory model: one of RECALL_OBJECTIVES or RECALLS."""
+    """The prompt of a memory model: one of COPY_OBJECTIVES or RECALLS."""
     compat: tuple[str, ...] = ()
     """Quirks of the stage (STAGE_QUIRKS)."""
 
@@ -212,11 +212,11 @@ class RecallCodec(MemoryCodec):
     """
 
     def __post_init__(self) -> None:
-        able = RECALL_OBJECTIVES + RECALLS * (self.module.config.layout == "text")
+        able = COPY_OBJECTIVES + RECALLS * (self.module.config.layout == "text")
         if self.recall_objective not in able:
             raise ValueError(
                 f"recall_objective={self.recall_objective!r}: a memory model is prompted by"
-                f" {', '.join(RECALL_OBJECTIVES)}, and with config.model.layout='text' by"
+                f" {', '.join(COPY_OBJECTIVES)}, and with config.model.layout='text' by"
                 f" {', '.join(RECALLS)}"
             )
         if not self.module.memory:
@@ -311,7 +311,7 @@ def make_codec(
     Args:
       module: an autoencoder, an oracle or a memory model.
       ids: reserved ids.
-      recall_objective: of a memory model, one of RECALL_OBJECTIVES or RECALLS; others do not read
+      recall_objective: of a memory model, one of COPY_OBJECTIVES or RECALLS; others do not read
         it.
       compat: quirks that the stage was trained under (STAGE_QUIRKS).
 

@@ -25,7 +25,7 @@ from memjax.inference.strategy import DecodingStrategy, Params, bucket
 from memjax.models import families_that, find
 from memjax.objectives import SpecialIds
 
-BEYOND = ("evict", "error")
+OVERFLOWS = ("evict", "error")
 """Behaviours for a text that outgrows the context: the oldest part is dropped, or nothing is
 generated."""
 _GREEDY = Sampling()
@@ -52,7 +52,7 @@ class Generator:
       ids: reserved ids of its tokenizer.
       compat: quirks of its training (STAGE_QUIRKS), which determine the first token of a chunk or
         sequence.
-      beyond: `evict` or `error`, for a text of more tokens than the context. The model continues
+      overflow: `evict` or `error`, for a text of more tokens than the context. The model continues
         without the oldest memory, or without the older half of a sequence; or `generate` raises an
         error. Recurrent memory keeps texts of any length.
       mesh: the devices of the parameters, if several.
@@ -68,13 +68,12 @@ class Generator:
     params: Params
     ids: SpecialIds
     compat: tuple[str, ...] = ()
-    beyond: str = "evict"
+    overflow: str = "evict"
     mesh: jax.sharding.Mesh | None = None
     encoder: prefix.Provenance | None = None
 
     def __post_init__(self) -> None:
-        if self.beyond not in BEYOND:
-            raise GenerationError(f"beyond={self.beyond!r} is not one of {', '.join(BEYOND)}")
+        GenerationError.require_one_of("overflow", self.overflow, OVERFLOWS)
         _ = self.strategy
 
     @functools.cached_property
@@ -144,7 +143,7 @@ class Generator:
 
         Args:
           state: from `prefill` or the step before. It is donated: its arrays are invalid
-            afterwards. `beyond="error"` is not checked.
+            afterwards. `overflow="error"` is not checked.
           key: of the whole generation, the same in every step; the state makes the tokens differ.
           sampling: the settings of sampling.
         """
@@ -180,7 +179,7 @@ class Generator:
             none.
 
         Raises:
-          GenerationError: as `prefill`; or a sequence could outgrow the context and `beyond` is
+          GenerationError: as `prefill`; or a sequence could outgrow the context and `overflow` is
             `error`, or the model evicts nothing.
           StoreError: as `prefill`.
         """
@@ -207,7 +206,7 @@ class Generator:
           GenerationError, StoreError: as `generate`.
         """
         checked = self._checked(prompts)
-        if self.beyond == "error" or evicts_nothing(self.strategy):
+        if self.overflow == "error" or evicts_nothing(self.strategy):
             self._require_room(checked, max_new_tokens, memories)
         read = None if memories is None else self._last(memories, len(checked))
         if max_new_tokens <= 0:

@@ -10,6 +10,7 @@ Shapes: B sequence, N memory of a sequence, G prefix memory, K vector of a memor
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -72,7 +73,7 @@ def last_memories(
         if (
             given.ndim != 3
             or given.shape[1:] != shape
-            or not np.isdtype(given.dtype, "real floating")
+            or not jnp.issubdtype(given.dtype, jnp.floating)
         ):
             raise GenerationError(
                 f"memories of row {row} are of shape {given.shape} and {given.dtype}; this"

@@ -168,6 +168,21 @@ def _recall(
 class Recalling:
     """The methods of a trained model that recall chunks."""
 
+    @property
+    def recalls(self: Any) -> bool:
+        """Whether the stage was trained to recall."""
+        return any(map(self.settings.objectives.get, RECALLS))
+
+    @property
+    def untrained_objective(self: Any) -> str:
+        """The objective by which the model reconstructs, where it was not trained on it.
+
+        Raises:
+          CheckpointError: no decoder reads memories of a text.
+        """
+        objective = self.codec().recall_objective
+        return "" if self.settings.objectives.get(objective) else objective
+
     def recall(
         self: Any,
         memories: MemoryStore | Memories,
@@ -262,7 +277,7 @@ class Recalling:
         store, tokenizer = self.as_store(memories), self.required_tokenizer
         found = (
             self.recall_tokens(store, range(len(store)), batch=batch, alone=True)
-            if any(map(self.settings.objectives.get, RECALLS))
+            if self.recalls
             else self.reconstruct_tokens(store, batch=batch)
         )
         return rank(tokenizer, store, found, phrase, top)

@@ -48,7 +48,7 @@ def require_room(
       new: generated tokens; 0 for a prompt that is read alone.
       held: memories before each prompt.
     """
-    other = "" if evicts_nothing(strategy) else ", or beyond='evict'"
+    other = "" if evicts_nothing(strategy) else ", or overflow='evict'"
     for row, (prompt, memories) in enumerate(zip(prompts, held, strict=True)):
         most = room(strategy, prompt, new)
         if most is None or memories <= most:

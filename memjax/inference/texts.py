@@ -4,24 +4,56 @@ batches.
 Shapes: N token of a row, T token of a text, B text of a batch.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from memjax.data import RowsError, Tokenizer, evenly_spaced, open_rows, open_source, pack
+from memjax.data import (
+    RowsError,
+    Tokenizer,
+    evenly_spaced,
+    load_tokenizer,
+    open_rows,
+    open_source,
+    pack,
+)
 from memjax.errors import MemjaxError
 from memjax.inference.codec import MemoryCodec
 from memjax.objectives import SpecialIds
 from memjax.progress import track
 
+if TYPE_CHECKING:
+    from memjax.inference.trained_model import TrainedModel
+
 
 class TextsError(MemjaxError):
     """There are no texts, or they do not match this model; the message names their origin."""
+
+
+def with_data(model: TrainedModel, data: str | os.PathLike = "") -> TrainedModel:
+    """Return a model that reads the text of a folder, with the tokenizer there.
+
+    Args:
+      model: the model.
+      data: a folder that `prepare` wrote; empty for the model's own.
+
+    Raises:
+      CheckpointError: the tokenizer is another than the model's, or has more entries than its token
+        table.
+      TokenizerError: the folder has no tokenizer that can be read.
+    """
+    folder = Path(data or model.data)
+    if data or model.tokenizer is None:
+        model = model.with_tokenizer(load_tokenizer(folder), folder)
+    return dataclasses.replace(model, data=folder)
 
 
 def held_out(

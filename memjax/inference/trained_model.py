@@ -161,8 +161,9 @@ class TrainedModel(Recalling):
         """The encoder and the decoder that reads its memories as one.
 
         Args:
-          recall_objective: the objective by which a memory model reconstructs, by default blank
-            recall of a stage that recalls, and else a blank copy; other families do not use it.
+          recall_objective: the objective by which a memory model reconstructs; other families do
+            not use it. The default is blank_copy, and for a stage that recalls blank_recall, or
+            recall if it was trained on that alone.
 
         Raises:
           CheckpointError: no decoder reads memories of a text.
@@ -171,18 +172,18 @@ class TrainedModel(Recalling):
         arguments = (self.module, self.ids, objective, self.settings.compat)
         return self._make(make_codec, arguments, CheckpointError)
 
-    def generator(self, beyond: str = "evict") -> Generator:
+    def generator(self, overflow: str = "evict") -> Generator:
         """The model as a generator of ids, for batches.
 
         Args:
-          beyond: what happens to a text of more tokens than the model keeps, see `Generator`.
+          overflow: what happens to a text of more tokens than the model keeps, see `Generator`.
 
         Raises:
           GenerationError: the family does not generate.
         """
         self._check_side()
         encoder = (lambda: self.provenance) if self.tokenizer else None
-        make = functools.partial(Generator, beyond=beyond, encoder=encoder)
+        make = functools.partial(Generator, overflow=overflow, encoder=encoder)
         arguments = (self.module, self.params, self.ids, self.settings.compat)
         return self._make(make, arguments, GenerationError)
 
@@ -229,7 +230,7 @@ class TrainedModel(Recalling):
         """Cut texts into chunks of the encoder's length.
 
         Args:
-          source: a path (.txt, .jsonl, both also .gz, a folder, a glob), or texts.
+          source: a path (.txt, .jsonl, both also .gz, .zst, a folder, a glob), or texts.
           limit: chunks, at most; 0 is all.
 
         Raises:
@@ -280,7 +281,8 @@ class TrainedModel(Recalling):
         """Encode texts into a store, which `MemoryStore.save` writes.
 
         Args:
-          source: a path (.txt, .jsonl, both also .gz, a folder, a glob), texts, or chunks of them.
+          source: a path (.txt, .jsonl, both also .gz, .zst, a folder, a glob), texts, or chunks
+            of them.
           dtype: how memories are stored: float32, bfloat16, float8_e4m3, int8 or int4.
           batch: chunks per batch.
 
@@ -348,7 +350,7 @@ class TrainedModel(Recalling):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-        beyond: str = "evict",
+        overflow: str = "evict",
     ) -> Iterator[str]:
         """Continue a prompt, greedily unless a temperature is given.
 
@@ -361,7 +363,7 @@ class TrainedModel(Recalling):
           top_k: samples from the k most likely tokens; 0 is all.
           top_p: samples from the most likely tokens that have this probability together.
           seed: random seed.
-          beyond: what happens to a text of more tokens than the model keeps, see `Generator`.
+          overflow: what happens to a text of more tokens than the model keeps, see `Generator`.
 
         Returns:
           Pieces of text of whole characters, as they come.
@@ -372,7 +374,7 @@ class TrainedModel(Recalling):
           StoreError: the store is of another encoder or tokenizer, or not opened.
         """
         _require_opened(memories)
-        generator, tokenizer = self.generator(beyond), self.required_tokenizer
+        generator, tokenizer = self.generator(overflow), self.required_tokenizer
         before = memories.leaves[VECTORS] if isinstance(memories, Memories) else memories
         steps = generator.stream(
             [generator.strategy.prompt(tokenizer, prompt)],

@@ -132,6 +132,9 @@ def test_imported_weights_take_the_tokenizer_of_the_data(place, tmp_path):
         run(*arguments)
     run(*arguments, f"--data={place.folder / 'a' / 'data'}", "--batch_size=4")
     assert len(json.loads(values.read_text())["texts"]) == 4
+    arguments[1] = "--instruments=compression"
+    run(*arguments, f"--data={place.folder / 'a' / 'data'}", "--batch_size=4")
+    assert list(json.loads((tmp_path / "found.json").read_text())["instruments"]) == ["compression"]
     other = dataclasses.replace(tiny_config(place.folder / "corpus.jsonl").data, vocab_size=330)
     prepare(other, tmp_path / "data", lambda _: None)
     with pytest.raises(CheckpointError, match="tokenizer of 330 entries, expected at most 320"):

@@ -250,6 +250,20 @@ def test_a_folder_that_cannot_be_written_is_met_before_the_work(
     assert said.count("memjax:") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        (command, flag)
+        for command, module in MODULES.items()
+        for flag in ("out", "save")
+        if flag in module.ARGUMENTS.flags and module.ARGUMENTS.flags[flag].metavar == "FILE"
+    ],
+)
+def test_a_file_that_cannot_be_written_is_met_before_all_else(command, flag, tmp_path, capsys):
+    assert main([command, f"--{flag}={tmp_path}"]) == 2
+    assert f"{tmp_path}: Is a directory" in " ".join(capsys.readouterr().err.split())
+
+
 WRITERS = [(c, f) for c in COMMANDS for f in ("out", "save") if f in MODULES[c].ARGUMENTS.flags]
 
 

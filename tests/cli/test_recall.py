@@ -138,6 +138,14 @@ WRONG = {
     "beyond all numbers": (["--chunk=9" + "9" * 30], "chunks: [9999999999999999"),
     "an empty phrase": (["--find= "], "phrase: no text, expected some."),
     "a phrase against": (["--find=a", "--against=b"], "--against: given with --find, expected"),
+    "a phrase by an objective": (
+        ["--find=a", "--recall_objective=recall"],
+        "--recall_objective: given, expected none with --find. Leave it out.",
+    ),
+    "chunks to a limit": (
+        ["--chunk=0", "--limit=2"],
+        "--limit: given, expected none with --chunk. Leave it out.",
+    ),
     "another objective": (
         ["--chunk=0", "--recall_objective=recall"],
         "stage reading: trained on blank_recall, expected recall.",

@@ -351,7 +351,7 @@ def test_stop_ids_end_a_row_and_tokens_come_as_they_are_made(generator):
 
 def test_beyond_what_is_kept_it_evicts_or_refuses(generator):
     for name, limit in (("memory, fixed", CHUNKS * LENGTH), ("causal, transformer", ROW)):
-        evicting, strict = generator(name), generator(name, beyond="error")
+        evicting, strict = generator(name), generator(name, overflow="error")
         within = strict.generate(PROMPTS[:4] + PROMPTS[:1], limit - 9)[3]
         assert np.array_equal(
             within, evicting.generate(PROMPTS[:4] + PROMPTS[:1], NEW)[3][: limit - 9]
@@ -361,9 +361,9 @@ def test_beyond_what_is_kept_it_evicts_or_refuses(generator):
             match=f"prompt 1: 9 tokens and max_new_tokens={limit - 8}, expected at most the",
         ):
             strict.generate([PROMPTS[0], PROMPTS[3]], limit - 8)
-    assert len(generator("recurrent, transformer", beyond="error").generate(PROMPTS, 10)[4]) == 10
-    with pytest.raises(GenerationError, match="beyond='forget' is not one of evict, error"):
-        generator("memory, fixed", beyond="forget")
+    assert len(generator("recurrent, transformer", overflow="error").generate(PROMPTS, 10)[4]) == 10
+    with pytest.raises(GenerationError, match="overflow: 'forget', expected one of evict, error"):
+        generator("memory, fixed", overflow="forget")
 
 
 # Sampling

@@ -15,6 +15,7 @@ from memjax.checkpoints.store_records import StoredDocument, StoreError
 from memjax.config import Backbone, Model
 from memjax.inference import GenerationError, Generator, Sampling
 from memjax.inference.compression import provenance_of
+from memjax.inference.prefix import last_memories
 from memjax.models import CausalLM, Encoder, MemoryModel, RecurrentMemory, find
 from memjax.models.memory import bank
 from memjax.objectives import SpecialIds, score, total
@@ -160,11 +161,11 @@ def test_the_oldest_leave_first(quick, generator):
         found.prefill(prompts, memories=[store] * 3).context.leaves["vectors"][0],
         store.memories.leaves["vectors"][3:],
     )
-    strict = generator(beyond="error")
+    strict = generator(overflow="error")
     assert len(strict.generate(prompts[:1] * 3, 5, memories=[store[4:]] * 3)[0]) == 5
     message = (
         r"memories of row 0: 6 before a prompt of 3 tokens and max_new_tokens=5, expected at most 2"
-        r" of the 3 before .*\. Pass fewer, such as store\[-2:\], or beyond='evict'\.$"
+        r" of the 3 before .*\. Pass fewer, such as store\[-2:\], or overflow='evict'\.$"
     )
     with pytest.raises(GenerationError, match=message):
         strict.generate([TEXTS[0]], 5, memories=[store])
@@ -205,6 +206,15 @@ def test_rounded_memories_are_read(quick, generator, dtype):
     assert error < limits[dtype]
     assert (dtype == "float32") == (error < 1e-4)
     assert [len(row) for row in found.generate(rest, 6, memories=stores)] == [6] * len(TEXTS)
+
+
+def test_bfloat16_memories_are_read_as_float32():
+    given = jnp.asarray([[[0.5, -2.0]]], jnp.bfloat16)
+    (found,) = last_memories([given], 3, (1, 2), None)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[[0.5, -2.0]]])
+    with pytest.raises(GenerationError, match="this model reads floats"):
+        last_memories([np.ones((1, 1, 2), np.int32)], 3, (1, 2), None)
 
 
 def test_what_cannot_be_read_says_so(quick, generator):

@@ -13,7 +13,7 @@ from memjax.evaluation.evaluators.held_out import (
 from memjax.models import build, can
 from memjax.objectives import OBJECTIVES, is_measured
 from memjax.objectives.accuracy import Accuracy, NoTargetError, measure
-from memjax.objectives.recall import asks_to_recall
+from memjax.objectives.recall import RECALLS, asks_to_recall
 from memjax.objectives.uncertainty import ratio
 from memjax.training.init_state import Run
 from memjax.training.loop import Evaluate
@@ -45,7 +45,7 @@ def open_accuracy(run: Run, name: str, settings: Evaluator, base: bool = False) 
     reads_memories = can(module, "reads_memories")
     names = MEMORY_OBJECTIVES if reads_memories else _plain_objectives(stage)
     recalls = reads_memories and asks_to_recall(run.config, stage)
-    trained = {"recall", "blank_recall"} & set(stage.objectives)
+    trained = set(RECALLS) & set(stage.objectives)
     if recalls:
         names = tuple(x for x in RECALL_OBJECTIVES if x != "plain_copy" or not trained)
     labels = {"next_token": BASE} | ({"recall": COPY_BASE} if recalls and trained else {})

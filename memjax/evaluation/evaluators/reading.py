@@ -22,7 +22,7 @@ from memjax.data import evenly_spaced
 from memjax.models import build, can
 from memjax.models.request import PREDICT, Request, alone
 from memjax.objectives import SpecialIds
-from memjax.objectives.recall import recall_request
+from memjax.objectives.recall import RECALLS, recall_request
 from memjax.objectives.requests import shift_right, token_weight
 from memjax.objectives.uncertainty import ratio
 from memjax.sharding import batch_shards, local_rows, on_mesh, put_batch
@@ -36,7 +36,6 @@ GROUP = 64
 """Consecutive chunks whose next tokens are predicted with one prefix."""
 TOKENS = 2**13
 """Positions of one call, about."""
-FORMS = ("recall", "blank_recall")
 FAR_PASSAGES = 3
 """Chunks from far back that the report shows."""
 TENTHS = 10
@@ -99,7 +98,7 @@ def open_reading(run: Run, name: str, settings: Evaluator) -> Evaluate | None:
     """
     stage = run.config.stages[name]
     module: Any = build(run.config, stage)
-    recalls = not {"recall", "blank_recall"}.isdisjoint(stage.objectives)
+    recalls = not set(RECALLS).isdisjoint(stage.objectives)
     if run.config.model.layout != "text" or not can(module, "reads_memories") or not module.memory:
         return None
 
@@ -180,7 +179,7 @@ def _recall(
 def _draw(chunks: int, size: int, examples: int, length: int) -> Windows:
     """Return windows of `size` entries, and chunks of them that are uniform over places."""
     starts = chunks - size + 1
-    asked = min(size, examples, max(1, TOKENS // (len(FORMS) * length)))
+    asked = min(size, examples, max(1, TOKENS // (len(RECALLS) * length)))
     rows = -(-min(examples, starts * size) // asked)
     generator = np.random.default_rng(size)
     orders = [generator.permutation(size) for _ in range(-(-rows * asked // size))]
@@ -249,7 +248,7 @@ def _next_tokens(
 def _recall_requests(
     labels: Int[jax.Array, "B X L"], places: Int[jax.Array, "B X"], entries: int, ids: SpecialIds
 ) -> tuple[Request, ...]:
-    return tuple(recall_request(form, labels, places, entries, ids) for form in FORMS)
+    return tuple(recall_request(form, labels, places, entries, ids) for form in RECALLS)
 
 
 def _next_token_request(

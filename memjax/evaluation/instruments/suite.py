@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epy
 
+from memjax.evaluation.instruments import tables
 from memjax.files import check_seal, read_json, sealed, write_json
 
 with epy.lazy_imports():  # `memjax measure --help` reads INSTRUMENTS and must not import JAX.
@@ -54,9 +55,8 @@ class Subject:
     texts: np.ndarray
     """[N, T], held-out."""
     train_texts: np.ndarray
-    data: Path
-    corpus: str = ""
-    """Another corpus, for `out_of_distribution`."""
+    other_texts: np.ndarray | None = None
+    """[*, T], of another corpus, for `out_of_distribution`."""
     batch: int = 32
     reader: fact_probes.Training = dataclasses.field(
         default_factory=lambda: fact_probes.Training(steps=300)
@@ -72,7 +72,7 @@ class Subject:
         """Return texts of several chunks, [*, C, L]."""
         length, tokenizer = self.encoder.length, self.model.required_tokenizer
         packing = self.model.config.data.packing
-        rows = texts.held_out(self.data, chunks * length, limit, tokenizer, split, packing)
+        rows = texts.held_out(self.model.data, chunks * length, limit, tokenizer, split, packing)
         return rows.reshape(-1, chunks, length)
 
 
@@ -95,17 +95,20 @@ def prepare_subject(
       batch: texts per batch.
 
     Raises:
-      CheckpointError: no decoder reads the model's memories, or it has no tokenizer.
+      CheckpointError: no decoder reads the model's memories.
+      CorpusError: the other corpus cannot be read.
+      TokenizerError: neither the model nor the data has a tokenizer that can be read.
       RowsError, TextsError: there are none, they have another tokenizer, or are too short.
     """
+    model = texts.with_data(model, data)
     tokenizer, system = model.required_tokenizer, model.codec(recall_objective)
-    length, folder = system.length, Path(data) if data else model.data
-    packing = model.config.data.packing
+    length, packing = system.length, model.config.data.packing
     held_out, train = (
-        texts.held_out(folder, length, count, tokenizer, split, packing)
+        texts.held_out(model.data, length, count, tokenizer, split, packing)
         for split, count in (("validation", limit), ("train", TRAINING_TEXTS * limit))
     )
-    return Subject(model, system, held_out, train, folder, corpus, batch)
+    other = texts.of_corpus(corpus, length, len(held_out), tokenizer) if corpus else None
+    return Subject(model, system, held_out, train, other, batch)
 
 
 def _information(one: Subject) -> Any:
@@ -150,9 +153,8 @@ def _out_of_distribution(one: Subject) -> Any:
         "held_out": one.texts,
         "random_tokens": texts.random(count, length, system.vocabulary, system.ids),
     }
-    if one.corpus:
-        tokenizer = one.model.required_tokenizer
-        kinds["other_corpus"] = texts.of_corpus(one.corpus, length, count, tokenizer)
+    if one.other_texts is not None:
+        kinds["other_corpus"] = one.other_texts
     return out_of_distribution.out_of_distribution(system, one.model.params, kinds, one.batch)
 
 
@@ -186,18 +188,36 @@ def _fact_probes(one: Subject) -> Any:
     )
 
 
-INSTRUMENTS: Mapping[str, Callable[[Subject], Any]] = {
-    "information": _information,
-    "recall": _recall,
-    "compression": _compression,
-    "quantisation": _quantisation,
-    "sensitivity": _sensitivity,
-    "capacity": _capacity,
-    "out_of_distribution": _out_of_distribution,
-    "retrieval": _retrieval,
-    "fact_probes": _fact_probes,
+class Instrument(NamedTuple):
+    """An instrument by name."""
+
+    run: Callable[[Subject], Any]
+    tables: Callable[[Any], Iterator[tables.Table]]
+    """Tables of its result, as JSON values."""
+
+
+INSTRUMENTS: Mapping[str, Instrument] = {
+    "information": Instrument(_information, tables.information),
+    "recall": Instrument(_recall, tables.recall),
+    "compression": Instrument(_compression, tables.compression),
+    "quantisation": Instrument(_quantisation, tables.quantisation),
+    "sensitivity": Instrument(_sensitivity, tables.sensitivity),
+    "capacity": Instrument(_capacity, tables.capacity),
+    "out_of_distribution": Instrument(_out_of_distribution, tables.out_of_distribution),
+    "retrieval": Instrument(_retrieval, tables.retrieval),
+    "fact_probes": Instrument(_fact_probes, tables.fact_probes),
 }
 """Instruments by the names that `memjax measure --instruments` accepts."""
+
+
+def tables_of(found: Mapping[str, Any]) -> list[tables.Table]:
+    """Return one or more tables per instrument, in the order in which they ran."""
+    return [
+        table
+        for name, result in found["instruments"].items()
+        if name in INSTRUMENTS
+        for table in INSTRUMENTS[name].tables(result)
+    ]
 
 
 def run_instruments(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
@@ -225,7 +245,7 @@ def run_instruments(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
         "memory_shape": list(system.shape),
         "vocabulary": system.vocabulary,
     }
-    found = {name: uncertainty.to_json(INSTRUMENTS[name](subject)) for name in names}
+    found = {name: uncertainty.to_json(INSTRUMENTS[name].run(subject)) for name in names}
     return about | {"instruments": found}
 
 

@@ -3,8 +3,8 @@ r"""Tasks of lm-evaluation-harness that read local JSON-lines files.
 Their prompts are those of the harness's own tasks of these names.
 
 `memjax eval --task_folder=FOLDER` sets their folder, or the environment variable MEMJAX_EVAL_DATA
-for the harness's own command. It holds one file per task, `NAME*.jsonl` or `NAME*.jsonl.gz`, with
-one document per line:
+for the harness's own command. It holds one file per task, `NAME*.jsonl` (also .gz, .zst),
+with one document per line:
 
 | task | file | fields |
 |---|---|---|

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from memjax.experiment.report import numbers
+from memjax.evaluation import numbers
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run
 from memjax.experiment.report.words import compared_controls, stage_name
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from memjax.experiment.report import numbers
-from memjax.experiment.report.instruments import Table
+from memjax.evaluation import numbers
+from memjax.evaluation.instruments.tables import Table
 
 DATA = (
     "chunk_length",

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memjax.experiment.report import claim, numbers, passages, plots, words
+from memjax.evaluation import numbers
+from memjax.evaluation.instruments import suite
+from memjax.evaluation.instruments.tables import probe_table
+from memjax.experiment.report import claim, passages, plots, words
 from memjax.experiment.report.cost import cost_table
-from memjax.experiment.report.instruments import probe_table, tables
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run, read_run
 from memjax.experiment.templates import render
 from memjax.files import write_text
@@ -60,8 +62,7 @@ def _context(run: Run, holds: list[plots.Plot], losses: list[plots.Plot]) -> dic
     return {
         "run": run,
         "name": name,
-        "command": run.results.get("command")
-        or f"memjax train --config=configs/{name}.py --workdir=runs/{name}",
+        "command": run.results.get("command") or "",
         "facts": run.results.get,
         "created": _date(run.results.get("created")),
         "claim": claim.judge(run),
@@ -102,7 +103,7 @@ def _measured(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": words.stage_name(found["stage"]),
         "about": f"{texts}{objective}, step {found['step']}",
-        "tables": tables(found),
+        "tables": suite.tables_of(found),
     }
 
 

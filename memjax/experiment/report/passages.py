@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memjax.experiment.report.numbers import number
+from memjax.evaluation.numbers import number
 
 
 class Token(NamedTuple):

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from memjax.experiment.report import numbers, words
+from memjax.evaluation import numbers
+from memjax.experiment.report import words
 from memjax.experiment.report.run import TERMS, Run
 
 SIZE = (5.4, 3.35)

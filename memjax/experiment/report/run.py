@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from memjax.errors import MemjaxError
-from memjax.experiment.report import numbers
-from memjax.experiment.report.instruments import probe_table, tables
+from memjax.evaluation import numbers
+from memjax.evaluation.instruments import suite
+from memjax.evaluation.instruments.tables import probe_table
 from memjax.files import JSON_LIMIT, check_seal, parse_json, read_json, regular, sha256
 
 _LOG = logging.getLogger("memjax")
@@ -127,13 +128,13 @@ def read_run(workdir: Path) -> Run:
         file = workdir / "stages" / name / "metrics.jsonl"
         if file not in files or sha256(file) != expected:
             _LOG.warning("%s: not what was written; curves on the page lack or change points", file)
-    measured = sorted((workdir / "stages").glob("*/instruments.json"))
+    measured = sorted((workdir / "stages").glob(f"*/{suite.FILE}"))
     probed = workdir / "probe.json"
     return Run(
         results,
         {file.parent.name: read_curves(file) for file in files},
         {
-            file.parent.name: _object(file, "`memjax measure`", _MEASURED, tables)
+            file.parent.name: _object(file, "`memjax measure`", _MEASURED, suite.tables_of)
             for file in measured
         },
         _object(probed, "`memjax probe`", dict, probe_table) if probed.exists() else None,

@@ -20,7 +20,6 @@ from memjax.inference import GenerationError, TrainedModel
 from memjax.inference.chunking import Chunks, cut, read_sources
 from memjax.inference.expansion import rows_of
 from memjax.inference.neighbours import Neighbours
-from memjax.objectives.recall import RECALLS
 
 SAMPLE = 512
 """Chunks that are recalled among all memories, at most."""
@@ -66,22 +65,21 @@ def give_back(model: TrainedModel, store: MemoryStore) -> GivenBack:
         codec = decoder.codec()
         found = model.reconstruct_tokens(store, batch=_BATCH)
     except (CheckpointError, StoreError):
-        if not _recalls(model):
+        if not model.recalls:
             raise
         found = model.recall_tokens(store, range(len(store)), batch=_BATCH, alone=True)
         return GivenBack(found, "each chunk from its own memory")
     how = "each chunk from its own memory"
     if codec.held > 1:
         how = f"{codec.held} chunks at a time, from their memories alone"
-    objective = codec.recall_objective
-    if objective and not decoder.settings.objectives.get(objective):
-        how += f", by {objective}, on which stage {decoder.stage} was not trained"
+    if decoder.untrained_objective:
+        how += f", by {decoder.untrained_objective}, on which stage {decoder.stage} was not trained"
     return GivenBack(found, how)
 
 
 def recall_sample(model: TrainedModel, store: MemoryStore) -> tuple[Sample | None, str]:
     """Return evenly spaced chunks recalled among all memories, or None and the reason as words."""
-    if not _recalls(model) or not len(store):
+    if not model.recalls or not len(store):
         return None, ""
     step = -(-len(store) // SAMPLE)
     chunks = range(0, len(store), step)
@@ -89,10 +87,6 @@ def recall_sample(model: TrainedModel, store: MemoryStore) -> tuple[Sample | Non
         return Sample(np.array(chunks), model.recall_tokens(store, chunks, batch=_BATCH)), ""
     except GenerationError as error:
         return None, f"Chunks were not recalled among all memories: {error}"
-
-
-def _recalls(model: TrainedModel) -> bool:
-    return any(map(model.settings.objectives.get, RECALLS))
 
 
 def read_original(model: TrainedModel, store: MemoryStore, against: str) -> Original:

@@ -19,7 +19,7 @@ from memjax import released
 from memjax.checkpoints.store import MemoryStore, open_store
 from memjax.checkpoints.store_records import StoreError
 from memjax.data import Tokenizer
-from memjax.experiment.report import numbers
+from memjax.evaluation import numbers
 from memjax.experiment.report.run import ReportError
 from memjax.experiment.report.store_data import (
     GivenBack,

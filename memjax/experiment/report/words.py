@@ -2,7 +2,7 @@
 
 import re
 
-from memjax.experiment.report import numbers
+from memjax.evaluation import numbers
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run
 
 TERM_NAMES = {

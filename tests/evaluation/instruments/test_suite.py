@@ -17,9 +17,10 @@ from memjax.evaluation.instruments.suite import (
     INSTRUMENTS,
     prepare_subject,
     run_instruments,
+    tables_of,
     write_found,
 )
-from memjax.experiment.report.instruments import show, tables
+from memjax.evaluation.instruments.tables import show
 from memjax.experiment.run import run_experiment
 from memjax.inference import load
 from memjax.inference.texts import TextsError
@@ -94,7 +95,7 @@ def test_quick_instruments_of_drawn_weights_give_intervals_and_tables(made):
     found = run_instruments(prepare_subject(load(made / "stages" / "combined"), limit=16), names)
     assert list(found["instruments"]) == names
     check_intervals(found)
-    assert all(table.rows for table in tables(found))
+    assert all(table.rows for table in tables_of(found))
 
 
 def test_the_query_of_a_pair_is_the_chunk_before_it(made, monkeypatch):
@@ -104,7 +105,7 @@ def test_the_query_of_a_pair_is_the_chunk_before_it(made, monkeypatch):
         retrieval, "retrieval", lambda encode, texts, query, *_: asked.setdefault(query, texts)
     )
     subject = prepare_subject(load(made / "stages" / "combined"), limit=8)
-    INSTRUMENTS["retrieval"](subject)
+    INSTRUMENTS["retrieval"].run(subject)
     length = subject.encoder.length
     every = subject.chunks("validation", 10**6, 1)[:, 0]
     assert len(every) > 8, "chunks are chosen"
@@ -118,21 +119,24 @@ def test_capacity_takes_texts_from_all_of_the_held_out_text(made, monkeypatch):
     subject = prepare_subject(load(made / "stages" / "combined"), limit=8)
     monkeypatch.setattr("memjax.evaluation.instruments.suite.CAPACITY_TEXTS", 4)
     monkeypatch.setattr(capacity, "capacity", lambda system, params, texts, batch: texts)
-    np.testing.assert_array_equal(INSTRUMENTS["capacity"](subject), subject.texts[::2])
+    np.testing.assert_array_equal(INSTRUMENTS["capacity"].run(subject), subject.texts[::2])
 
 
 @pytest.mark.slow
 def test_every_instrument_has_a_table(found):
-    made = tables(found)
+    made = tables_of(found)
     assert len(made) >= len(INSTRUMENTS)
     for table in made:
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.columns)}
-    assert (
-        show({"value": 0.5, "low": 0.4, "high": 0.6, "texts": 3}, percent=True)
-        == "50.0 % [40.0, 60.0]"
-    )
-    assert show({"value": None, "low": None, "high": None, "texts": 0}) == "–"
+
+
+def test_estimates_have_one_form_on_every_page():
+    estimate = {"value": 0.99996, "low": 0.4, "high": 1.0, "texts": 3}
+    assert show(estimate, percent=True) == "> 99.9% [40.0%, 100.0%]"
+    assert show(estimate, 2) == "1.00 [0.40, 1.00]"
+    assert show(estimate | {"low": None}) == "1.000"
+    assert show(dict.fromkeys(estimate)) == "–"
 
 
 @pytest.mark.slow
@@ -172,17 +176,35 @@ def test_the_command_prints_and_writes_and_the_page_shows(workdir, capsys):
     assert "– constant" in page
 
 
+def test_what_is_measured_before_a_failure_is_written(made, tmp_path, monkeypatch, capsys):
+    def fail(subject):
+        raise TextsError("texts: too few")
+
+    failing = INSTRUMENTS["recall"]._replace(run=fail)
+    monkeypatch.setitem(INSTRUMENTS, "recall", failing)
+    out = tmp_path / "found.json"
+    args = ["--instruments=compression,recall", "--limit=8", f"--out={out}"]
+    assert main(["measure", str(made / "stages" / "combined"), *args]) == 2
+    assert "texts: too few" in capsys.readouterr().err
+    assert list(json.loads(out.read_text())["instruments"]) == ["compression"]
+
+
 def test_what_cannot_be_measured_is_one_clear_line(made, tmp_path, capsys):
     stage = made / "stages" / "combined"
     wrong = {
         "PATH: missing, expected PATH.": [],
         "holds no model": [str(tmp_path)],
         "--instruments: 'soul', expected some of": [str(stage), "--instruments=soul"],
-        "there are no rows here": [str(stage), f"--data={tmp_path}"],
+        "--split, --unscaled: given, expected none without --save": [
+            str(stage),
+            "--split=validation",
+            "--unscaled",
+        ],
+        "tokenizer.model: cannot be read": [str(stage), f"--data={tmp_path}"],
         "cannot be read": [
             str(stage),
             "--corpus=/absent.txt",
-            "--instruments=out_of_distribution",
+            "--instruments=information,out_of_distribution",
         ],
     }
     for message, args in wrong.items():

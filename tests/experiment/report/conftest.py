@@ -131,6 +131,7 @@ def make_results() -> dict[str, Any]:
         "memjax_version": "0.1.0",
         "created": "2026-11-20T12:00:00",
         "device": "2 × cpu cores",
+        "command": "memjax train --config=configs/quickstart.py --workdir=runs/quickstart",
         "versions": {
             "python": "3.11.7",
             "jax": "0.10.2",

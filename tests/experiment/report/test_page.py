@@ -168,6 +168,12 @@ def test_claim_follows_the_numbers(make_run, changes, verdict, words):
     assert all(word in claim_of(page) for word in words), claim_of(page)
 
 
+def test_a_run_started_from_python_has_no_command(make_run):
+    page = Page(write_report(make_run(lambda results: results.update(command=""), curves=False)))
+    assert "The run was started from Python, not by a command" in page.text
+    assert "memjax train" not in page.text
+
+
 def without_controls(results: dict[str, Any]) -> None:
     results["controls"] = []
     for name in ("causal_control", "no_memory"):

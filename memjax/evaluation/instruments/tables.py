@@ -6,6 +6,8 @@ Results are mappings as read from JSON.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memjax.evaluation import numbers
+
 SHOWN = 8
 """Number of layers in a table of sensitivities."""
 
@@ -21,24 +23,13 @@ class Table(NamedTuple):
 
 def show(estimate: Mapping[str, Any] | None, digits: int = 3, percent: bool = False) -> str:
     """Format an estimate with its interval."""
-    if estimate is None or estimate["value"] is None:
-        return "–"
-    factor, unit = (100, " %") if percent else (1, "")
+    if estimate is None:
+        return numbers.DASH
     value, low, high = (
-        "" if estimate[key] is None else f"{estimate[key] * factor:.{1 if percent else digits}f}"
+        numbers.percent(estimate[key]) if percent else numbers.decimal(estimate[key], digits)
         for key in ("value", "low", "high")
     )
-    return f"{value}{unit} [{low}, {high}]" if low and high else f"{value}{unit}"
-
-
-def tables(found: Mapping[str, Any]) -> list[Table]:
-    """Return one or more tables per instrument, in the order in which they ran."""
-    return [
-        table
-        for name, numbers in found["instruments"].items()
-        if name in _MAKERS
-        for table in _MAKERS[name](numbers)
-    ]
+    return value if numbers.DASH in (low, high) else f"{value} [{low}, {high}]"
 
 
 def probe_table(found: Mapping[str, Any]) -> Table:
@@ -88,7 +79,8 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _information(n: Mapping[str, Any]) -> Iterator[Table]:
+def information(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `information`."""
     zeros = {
         f"information, of {_words(name)} at {show({**zero['nats'], 'low': None})} nats": show(
             zero["information"]
@@ -108,7 +100,8 @@ def _information(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _recall(n: Mapping[str, Any]) -> Iterator[Table]:
+def recall(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `recall`."""
     yield Table(
         "Reconstructed chunks",
         ("", "accuracy", "exact chunks", "tokens before an error"),
@@ -119,7 +112,8 @@ def _recall(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _compression(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def compression(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the tables of `compression`."""
     yield Table(
         "Total code length of text and memory",
         (
@@ -140,7 +134,8 @@ def _compression(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
     )
 
 
-def _quantisation(n: Mapping[str, Any]) -> Iterator[Table]:
+def quantisation(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `quantisation`."""
     rounded = [
         (
             one["kind"],
@@ -166,7 +161,8 @@ def _quantisation(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _sensitivity(n: Mapping[str, Any]) -> Iterator[Table]:
+def sensitivity(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `sensitivity`."""
     for target, one in n.items():
         more = len(one["changes"]) - SHOWN
         yield Table(
@@ -177,7 +173,8 @@ def _sensitivity(n: Mapping[str, Any]) -> Iterator[Table]:
         )
 
 
-def _capacity(n: Mapping[str, Any]) -> Iterator[Table]:
+def capacity(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `capacity`."""
     encoder, optimised = (
         f"{'≥ ' if n[key] >= n['window'] else ''}{n[key]}"
         for key in ("kept_by_encoder", "kept_by_optimisation")
@@ -199,12 +196,13 @@ def _capacity(n: Mapping[str, Any]) -> Iterator[Table]:
             )
             for one in n["prefixes"]
         ],
-        f"kept at {100 * n['threshold']:.0f} % accuracy: {encoder} tokens by the encoder,"
+        f"kept at {numbers.percent(n['threshold'], 0)} accuracy: {encoder} tokens by the encoder,"
         f" {optimised} by optimisation",
     )
 
 
-def _out_of_distribution(n: Mapping[str, Any]) -> Iterator[Table]:
+def out_of_distribution(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `out_of_distribution`."""
     yield Table(
         "Other texts",
         ("text", "nats per token", "accuracy", "information"),
@@ -215,7 +213,8 @@ def _out_of_distribution(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
+def retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of `retrieval`."""
     yield Table(
         "Retrieval of a text by its memory",
         ("query", "candidates", "accuracy", "chance"),
@@ -224,7 +223,7 @@ def _retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
                 query,
                 str(pool["candidates"]),
                 _percent(pool["accuracy"]),
-                f"{100 * pool['chance']:.2f} %",
+                numbers.percent(pool["chance"], 2),
             )
             for query, one in n.items()
             for pool in one["pools"]
@@ -232,7 +231,8 @@ def _retrieval(n: Mapping[str, Any]) -> Iterator[Table]:
     )
 
 
-def _fact_probes(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+def fact_probes(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
+    """Yield the tables of `fact_probes`."""
     yield Table(
         "Single facts read from memories",
         ("task", "accuracy", "from constant memories", "gained"),
@@ -246,16 +246,3 @@ def _fact_probes(n: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
             for one in n
         ],
     )
-
-
-_MAKERS = {
-    "information": _information,
-    "recall": _recall,
-    "compression": _compression,
-    "quantisation": _quantisation,
-    "sensitivity": _sensitivity,
-    "capacity": _capacity,
-    "out_of_distribution": _out_of_distribution,
-    "retrieval": _retrieval,
-    "fact_probes": _fact_probes,
-}

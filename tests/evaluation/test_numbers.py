@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from memjax.experiment.report import numbers
+from memjax.evaluation import numbers
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,14 @@ def test_duration(value, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(900, "900"), (9_999, "9,999"), (246_000, "246 k"), (2_048_000, "2.05 M"), (True, "–")],
+    [
+        (900, "900"),
+        (9_999, "9,999"),
+        (246_000, "246 k"),
+        (999_600, "1 M"),
+        (2_048_000, "2.05 M"),
+        (True, "–"),
+    ],
 )
 def test_short_count(value, text):
     assert numbers.short_count(value) == text

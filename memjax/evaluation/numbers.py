@@ -42,10 +42,13 @@ def short_count(value: Any) -> str:
     value = number(value)
     if value is None:
         return DASH
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / min(limit, 1e3 if unit == 'k' else limit):.3g} {unit}"
-    return f"{value:,.0f}"
+    if abs(value) < 1e4:
+        return f"{value:,.0f}"
+    value = float(f"{value:.3g}")  # 999,600 is 1 M.
+    scale, unit = next(
+        pair for pair in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= pair[0]
+    )
+    return f"{value / scale:.3g} {unit}"
 
 
 def duration(seconds: Any) -> str:
