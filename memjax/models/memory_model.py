@@ -130,7 +130,16 @@ class MemoryModel(SlotMemory):
           memories: those that its entries name by number; None for none.
           memory_valid: as in `states`.
           token_valid: False where `joined.inputs` is padding.
+
+        Raises:
+          ConfigError: chunks are shorter than those that a decoder with weights per position has.
         """
+        kind, length = self.config.decoder.kind, self.config.chunk_length
+        ConfigError.require(
+            kind == "transformer" or joined.inputs.shape[2] == length,
+            f"tokens: chunks of {joined.inputs.shape[2]}, expected {length} for a {kind} decoder,"
+            " whose weights belong to positions. Pad them",
+        )
         if not self.shares_prefixes:
             rest = joined.slots, joined.place, joined.task, memory_valid, token_valid
             return self.slot_states(joined.inputs, memories, *rest)

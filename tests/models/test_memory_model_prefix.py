@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.config import MODEL_QUIRKS, REPEATS, Backbone, Model
+from memjax.config import MODEL_QUIRKS, REPEATS, Backbone, ConfigError, Model
 from memjax.config.choices import FEATURES
 from memjax.layers import Backbone as Stack
 from memjax.layers.shared_prefix import SharedPrefix
@@ -182,3 +182,12 @@ def test_quirks_that_make_entries_depend_on_the_chunk_keep_slots(kind):
         shares = with_decoder(compat=(quirk,), kind=kind).shares_prefixes
         assert shares == (kind not in SEPARATE.get(quirk, ())), quirk
     assert not with_decoder(kind=kind, causal=False).shares_prefixes
+
+
+@pytest.mark.parametrize("name", ["mixer", "row_repeat, no memory"])
+def test_weights_per_position_need_full_chunks(name):
+    module = MODELS[name]
+    with pytest.raises(ConfigError, match="tokens: chunks of 3, expected 5 for a "):
+        jax.eval_shape(
+            lambda: module.init(jax.random.key(0), jnp.asarray(TOKENS[:, :, :3]), method="decode")
+        )
