@@ -83,7 +83,7 @@ class Adapter:
     untied: tuple[str, ...] = ()
     """Stacks of `config.model` whose token table cannot be a head."""
     backbone: str = "decoder"
-    """The setting that describes the stack at the path `backbone`."""
+    """The setting that describes the stack at the path `backbone`; without one, `encoder`."""
     dials: type = NoDials
     """Settings of this family alone, a dataclass; `config.stages.NAME.dials` gives the values."""
     check: Callable[[Config, Stage, str], None] = _no_check

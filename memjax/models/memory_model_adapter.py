@@ -142,12 +142,6 @@ def _check_text(config: Config, stage: Stage, key: str) -> None:
         f"{key}.compat or config.model.compat names quirks of published models, which have no"
         " config.model.layout='text'; leave them out, or use another layout",
     )
-    ConfigError.require(
-        in_text or not (decoder.blind_memories or decoder.place_heads),
-        f"config.model.decoder has place_heads={decoder.place_heads} and"
-        f" features={decoder.features}, expected 0 and no blind_memories unless"
-        " config.model.layout='text'",
-    )
     share = decoder.heads // (decoder.kv_heads or decoder.heads or 1)
     ConfigError.require(
         not decoder.place_heads

@@ -78,4 +78,5 @@ ADAPTER = Adapter(
     uses=_uses,
     reads=ENCODER_SETTINGS,
     untied=("encoder",),
+    backbone="encoder",
 )
