@@ -73,11 +73,12 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
     model, rows, asked = config.model, stage.batch_size, list(requests.values())
     module = _build(config, stage)
     groups, length, vectors = shared_entries(asked), model.chunk_length, model.memory_vectors
-    entries = np.concatenate([entries for entries, _ in groups])
-    own = 1 + int(np.where(entries < config.chunks, entries, EMPTY).max(initial=EMPTY))
-    encoded = rows * (own + sum(r.extra.shape[1] for r in asked if r.extra is not None))
-    yield from encoder_uses(config, encoded)
-    yield Use("bridge", "bridge", encoded * vectors)
+    if stage.memory:
+        entries = np.concatenate([entries for entries, _ in groups])
+        own = 1 + int(np.where(entries < config.chunks, entries, EMPTY).max(initial=EMPTY))
+        encoded = rows * (own + sum(r.extra.shape[1] for r in asked if r.extra is not None))
+        yield from encoder_uses(config, encoded)
+        yield Use("bridge", "bridge", encoded * vectors)
     drawn = [
         min(stage.scored_chunks.get(name, 0) or count, count)
         for name, count in ((name, request.inputs.shape[1]) for name, request in requests.items())
@@ -90,14 +91,10 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
     positions, pairs = chunks * length, chunks * length**2 / 2
     for entries, numbers in groups if stage.memory else ():
         prefix = len(entries) * vectors
-        seen = sum(
-            drawn[number] * float(np.mean(asked[number].visible))
-            if isinstance(asked[number].visible, np.ndarray)
-            else drawn[number] * len(entries)
-            for number in numbers
-        )
+        seen = sum(drawn[number] * float(np.mean(asked[number].visible)) for number in numbers)
         positions += prefix
-        pairs += prefix**2 / 2 + seen * vectors * length
+        among = 0 if model.decoder.blind_memories else prefix**2 / 2
+        pairs += among + seen * vectors * length
     yield from decoder_uses(
         model.decoder, rows * chunks, whole, length, pairs=rows * pairs, positions=rows * positions
     )
