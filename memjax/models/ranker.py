@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Backbone as BackboneConfig
 from memjax.config import Config, ConfigError, Model, Stage
-from memjax.layers import Backbone, Linear
+from memjax.layers import Linear, make_backbone
 from memjax.models.adapter import ENCODER_SETTINGS, Adapter
 from memjax.models.encoder import Encoder, fold, unfold
 from memjax.models.request import Requests
@@ -54,11 +54,11 @@ class Ranker(nn.Module):
             self.bridge = Linear(decoder.width, use_bias=True, dtype=dtype)
         self.query_mark = self.param("query_mark", MARK_INIT, (decoder.width,))
         transformer = dataclasses.replace(decoder, causal=False, final_norm=False)
-        self.backbone = Backbone(transformer, 1 + self.candidates, dtype, config.remat)
+        self.backbone = make_backbone(config, transformer, 1 + self.candidates)
         if decoder.norm == "rms":
-            self.norm = nn.RMSNorm(epsilon=1e-6, dtype=dtype)
+            self.norm = nn.RMSNorm(epsilon=decoder.epsilon, dtype=dtype)
         else:
-            self.norm = nn.LayerNorm(epsilon=1e-5, use_bias=False, dtype=dtype)
+            self.norm = nn.LayerNorm(epsilon=decoder.epsilon, use_bias=False, dtype=dtype)
         self.score = Linear(1)
 
     def encode(
