@@ -19,7 +19,7 @@ from memjax.layers import Embed, Head, Linear, make_backbone
 from memjax.layers.attention import Positions
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import Encoder, fold, read_positions, require_places, unfold
-from memjax.models.memory import VECTORS, Memories, number_bits
+from memjax.models.memory import VALID, VECTORS, Memories, number_bits
 from memjax.models.request import PREDICT, Joined, Prefix, Request, alone, next_chunks
 from memjax.models.slots import SlotMemory, earlier_chunks
 
@@ -28,25 +28,16 @@ EMBEDDING_INIT = nn.initializers.normal(1.0)
 that a position determines in every block which part of the memory to read: at 0.02 a decoder takes
 several times as many steps to learn to read memories."""
 
-VALID = "valid"
-"""The leaf that marks entries of chunks with text."""
-
 
 class MemoryModel(SlotMemory):
     """Encoder and decoder.
 
     A token reaches later chunks through its chunk's memory and by no other path.
-
-    Attributes:
-      memory: False builds the control, a decoder whose slots are always empty and that has no
-        encoder.
     """
 
     KIND = "bank"
     TASKS: ClassVar[int] = 2
     """Rows of the table of task marks."""
-
-    memory: bool = True
 
     def setup(self) -> None:
         config = self.config
@@ -187,12 +178,6 @@ class MemoryModel(SlotMemory):
         x = jnp.concatenate([*entries, x.reshape(batch, -1, x.shape[-1])], axis=1)
         return x, positions, reading
 
-    def _bridge(self, memories: Float[Array, "B M K E"]) -> Float[Array, "B M K D"]:
-        """Return memories at the decoder's width."""
-        if self.config.encoder.width == self.config.decoder.width:
-            return memories
-        return self.bridge(memories)
-
     def _enter(self, written: Float[Array, "B P K D"]) -> Float[Array, "B P K D"]:
         """Return the first P entries as the backbone reads them."""
         if not self.config.chunk_positions:
@@ -218,24 +203,6 @@ class MemoryModel(SlotMemory):
             ]
             at += self.slots * self.config.memory_vectors
         return jnp.concatenate([*in_prefix, at.reshape(len(at), -1)], axis=1)
-
-    def _embed_inputs(
-        self,
-        tokens: Int[Array, "*B T"],
-        at: slice | Int[Array, "*B T"],
-        chunk: Int[Array | np.ndarray, "*B"],
-        task: Int[Array | np.ndarray, "*B"] | int,
-    ) -> Float[Array, "*B T D"]:
-        """Return the inputs of the backbone for tokens at positions `at` of their chunks."""
-        config, x = self.config, self.embed(tokens)
-        if config.token_positions:
-            # Past a full chunk there is none: the last one stands in, and the result is not used.
-            x += self.token_position.astype(x.dtype)[at]
-        if config.chunk_positions:
-            x += self.chunk_position.astype(x.dtype)[chunk][..., None, :]
-        if config.task_embedding:
-            x += self.task_mark.astype(x.dtype)[task][..., None, :]
-        return x
 
     def decode(
         self, tokens: Int[Array, "B X L"], *args: Any, **kwargs: Any
@@ -332,12 +299,6 @@ class MemoryModel(SlotMemory):
         model = config.model
         numbers = chunks * model.memory_vectors * model.encoder.width
         return {VECTORS: (numbers, number_bits(config))}
-
-    def _used(self, state: Memories) -> Bool[Array, "B S"]:
-        """Slots that hold a memory."""
-        if not self.memory:
-            return jnp.zeros((len(state.count), self.slots), bool)
-        return state.leaves[VALID] & (jnp.arange(self.slots) < state.count[:, None])
 
     def __call__(
         self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"] | None = None

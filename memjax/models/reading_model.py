@@ -19,8 +19,8 @@ from memjax.layers.attention import KeyValues
 from memjax.layers.rotary import TextPositions
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import fold
-from memjax.models.memory import VECTORS, Memories, state_at
-from memjax.models.memory_model import VALID, MemoryModel
+from memjax.models.memory import VALID, VECTORS, Memories, state_at
+from memjax.models.memory_model import MemoryModel
 from memjax.models.request import EMPTY, PREDICT, RECALL, Joined, Prefix, Request, alone
 
 
