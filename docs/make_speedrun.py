@@ -82,7 +82,7 @@ class Row:
 
 def ablations() -> list[Row]:
     """Return the rows of the table of parts."""
-    features = quickstart.DECODER.features
+    features = quickstart.get_config().model.decoder.features
     without_addresses = ",".join(x for x in features if x != "constant_addresses")
     labels = {
         "sigmoid_gate": "linear output gate in place of the sigmoid",

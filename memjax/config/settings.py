@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from memjax.config.choices import SHARDING, Rules
+from memjax.config.choices import FEATURES, SHARDING, Rules
 from memjax.errors import MemjaxError
 
 
@@ -227,6 +227,18 @@ class Model:
     encoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
     decoder: Backbone = dataclasses.field(default_factory=lambda: Backbone(output_gate=True))
     reconstructor: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
+
+
+def reading(model: Model) -> Model:
+    """Return a model whose decoder reads any number of memories by their places in the text."""
+    decoder = dataclasses.replace(
+        model.decoder,
+        output_gate=True,
+        qk_norm=True,
+        place_heads=model.decoder.heads // 2,
+        features=FEATURES,
+    )
+    return dataclasses.replace(model, layout="text", chunk_positions=False, decoder=decoder)
 
 
 @dataclasses.dataclass(frozen=True)
