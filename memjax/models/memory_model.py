@@ -23,10 +23,10 @@ from memjax.models.memory import VALID, VECTORS, Memories, number_bits
 from memjax.models.request import PREDICT, Joined, Prefix, Request, alone, next_chunks
 from memjax.models.slots import SlotMemory, earlier_chunks
 
-EMBEDDING_INIT = nn.initializers.normal(1.0)
+UNIT_INIT = nn.initializers.normal(1.0)
 """Initial scale of token, position and task embeddings. It is as large as a normalised memory, so
 that a position determines in every block which part of the memory to read: at 0.02 a decoder takes
-several times as many steps to learn to read memories."""
+several times as many steps to learn to read memories, and a ranker to identify its query."""
 
 
 class MemoryModel(SlotMemory):
@@ -46,15 +46,15 @@ class MemoryModel(SlotMemory):
             self.encoder = Encoder(config, self.vocab_size)
             if config.encoder.width != width:
                 self.bridge = Linear(width, use_bias=True, dtype=dtype)
-        self.embed = Embed(self.vocab_size, width, dtype, EMBEDDING_INIT)
+        self.embed = Embed(self.vocab_size, width, dtype, UNIT_INIT)
         if config.token_positions:
             self.token_position = self.param(
-                "token_position", EMBEDDING_INIT, (config.chunk_length, width)
+                "token_position", UNIT_INIT, (config.chunk_length, width)
             )
         if config.chunk_positions:
-            self.chunk_position = self.param("chunk_position", EMBEDDING_INIT, (self.chunks, width))
+            self.chunk_position = self.param("chunk_position", UNIT_INIT, (self.chunks, width))
         if config.task_embedding:
-            self.task_mark = self.param("task_mark", EMBEDDING_INIT, (self.TASKS, width))
+            self.task_mark = self.param("task_mark", UNIT_INIT, (self.TASKS, width))
         self.backbone = make_backbone(
             config, config.decoder, self.slots * config.memory_vectors + config.chunk_length
         )

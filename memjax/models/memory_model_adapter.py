@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.config import Config, ConfigError, Stage
-from memjax.models.adapter import ENCODER_SETTINGS, PREDICTOR_QUIRKS, Adapter, Answers
+from memjax.models.adapter import ENCODER_READS, PREDICTOR_QUIRKS, Adapter, Answers
 from memjax.models.memory_model import MemoryModel
 from memjax.models.reading_model import ReadingModel
 from memjax.models.request import (
@@ -192,7 +192,7 @@ ADAPTER = Adapter(
     example=lambda config: jnp.zeros((1, config.chunks, config.model.chunk_length), jnp.int32),
     uses=_uses,
     answer=_answer,
-    reads=ENCODER_SETTINGS | PREDICTOR_QUIRKS | {"layout", "overwritten_delimiter", "max_memories"},
+    reads=ENCODER_READS | PREDICTOR_QUIRKS | {"layout", "overwritten_delimiter", "max_memories"},
     untied=("encoder",),
     dials=Dials,
     check=_check,
