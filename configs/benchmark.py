@@ -71,15 +71,7 @@ def benchmark(
 def reading() -> c.Config:
     """Return a run whose decoder has the positions of the text and reads any number of memories."""
     config = benchmark("next_token", "recall")
-    decoder = dataclasses.replace(
-        config.model.decoder,
-        output_gate=True,
-        qk_norm=True,
-        place_heads=2,
-        features=c.FEATURES,
-    )
-    model = dataclasses.replace(config.model, layout="text", chunk_positions=False, decoder=decoder)
-    return dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, model=c.reading(config.model))
 
 
 def many_chunks(*compat: str) -> c.Config:

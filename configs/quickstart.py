@@ -31,7 +31,6 @@ from memjax import config as c
 
 MATRICES = r"blocks/.*(kernel|mixing)$|unroll_projection/kernel|bridge/kernel"
 TOKENS = r"embed/embedding$"
-FROZEN_ENCODER = (("^encoder/", False), (".*", True))
 
 MIXER = c.Backbone(kind="mixer", width=128, layers=4, heads=16, mlp="gelu", mlp_ratio=2.0)
 DECODER = c.Backbone(
@@ -40,10 +39,6 @@ DECODER = c.Backbone(
     layers=4,
     heads=4,
     mlp_ratio=2.5,
-    output_gate=True,
-    qk_norm=True,
-    place_heads=2,
-    features=c.FEATURES,
 )
 
 
@@ -70,20 +65,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         control,
         objectives={"blank_recall": 1.0, "recall": 0.6, "next_token": 2.0},
         scored_chunks={"blank_recall": 8, "recall": 4, "next_token": 8},
-        trainable=FROZEN_ENCODER,
+        trainable=c.FREEZING["frozen_all"],
         init_from="autoencoder",
         init_part="encoder",
     )
     config = c.Config(
         name="quickstart",
         data=c.Data(vocab_size=1024, sequence_length=1024, memories="autoencoder"),
-        model=c.Model(
-            chunk_length=16,
-            layout="text",
-            chunk_positions=False,
-            encoder=MIXER,
-            decoder=DECODER,
-            reconstructor=MIXER,
+        model=c.reading(
+            c.Model(chunk_length=16, encoder=MIXER, decoder=DECODER, reconstructor=MIXER)
         ),
         optimizer=c.Optimizer(
             rules=((MATRICES, "muon"), (".*", "adamw")),

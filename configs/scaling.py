@@ -83,24 +83,11 @@ def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
 
 def _reading(config: c.Config) -> c.Config:
     """Return the config with a reading decoder and a frozen encoder."""
-    decoder = dataclasses.replace(
-        config.model.decoder,
-        output_gate=True,
-        qk_norm=True,
-        place_heads=config.model.decoder.heads // 2,
-        features=c.FEATURES,
-    )
     stage = dataclasses.replace(
         config.stages["combined"],
         objectives={"blank_recall": 1.0, "recall": 0.5, "next_token": 1.5},
         scored_chunks={"blank_recall": 8, "recall": 8, "next_token": 8},
         dials={"place_range": 4096},
-        trainable=(("^encoder/", False), (".*", True)),
+        trainable=c.FREEZING["frozen_all"],
     )
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(
-            config.model, layout="text", chunk_positions=False, decoder=decoder
-        ),
-        stages={"combined": stage},
-    )
+    return dataclasses.replace(config, model=c.reading(config.model), stages={"combined": stage})

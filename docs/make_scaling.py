@@ -95,7 +95,7 @@ def entries(everything: bool = False) -> list[Entry]:
     wanted += reading()
     wanted += [Entry(variant, "v5e-256") for variant in scaling.SLOTS]
     wanted += [Entry(MAIN, name) for name in (*ones, "v5p-512")]
-    wanted += [Entry(MAIN, "v5e-256", program=program) for program in ("evaluate", "decode")]
+    wanted += [Entry(MAIN, "v5e-256", program=program) for program in ("evaluate", "generate")]
     wanted += [
         *(Entry(WEAK, v5e(chips)) for chips in (32, 256, 512, 2048)),
         *(Entry(WEAK, v5e(chips), f"data={chips // 32},fsdp=32") for chips in (256, 512)),

@@ -82,7 +82,8 @@ class Row:
 
 def ablations() -> list[Row]:
     """Return the rows of the table of parts."""
-    features = quickstart.DECODER.features
+    features = quickstart.get_config().model.decoder.features
+    without_addresses = ",".join(x for x in features if x != "constant_addresses")
     labels = {
         "sigmoid_gate": "linear output gate in place of the sigmoid",
         "log_scale": "without the logarithm of the number of keys",
@@ -95,7 +96,8 @@ def ablations() -> list[Row]:
         "all_parts": ("all parts", {}),
         "no_place_heads": (
             "without place heads: positions of the text in all heads",
-            {"model.decoder.place_heads": "0"},
+            # Without place heads there are no addresses.
+            {"model.decoder.place_heads": "0", "model.decoder.features": without_addresses},
         ),
         **{
             f"no_{name}": (

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from memjax.config import Mesh
     from memjax.performance.aot.compiling import Report
 
-PROGRAMS = ("train", "evaluate", "decode")
+PROGRAMS = ("train", "evaluate", "generate")
 ARGUMENTS = Arguments(
     example="memjax compile --config=configs/quickstart.py --topology=v5e-8",
     flags=take(

@@ -7,7 +7,6 @@ and freezes it again, so that a run uses only the frozen, checked form.
 
 from memjax.config.checks import check
 from memjax.config.choices import (
-    FEATURES,
     FREEZING,
     FUNCTION_QUIRKS,
     HUGGINGFACE,
@@ -29,12 +28,12 @@ from memjax.config.settings import (
     Optimizer,
     Stage,
     match_rules,
+    reading,
     usual_evaluators,
 )
 from memjax.config.tree import differences, from_config_dict, from_json, to_config_dict, to_json
 
 __all__ = [
-    "FEATURES",
     "FREEZING",
     "FUNCTION_QUIRKS",
     "HUGGINGFACE",
@@ -58,6 +57,7 @@ __all__ = [
     "from_config_dict",
     "from_json",
     "match_rules",
+    "reading",
     "to_config_dict",
     "to_json",
     "usual_evaluators",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from memjax.config.choices import SHARDING, Rules
+from memjax.config.choices import FEATURES, SHARDING, Rules
 from memjax.errors import MemjaxError
 
 
@@ -235,6 +235,18 @@ class Model:
     """Stack over memories and tokens; by default a transformer with an output gate."""
     reconstructor: Backbone = dataclasses.field(default_factory=lambda: Backbone(kind="mixer"))
     """Stack from one chunk's memory to its tokens; by default a mixer."""
+
+
+def reading(model: Model) -> Model:
+    """Return a model whose decoder reads any number of memories by their places in the text."""
+    decoder = dataclasses.replace(
+        model.decoder,
+        output_gate=True,
+        qk_norm=True,
+        place_heads=model.decoder.heads // 2,
+        features=FEATURES,
+    )
+    return dataclasses.replace(model, layout="text", chunk_positions=False, decoder=decoder)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,9 +90,12 @@ def attend(
     if choose(implementation, query.shape[1], query.shape[3]) == "xla":
         if query.shape[1] > LONGEST_WHOLE:
             return _by_blocks(query, key, value, valid, causal)
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=valid[:, None, None, :], is_causal=causal
-        )
+        readable, before = valid[:, None, None, :], key.shape[1] - query.shape[1]
+        if causal and before:
+            # XLA's own mask begins with the first key.
+            readable &= jnp.tri(query.shape[1], key.shape[1], before, bool)
+            causal = False
+        return jax.nn.dot_product_attention(query, key, value, mask=readable, is_causal=causal)
     kernel = functools.partial(_splash, causal=causal, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -249,7 +252,7 @@ def _by_blocks(
 
     Queries without a valid key get another result than from the whole product.
     """
-    batch, length, heads, width = query.shape
+    (batch, length, heads, width), before = query.shape, key.shape[1] - query.shape[1]
     count = math.ceil(length / QUERY_BLOCK)
     query = jnp.pad(query, ((0, 0), (0, count * QUERY_BLOCK - length), (0, 0), (0, 0)))
     blocks_NBQHE = jnp.moveaxis(query.reshape(batch, count, QUERY_BLOCK, heads, width), 1, 0)
@@ -261,7 +264,7 @@ def _by_blocks(
     ) -> jax.Array:
         read_BHQT = valid[:, None, None, :]
         if causal:
-            at_Q = number * QUERY_BLOCK + jnp.arange(QUERY_BLOCK)
+            at_Q = before + number * QUERY_BLOCK + jnp.arange(QUERY_BLOCK)
             read_BHQT = read_BHQT & (jnp.arange(key.shape[1]) <= at_Q[:, None])
         key, value = key.astype(block_BQHE.dtype), value.astype(block_BQHE.dtype)
         return jax.nn.dot_product_attention(block_BQHE, key, value, mask=read_BHQT)
@@ -272,7 +275,7 @@ def _by_blocks(
     mixed_NBQHE = []
     for first, end in itertools.pairwise(count * part // parts for part in range(parts + 1)):
         shown = (
-            [x[:, : end * QUERY_BLOCK] for x in (key, value, valid)]
+            [x[:, : before + end * QUERY_BLOCK] for x in (key, value, valid)]
             if causal
             else [key, value, valid]
         )

@@ -91,5 +91,6 @@ def merge_lora(params: dict[str, Any]) -> dict[str, Any]:
         return params
     merged = {path: leaf for path, leaf in flat.items() if not is_adapter(path)}
     for path in adapted:
-        merged[f"{path}/kernel"] += flat[f"{path}/lora_in"] @ flat[f"{path}/lora_out"]
+        added = flat[f"{path}/lora_in"] @ flat[f"{path}/lora_out"]
+        merged[f"{path}/kernel"] = merged[f"{path}/kernel"] + added
     return unflatten_dict(merged, sep="/")

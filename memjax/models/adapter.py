@@ -55,8 +55,8 @@ class NoDials:
     """The dials of a family that has none."""
 
 
-def _no_check(config: Config, stage: Stage, key: str) -> None:
-    """Accepts everything."""
+def no_check(config: Config, stage: Stage, key: str) -> None:
+    """Accept every stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Adapter:
     untied: tuple[str, ...] = ()
     """Stacks of `config.model` whose token table cannot be a head."""
     backbone: str = "decoder"
-    """The setting that describes the stack at the path `backbone`."""
+    """The setting that describes the stack at the path `backbone`; without one, `encoder`."""
     dials: type = NoDials
     """Settings of this family alone, a dataclass; `config.stages.NAME.dials` gives the values."""
-    check: Callable[[Config, Stage, str], None] = _no_check
+    check: Callable[[Config, Stage, str], None] = no_check
     """Raises ConfigError for a stage that this family cannot train; the last argument is its key,
     `config.stages.NAME`."""
 
@@ -111,9 +111,7 @@ class Adapter:
         return self.dials(**stage.dials)
 
 
-ENCODER_SETTINGS = frozenset(
-    ("noise", "readout", "bottleneck", "one_sided_noise", "residual_noise")
-)
+ENCODER_READS = frozenset(("noise", "readout", "bottleneck", "one_sided_noise", "residual_noise"))
 """Settings of every family with an encoder."""
 PREDICTOR_QUIRKS = frozenset(("unscored_first_tokens", "chunk_means"))
 """Settings and quirks of every family that predicts."""

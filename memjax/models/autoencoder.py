@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Config, Model, Stage
 from memjax.layers import Head, Linear, make_backbone
-from memjax.models.adapter import ENCODER_SETTINGS, Adapter, one_by_one
+from memjax.models.adapter import ENCODER_READS, Adapter, one_by_one
 from memjax.models.encoder import Encoder, fold
 from memjax.models.request import Asking, Request, Requests, Variables
 from memjax.models.uses import Use, decoder_uses, encoder_uses
@@ -110,7 +110,7 @@ ADAPTER = Adapter(
     example=lambda config: jnp.zeros((1, config.model.chunk_length), jnp.int32),
     uses=_uses,
     answer=one_by_one(_answer),
-    reads=ENCODER_SETTINGS | {"expansion"},
+    reads=ENCODER_READS | {"expansion"},
     untied=("encoder", "reconstructor"),
     backbone="reconstructor",
 )

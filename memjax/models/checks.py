@@ -10,6 +10,9 @@ from memjax.config.checks import divisors_near, of_another_run
 from memjax.layers import MIXERS
 from memjax.models.registry import FAMILIES, can, families_that, find
 
+BY_PLACE = ("blind_memories", "constant_addresses")
+"""Features of a stack that reads memories by their place in the text."""
+
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first setting that the families of the run cannot have."""
@@ -19,6 +22,7 @@ def check(config: Config) -> None:
     families = {stage.family for stage in config.stages.values()}
     _check_rows(config, families)
     _check_model(config.model, families)
+    _check_places(config.model, families)
     for key, stage in stages.items():
         find(stage.family).check(config, stage, key)
         _check_stage_quirks(stage, key)
@@ -64,6 +68,28 @@ def _check_model(model: Model, families: set[str]) -> None:
         f"config.model.decoder.causal=False lets a stage of family {', '.join(predictors)} read the"
         " tokens it is to predict; use True",
     )
+
+
+def _check_places(model: Model, families: set[str]) -> None:
+    """Check the parts that read memories by their place, of which stacks without any have none."""
+    for part in ("encoder", "reconstructor", "decoder"):
+        stack = getattr(model, part)
+        users = {family for family in families if find(family).backbone == part}
+        reads = part == "decoder" and all(
+            model.layout == "text" and _reads(family, "layout") for family in users
+        )
+        named = [name for name in ("place_heads", *BY_PLACE) if getattr(stack, name)]
+        ConfigError.require(
+            reads or not named,
+            f"config.model.{part} has {' and '.join(named)}, expected none. Only a decoder of"
+            f" family {', '.join(_readers('layout'))} with config.model.layout='text' reads"
+            " memories by their place",
+        )
+        ConfigError.require(
+            stack.place_heads or not stack.constant_addresses,
+            f"config.model.{part}.features names constant_addresses, which needs"
+            f" config.model.{part}.place_heads greater than 0",
+        )
 
 
 def _readers(name: str) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ KINDS = ("bank", "chain", "fused")
 reads and writes in one pass."""
 VECTORS = "vectors"
 """The one leaf of memories that are vectors per chunk."""
+VALID = "valid"
+"""The leaf of a bank's state that marks entries of chunks with text."""
 
 
 @struct.dataclass
@@ -50,6 +52,7 @@ class Memory(nn.Module, abc.ABC):
     """A model that writes chunks into a memory and decodes tokens from it.
 
     Successive writes, `fold`, and reading one token at a time agree with the parallel form to 1e-5.
+    `setup` of a family makes `backbone`, the decoder's stack.
 
     Attributes:
       config: the model's settings.
@@ -115,7 +118,6 @@ class Memory(nn.Module, abc.ABC):
           request: the chunks to decode.
         """
 
-    @abc.abstractmethod
     def prefill(
         self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], KeyValues | None]:
@@ -131,8 +133,10 @@ class Memory(nn.Module, abc.ABC):
           the whole chunk. The cache is None where the decoder is no transformer: it reads the whole
           chunk again for every token, and `tokens` are as many.
         """
+        inputs, start = self._chunk_inputs(state, tokens)
+        room = start + self.config.chunk_length
+        return prefill_backbone(self.backbone, inputs, start + length - 1, room)
 
-    @abc.abstractmethod
     def decode_step(
         self,
         state: Memories,
@@ -151,6 +155,23 @@ class Memory(nn.Module, abc.ABC):
         Returns:
           The state that scores the next token, and the KV cache.
         """
+        x, positions, at, valid = self._step_inputs(state, token, position)
+        return self.backbone.cached_step(x, cache, positions, at, valid)
+
+    @abc.abstractmethod
+    def _chunk_inputs(
+        self, state: Memories, tokens: Int[Array, "B L"]
+    ) -> tuple[tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]], int]:
+        """Return the arguments of the backbone for the beginning of a chunk.
+
+        The number beside them is that of the positions before the chunk.
+        """
+
+    @abc.abstractmethod
+    def _step_inputs(
+        self, state: Memories, token: Int[Array, " B"], position: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], Int[Array, " B"], Int[Array, " B"], Bool[Array, "B T"]]:
+        """Return a step's input, its rotary position, its index, and where the cache is read."""
 
     def append(
         self, state: Memories, cache: KeyValues | None, tokens: Int[Array, "B L"]

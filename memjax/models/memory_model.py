@@ -19,34 +19,25 @@ from memjax.layers import Embed, Head, Linear, make_backbone
 from memjax.layers.attention import Positions
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import Encoder, fold, read_positions, require_places, unfold
-from memjax.models.memory import VECTORS, Memories, number_bits
+from memjax.models.memory import VALID, VECTORS, Memories, number_bits
 from memjax.models.request import PREDICT, Joined, Prefix, Request, alone, next_chunks
 from memjax.models.slots import SlotMemory, earlier_chunks
 
-EMBEDDING_INIT = nn.initializers.normal(1.0)
+UNIT_INIT = nn.initializers.normal(1.0)
 """Initial scale of token, position and task embeddings. It is as large as a normalised memory, so
 that a position determines in every block which part of the memory to read: at 0.02 a decoder takes
-several times as many steps to learn to read memories."""
-
-VALID = "valid"
-"""The leaf that marks entries of chunks with text."""
+several times as many steps to learn to read memories, and a ranker to identify its query."""
 
 
 class MemoryModel(SlotMemory):
     """Encoder and decoder.
 
     A token reaches later chunks through its chunk's memory and by no other path.
-
-    Attributes:
-      memory: False builds the control, a decoder whose slots are always empty and that has no
-        encoder.
     """
 
     KIND = "bank"
     TASKS: ClassVar[int] = 2
     """Rows of the table of task marks."""
-
-    memory: bool = True
 
     def setup(self) -> None:
         config = self.config
@@ -55,15 +46,15 @@ class MemoryModel(SlotMemory):
             self.encoder = Encoder(config, self.vocab_size)
             if config.encoder.width != width:
                 self.bridge = Linear(width, use_bias=True, dtype=dtype)
-        self.embed = Embed(self.vocab_size, width, dtype, EMBEDDING_INIT)
+        self.embed = Embed(self.vocab_size, width, dtype, UNIT_INIT)
         if config.token_positions:
             self.token_position = self.param(
-                "token_position", EMBEDDING_INIT, (config.chunk_length, width)
+                "token_position", UNIT_INIT, (config.chunk_length, width)
             )
         if config.chunk_positions:
-            self.chunk_position = self.param("chunk_position", EMBEDDING_INIT, (self.chunks, width))
+            self.chunk_position = self.param("chunk_position", UNIT_INIT, (self.chunks, width))
         if config.task_embedding:
-            self.task_mark = self.param("task_mark", EMBEDDING_INIT, (self.TASKS, width))
+            self.task_mark = self.param("task_mark", UNIT_INIT, (self.TASKS, width))
         self.backbone = make_backbone(
             config, config.decoder, self.slots * config.memory_vectors + config.chunk_length
         )
@@ -130,7 +121,16 @@ class MemoryModel(SlotMemory):
           memories: those that its entries name by number; None for none.
           memory_valid: as in `states`.
           token_valid: False where `joined.inputs` is padding.
+
+        Raises:
+          ConfigError: chunks are shorter than those that a decoder with weights per position has.
         """
+        kind, length = self.config.decoder.kind, self.config.chunk_length
+        ConfigError.require(
+            kind == "transformer" or joined.inputs.shape[2] == length,
+            f"tokens: chunks of {joined.inputs.shape[2]}, expected {length} for a {kind} decoder,"
+            " whose weights belong to positions. Pad them",
+        )
         if not self.shares_prefixes:
             rest = joined.slots, joined.place, joined.task, memory_valid, token_valid
             return self.slot_states(joined.inputs, memories, *rest)
@@ -178,12 +178,6 @@ class MemoryModel(SlotMemory):
         x = jnp.concatenate([*entries, x.reshape(batch, -1, x.shape[-1])], axis=1)
         return x, positions, reading
 
-    def _bridge(self, memories: Float[Array, "B M K E"]) -> Float[Array, "B M K D"]:
-        """Return memories at the decoder's width."""
-        if self.config.encoder.width == self.config.decoder.width:
-            return memories
-        return self.bridge(memories)
-
     def _enter(self, written: Float[Array, "B P K D"]) -> Float[Array, "B P K D"]:
         """Return the first P entries as the backbone reads them."""
         if not self.config.chunk_positions:
@@ -209,24 +203,6 @@ class MemoryModel(SlotMemory):
             ]
             at += self.slots * self.config.memory_vectors
         return jnp.concatenate([*in_prefix, at.reshape(len(at), -1)], axis=1)
-
-    def _embed_inputs(
-        self,
-        tokens: Int[Array, "*B T"],
-        at: slice | Int[Array, "*B T"],
-        chunk: Int[Array | np.ndarray, "*B"],
-        task: Int[Array | np.ndarray, "*B"] | int,
-    ) -> Float[Array, "*B T D"]:
-        """Return the inputs of the backbone for tokens at positions `at` of their chunks."""
-        config, x = self.config, self.embed(tokens)
-        if config.token_positions:
-            # Past a full chunk there is none: the last one stands in, and the result is not used.
-            x += self.token_position.astype(x.dtype)[at]
-        if config.chunk_positions:
-            x += self.chunk_position.astype(x.dtype)[chunk][..., None, :]
-        if config.task_embedding:
-            x += self.task_mark.astype(x.dtype)[task][..., None, :]
-        return x
 
     def decode(
         self, tokens: Int[Array, "B X L"], *args: Any, **kwargs: Any
@@ -323,12 +299,6 @@ class MemoryModel(SlotMemory):
         model = config.model
         numbers = chunks * model.memory_vectors * model.encoder.width
         return {VECTORS: (numbers, number_bits(config))}
-
-    def _used(self, state: Memories) -> Bool[Array, "B S"]:
-        """Slots that hold a memory."""
-        if not self.memory:
-            return jnp.zeros((len(state.count), self.slots), bool)
-        return state.leaves[VALID] & (jnp.arange(self.slots) < state.count[:, None])
 
     def __call__(
         self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"] | None = None

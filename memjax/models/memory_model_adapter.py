@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.config import Config, ConfigError, Stage
-from memjax.models.adapter import ENCODER_SETTINGS, PREDICTOR_QUIRKS, Adapter, Answers
+from memjax.models.adapter import ENCODER_READS, PREDICTOR_QUIRKS, Adapter, Answers
 from memjax.models.memory_model import MemoryModel
 from memjax.models.reading_model import ReadingModel
 from memjax.models.request import (
@@ -73,11 +73,12 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
     model, rows, asked = config.model, stage.batch_size, list(requests.values())
     module = _build(config, stage)
     groups, length, vectors = shared_entries(asked), model.chunk_length, model.memory_vectors
-    entries = np.concatenate([entries for entries, _ in groups])
-    own = 1 + int(np.where(entries < config.chunks, entries, EMPTY).max(initial=EMPTY))
-    encoded = rows * (own + sum(r.extra.shape[1] for r in asked if r.extra is not None))
-    yield from encoder_uses(config, encoded)
-    yield Use("bridge", "bridge", encoded * vectors)
+    if stage.memory:
+        entries = np.concatenate([entries for entries, _ in groups])
+        own = 1 + int(np.where(entries < config.chunks, entries, EMPTY).max(initial=EMPTY))
+        encoded = rows * (own + sum(r.extra.shape[1] for r in asked if r.extra is not None))
+        yield from encoder_uses(config, encoded)
+        yield Use("bridge", "bridge", encoded * vectors)
     drawn = [
         min(stage.scored_chunks.get(name, 0) or count, count)
         for name, count in ((name, request.inputs.shape[1]) for name, request in requests.items())
@@ -90,14 +91,10 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
     positions, pairs = chunks * length, chunks * length**2 / 2
     for entries, numbers in groups if stage.memory else ():
         prefix = len(entries) * vectors
-        seen = sum(
-            drawn[number] * float(np.mean(asked[number].visible))
-            if isinstance(asked[number].visible, np.ndarray)
-            else drawn[number] * len(entries)
-            for number in numbers
-        )
+        seen = sum(drawn[number] * float(np.mean(asked[number].visible)) for number in numbers)
         positions += prefix
-        pairs += prefix**2 / 2 + seen * vectors * length
+        among = 0 if model.decoder.blind_memories else prefix**2 / 2
+        pairs += among + seen * vectors * length
     yield from decoder_uses(
         model.decoder, rows * chunks, whole, length, pairs=rows * pairs, positions=rows * positions
     )
@@ -141,12 +138,6 @@ def _check_text(config: Config, stage: Stage, key: str) -> None:
         not in_text or (not set(stage.compat) and not set(model.compat) - {"reference_init"}),
         f"{key}.compat or config.model.compat names quirks of published models, which have no"
         " config.model.layout='text'; leave them out, or use another layout",
-    )
-    ConfigError.require(
-        in_text or not (decoder.blind_memories or decoder.place_heads),
-        f"config.model.decoder has place_heads={decoder.place_heads} and"
-        f" features={decoder.features}, expected 0 and no blind_memories unless"
-        " config.model.layout='text'",
     )
     share = decoder.heads // (decoder.kv_heads or decoder.heads or 1)
     ConfigError.require(
@@ -201,7 +192,7 @@ ADAPTER = Adapter(
     example=lambda config: jnp.zeros((1, config.chunks, config.model.chunk_length), jnp.int32),
     uses=_uses,
     answer=_answer,
-    reads=ENCODER_SETTINGS | PREDICTOR_QUIRKS | {"layout", "overwritten_delimiter", "max_memories"},
+    reads=ENCODER_READS | PREDICTOR_QUIRKS | {"layout", "overwritten_delimiter", "max_memories"},
     untied=("encoder",),
     dials=Dials,
     check=_check,

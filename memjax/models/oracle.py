@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Config, ConfigError, Model, Stage
 from memjax.layers import Embed, Head, Linear, make_backbone
-from memjax.models.adapter import ENCODER_SETTINGS, PREDICTOR_QUIRKS, Adapter, one_by_one
+from memjax.models.adapter import ENCODER_READS, PREDICTOR_QUIRKS, Adapter, one_by_one
 from memjax.models.encoder import Encoder, fold, read_positions, require_places, unfold
-from memjax.models.memory_model import EMBEDDING_INIT
+from memjax.models.memory_model import UNIT_INIT
 from memjax.models.request import Asking, Request, Requests, Variables
 from memjax.models.uses import Use, decoder_uses, encoder_uses
 
@@ -58,7 +58,7 @@ class Oracle(nn.Module):
         ):
             self.bridge = Linear(width, use_bias=True, dtype=dtype)
         token_width = width - _beside(config)
-        self.embed = Embed(self.vocab_size, token_width, dtype, EMBEDDING_INIT)
+        self.embed = Embed(self.vocab_size, token_width, dtype, UNIT_INIT)
         self.backbone = make_backbone(
             config, config.decoder, self.memory_positions + config.chunk_length
         )
@@ -187,7 +187,7 @@ ADAPTER = Adapter(
     example=lambda config: jnp.zeros((1, config.model.chunk_length), jnp.int32),
     uses=_uses,
     answer=one_by_one(_answer),
-    reads=ENCODER_SETTINGS | PREDICTOR_QUIRKS | {"memory_injection"},
+    reads=ENCODER_READS | PREDICTOR_QUIRKS | {"memory_injection"},
     untied=("encoder", "decoder"),
     check=_check,
 )

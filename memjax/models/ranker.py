@@ -15,14 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Backbone as BackboneConfig
 from memjax.config import Config, ConfigError, Model, Stage
-from memjax.layers import Backbone, Linear
-from memjax.models.adapter import ENCODER_SETTINGS, Adapter
+from memjax.layers import Linear, make_backbone
+from memjax.models.adapter import ENCODER_READS, Adapter
 from memjax.models.encoder import Encoder, fold, unfold
+from memjax.models.memory_model import UNIT_INIT
 from memjax.models.request import Requests
 from memjax.models.uses import Use, decoder_uses, encoder_uses
 
-MARK_INIT = nn.initializers.normal(1.0)
-"""As large as a normalised memory, so that the first block already identifies the query."""
 MASKED = -1e30
 """Logit of a candidate that is none; finite, so that a row without candidates has no NaN."""
 
@@ -52,13 +51,13 @@ class Ranker(nn.Module):
         self.encoder = Encoder(config, self.vocab_size)
         if config.memory_vectors * config.encoder.width != decoder.width:
             self.bridge = Linear(decoder.width, use_bias=True, dtype=dtype)
-        self.query_mark = self.param("query_mark", MARK_INIT, (decoder.width,))
+        self.query_mark = self.param("query_mark", UNIT_INIT, (decoder.width,))
         transformer = dataclasses.replace(decoder, causal=False, final_norm=False)
-        self.backbone = Backbone(transformer, 1 + self.candidates, dtype, config.remat)
+        self.backbone = make_backbone(config, transformer, 1 + self.candidates)
         if decoder.norm == "rms":
-            self.norm = nn.RMSNorm(epsilon=1e-6, dtype=dtype)
+            self.norm = nn.RMSNorm(epsilon=decoder.epsilon, dtype=dtype)
         else:
-            self.norm = nn.LayerNorm(epsilon=1e-5, use_bias=False, dtype=dtype)
+            self.norm = nn.LayerNorm(epsilon=decoder.epsilon, use_bias=False, dtype=dtype)
         self.score = Linear(1)
 
     def encode(
@@ -130,7 +129,7 @@ ADAPTER = Adapter(
     build=lambda config, stage: Ranker(config.model, config.chunks, config.data.vocab_size),
     example=lambda config: jnp.zeros((1, config.chunks, config.model.chunk_length), jnp.int32),
     uses=_uses,
-    reads=ENCODER_SETTINGS,
+    reads=ENCODER_READS,
     untied=("encoder",),
     check=lambda config, stage, key: _check_decoder(config.model.decoder),
 )

@@ -19,10 +19,9 @@ from memjax.layers.attention import KeyValues
 from memjax.layers.rotary import TextPositions
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import fold
-from memjax.models.memory import VECTORS, Memories, state_at
-from memjax.models.memory_model import VALID, MemoryModel
+from memjax.models.memory import VALID, VECTORS, Memories, state_at
+from memjax.models.memory_model import MemoryModel
 from memjax.models.request import EMPTY, PREDICT, RECALL, Joined, Prefix, Request, alone
-from memjax.models.slots import earlier_chunks
 
 
 class ReadingModel(MemoryModel):
@@ -73,23 +72,22 @@ class ReadingModel(MemoryModel):
         length, vectors = self.config.chunk_length, self.config.memory_vectors
         return places[..., None] * length + jnp.arange(vectors) * length // vectors
 
-    def states(
+    def slot_states(
         self,
         tokens: Int[Array, "B X L"],
-        memories: Float[Array, "B M K E"] | None = None,
-        slots: Int[Array | np.ndarray, "X S"] | None = None,
-        chunk: Int[Array | np.ndarray, "*B X"] | None = None,
-        task: Int[Array | np.ndarray, " X"] | int = PREDICT,
-        memory_valid: Bool[Array, "B M"] | None = None,
-        token_valid: Bool[Array, "B X L"] | None = None,
+        memories: Float[Array, "B M K E"] | None,
+        slots: Int[Array | np.ndarray, "X S"],
+        chunk: Int[Array | np.ndarray, "*B X"],
+        task: Int[Array | np.ndarray, " X"] | int,
+        memory_valid: Bool[Array, "B M"] | None,
+        token_valid: Bool[Array, "B X L"] | None,
     ) -> Float[Array, "B X L D"]:
         """Return decoder states of chunks that share no prefix; see `MemoryModel.states`.
 
         The memory in slot s stands at place s.
         """
         batch, n, length = tokens.shape
-        slots = jnp.asarray(earlier_chunks(self.chunks)[:n] if slots is None else slots)
-        place = _by_row(jnp.arange(n) if chunk is None else chunk, batch)
+        slots, place = jnp.asarray(slots), _by_row(chunk, batch)
         filled = jnp.broadcast_to(slots != EMPTY, (batch, *slots.shape))
         at = jnp.maximum(slots, 0)
         if memory_valid is not None:

@@ -29,10 +29,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Config, ConfigError, Model, Stage
 from memjax.layers import Embed, Head, make_backbone
-from memjax.layers.attention import KeyValues
 from memjax.models.adapter import PREDICTOR_QUIRKS, Adapter, Answers
 from memjax.models.encoder import EMBEDDING_INIT, fold, require_places, unfold
-from memjax.models.memory import Memories, Memory, number_bits, prefill_backbone
+from memjax.models.memory import Memories, Memory, number_bits
 from memjax.models.request import Asking, Request, Requests, Variables
 from memjax.models.uses import Use, decoder_uses
 
@@ -192,32 +191,23 @@ class RecurrentMemory(Memory):
         _, (h, _) = self.read_chunk(state, self.embed(shown), jnp.ones(shown.shape, bool))
         return self._scoring(unfold(h, len(tokens)), tokens, None)
 
-    def prefill(
-        self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B D"], KeyValues | None]:
-        """See `Memory.prefill`; the read slots and the tokens.
-
-        Nothing reads ahead, so a transformer needs no write slots; a mixer's length is fixed.
-        """
-        vectors, before = self.config.memory_vectors, state.leaves[STATE]
+    def _chunk_inputs(
+        self, state: Memories, tokens: Int[Array, "B L"]
+    ) -> tuple[tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]], int]:
+        # Nothing reads ahead, so a transformer needs no write slots; a mixer's length is fixed.
+        before = state.leaves[STATE]
         after = [] if self.config.decoder.kind == "transformer" else [before]
         x = jnp.concatenate([before, self.embed(tokens), *after], axis=1)
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        inputs, at = (x, positions, jnp.ones(x.shape[:2], bool)), vectors - 1 + length
-        return prefill_backbone(self.backbone, inputs, at, vectors + self.config.chunk_length)
+        return (x, positions, jnp.ones(x.shape[:2], bool)), self.config.memory_vectors
 
-    def decode_step(
-        self,
-        state: Memories,
-        cache: KeyValues,
-        token: Int[Array, " B"],
-        position: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """See `Memory.decode_step`."""
+    def _step_inputs(
+        self, state: Memories, token: Int[Array, " B"], position: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], Int[Array, " B"], Int[Array, " B"], Bool[Array, "B T"]]:
         vectors = self.config.memory_vectors
         at = vectors + position
         valid = jnp.ones((len(position), vectors + self.config.chunk_length), bool)
-        return self.backbone.cached_step(self.embed(token[:, None])[:, 0], cache, at, at, valid)
+        return self.embed(token[:, None])[:, 0], at, at, valid
 
     @classmethod
     def ledger(cls, config: Config, chunks: int) -> dict[str, tuple[int, int]]:

@@ -63,17 +63,6 @@ class Request:
     task: Int[np.ndarray | Array, " X"] = dataclasses.field(default_factory=_NONE.copy)
     """PREDICT, RETAIN or RECALL."""
 
-    def slots(self, count: int) -> Int[np.ndarray, "X S"]:
-        """Return the slot table of `count` slots.
-
-        It has the chunk whose memory stands in each slot of each decoded chunk, or `EMPTY`.
-        """
-        width = max(count, len(self.written))
-        written = np.full(width, EMPTY)
-        written[: len(self.written)] = self.written
-        visible = np.asarray(self.visible)[:, None]
-        return np.where(np.arange(width) < visible, written, EMPTY)[:, :count]
-
     def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Leaves, and the static fields as hashable values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

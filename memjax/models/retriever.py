@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Config, Model, Stage
-from memjax.models.adapter import ENCODER_SETTINGS, Adapter
+from memjax.models.adapter import ENCODER_READS, Adapter
 from memjax.models.encoder import Encoder
 from memjax.models.request import Requests
 from memjax.models.uses import SIMILARITIES, Use, encoder_uses
@@ -76,6 +76,7 @@ ADAPTER = Adapter(
     build=lambda config, stage: Retriever(config.model, config.data.vocab_size),
     example=lambda config: jnp.zeros((1, config.model.chunk_length), jnp.int32),
     uses=_uses,
-    reads=ENCODER_SETTINGS,
+    reads=ENCODER_READS,
     untied=("encoder",),
+    backbone="encoder",
 )

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.layers.attention import KeyValues
 from memjax.models.encoder import fold, read_positions, unfold
-from memjax.models.memory import VECTORS, Memories, Memory, prefill_backbone
+from memjax.models.memory import VALID, VECTORS, Memories, Memory
 from memjax.models.request import EMPTY, PREDICT
 
 FILLS = {"slots_of_ones": 1.0, "slots_of_zeros": 0.0}
@@ -30,7 +29,17 @@ def earlier_chunks(chunks: int) -> np.ndarray:
 
 
 class SlotMemory(Memory):
-    """The methods of `MemoryModel` that read slots."""
+    """The methods of `MemoryModel` that read slots.
+
+    `MemoryModel.setup` makes the parameters: `embed`, `bridge`, `backbone`, and the tables of
+    positions and tasks.
+
+    Attributes:
+      memory: False builds the control, a decoder whose slots are always empty and that has no
+        encoder.
+    """
+
+    memory: bool = True
 
     @property
     def slots(self) -> int:
@@ -77,6 +86,36 @@ class SlotMemory(Memory):
             memory_valid = None
         inputs = self._lay_out(tokens, memories, slots, chunk, task, memory_valid, token_valid)
         return unfold(self.backbone(*inputs)[:, -tokens.shape[2] :], len(tokens))
+
+    def _embed_inputs(
+        self,
+        tokens: Int[Array, "*B T"],
+        at: slice | Int[Array, "*B T"],
+        chunk: Int[Array | np.ndarray, "*B"],
+        task: Int[Array | np.ndarray, "*B"] | int,
+    ) -> Float[Array, "*B T D"]:
+        """Return the inputs of the backbone for tokens at positions `at` of their chunks."""
+        config, x = self.config, self.embed(tokens)
+        if config.token_positions:
+            # Past a full chunk there is none: the last one stands in, and the result is not used.
+            x += self.token_position.astype(x.dtype)[at]
+        if config.chunk_positions:
+            x += self.chunk_position.astype(x.dtype)[chunk][..., None, :]
+        if config.task_embedding:
+            x += self.task_mark.astype(x.dtype)[task][..., None, :]
+        return x
+
+    def _bridge(self, memories: Float[Array, "B M K E"]) -> Float[Array, "B M K D"]:
+        """Return memories at the decoder's width."""
+        if self.config.encoder.width == self.config.decoder.width:
+            return memories
+        return self.bridge(memories)
+
+    def _used(self, state: Memories) -> Bool[Array, "B S"]:
+        """Slots that hold a memory."""
+        if not self.memory:
+            return jnp.zeros((len(state.count), self.slots), bool)
+        return state.leaves[VALID] & (jnp.arange(self.slots) < state.count[:, None])
 
     def _lay_out(
         self,
@@ -140,30 +179,23 @@ class SlotMemory(Memory):
         in_slots = jnp.broadcast_to(jnp.arange(filled.shape[-1]), filled.shape)
         return jnp.concatenate([in_slots, jnp.maximum(at, 0) + filled.shape[-1]], axis=-1)
 
-    def prefill(
-        self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B D"], KeyValues | None]:
-        """See `Memory.prefill`; the slots and the inputs in one call."""
-        start, slots = self.slots * self.config.memory_vectors, np.arange(self.slots)[None]
-        chunk, vectors = state.count[:, None], state.leaves.get(VECTORS)
+    def _chunk_inputs(
+        self, state: Memories, tokens: Int[Array, "B L"]
+    ) -> tuple[tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]], int]:
+        slots, chunk = np.arange(self.slots)[None], state.count[:, None]
+        vectors = state.leaves.get(VECTORS)
         inputs = self._lay_out(
             tokens[:, None], vectors, slots, chunk, PREDICT, self._used(state), None
         )
-        room = start + self.config.chunk_length
-        return prefill_backbone(self.backbone, inputs, start + length - 1, room)
+        return inputs, self.slots * self.config.memory_vectors
 
-    def decode_step(
-        self,
-        state: Memories,
-        cache: KeyValues,
-        token: Int[Array, " B"],
-        position: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """See `Memory.decode_step`; one position, which reads the slots and the inputs before."""
+    def _step_inputs(
+        self, state: Memories, token: Int[Array, " B"], position: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], Int[Array, " B"], Int[Array, " B"], Bool[Array, "B T"]]:
         constant = self._fill_value is not None
         filled = jnp.repeat(self._used(state) | constant, self.config.memory_vectors, axis=-1)
         x = self._embed_inputs(token[:, None], position[:, None], state.count, PREDICT)[:, 0]
         positions = self._positions(filled, position[:, None])[:, -1]
         room = ((0, 0), (0, self.config.chunk_length))
         valid = jnp.pad(filled, room, constant_values=True)
-        return self.backbone.cached_step(x, cache, positions, filled.shape[1] + position, valid)
+        return x, positions, filled.shape[1] + position, valid

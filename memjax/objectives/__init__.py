@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 from memjax.config import ConfigError, Stage
 from memjax.models import Request, find
 from memjax.models.request import Asking, Batch, Requests, SpecialIds, Variables
-from memjax.objectives.checks import check, is_measured, load_config, of_family
+from memjax.objectives.checks import check, is_measured, load_config, of_family, weighed
 from memjax.objectives.objective import Objective
 from memjax.objectives.registry import OBJECTIVES
 from memjax.objectives.requests import REQUESTS, make_request
@@ -149,6 +149,7 @@ __all__ = [
     "of_family",
     "score",
     "total",
+    "weighed",
     "weighted_loss",
     "weights",
 ]

@@ -61,24 +61,36 @@ def measure(
     stage: Stage = _DEFAULT,
     mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, Accuracy]:
-    """Measure the named objectives on rows; those without a target there are left out.
+    """Measure a model once; arguments as in `measurement` and in the function that it returns."""
+    return measurement(module, names, ids, byte_lengths, stage, mesh)(params, batches, after_batch)
 
-    Sums are accumulated in float64 on the host, so that all tokens have equal weight.
+
+def measurement(
+    module: nn.Module,
+    names: Sequence[str],
+    ids: SpecialIds,
+    byte_lengths: np.ndarray,
+    stage: Stage = _DEFAULT,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable[..., dict[str, Accuracy]]:
+    """Return a function of parameters and batches that is compiled once for all its calls.
+
+    It measures the named objectives on rows; those without a target there are left out. Sums are
+    accumulated in float64 on the host, so that all tokens have equal weight.
 
     Args:
       module: a model of `memjax.models`.
-      params: its parameters.
-      batches: int [B, N]; rows of padding only are ignored.
       names: objectives.
       ids: reserved ids.
       byte_lengths: [V], UTF-8 bytes of each id.
-      after_batch: called after each batch.
       stage: source of the objectives' settings.
       mesh: devices of parameters and batches, if several.
 
-    Raises:
-      NoTargetError: no objective has a token to score.
-      MemjaxError: there are no batches, or the module has no such objective.
+    Returns:
+      The function. Its arguments are the model's parameters, batches of int [B, N], whose rows of
+      padding only are ignored, and a function that is called after each batch. It raises
+      NoTargetError where no objective has a token to score, and MemjaxError where there are no
+      batches or the module has no such objective.
     """
 
     def batch_sums(params: Any, tokens_BN: jax.Array, lengths_V: jax.Array) -> Any:
@@ -86,19 +98,27 @@ def measure(
         return {name: _sums(s, lengths_V) for name, s in scores.items()}
 
     sums_fn = on_mesh(batch_sums, mesh)
-    parts: list[dict[str, Any]] = []
-    for batch in batches:
-        found = jax.device_get(sums_fn(params, batch, np.asarray(byte_lengths)))
-        parts.append(jax.tree.map(lambda x: np.asarray(x, np.float64), found))
-        after_batch()
-    MemjaxError.require(parts, "got no rows to measure, expected at least one batch")
-    measured = {name: _means([part[name] for part in parts]) for name in names}
-    NoTargetError.require(
-        any(measured.values()),
-        f"objective {', '.join(map(repr, names))}: got no token to score, expected rows with text."
-        " All rows are padding or too short",
-    )
-    return {name: found for name, found in measured.items() if found}
+
+    def measured(
+        params: Any,
+        batches: Iterable[np.ndarray | jax.Array],
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> dict[str, Accuracy]:
+        parts: list[dict[str, Any]] = []
+        for batch in batches:
+            sums = jax.device_get(sums_fn(params, batch, np.asarray(byte_lengths)))
+            parts.append(jax.tree.map(lambda x: np.asarray(x, np.float64), sums))
+            after_batch()
+        MemjaxError.require(parts, "got no rows to measure, expected at least one batch")
+        found = {name: _means([part[name] for part in parts]) for name in names}
+        NoTargetError.require(
+            any(found.values()),
+            f"objective {', '.join(map(repr, names))}: got no token to score, expected rows with"
+            " text. All rows are padding or too short",
+        )
+        return {name: numbers for name, numbers in found.items() if numbers}
+
+    return measured
 
 
 def _sums(s: objectives.Scores, lengths_V: jax.Array) -> tuple[jax.Array, ...]:

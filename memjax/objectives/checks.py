@@ -56,14 +56,18 @@ def is_measured(name: str) -> bool:
     return OBJECTIVES[name].held_out is not None
 
 
+def weighed(stage: Stage) -> list[str]:
+    """Return the objectives of a stage that read `config.data.attributions`."""
+    return [name for name in stage.objectives if OBJECTIVES[name].reads_attribution]
+
+
 def _check_stage(config: Config, stage: Stage, key: str) -> None:
     known = of_family(stage.family)
     for name in stage.objectives:
         ConfigError.require_one_of(f"{key}.objectives", name, known)
-    weighed = [name for name in stage.objectives if OBJECTIVES[name].reads_attribution]
     ConfigError.require(
-        not weighed or config.data.attributions,
-        f"{key}.objectives names {', '.join(weighed)}, which needs config.data.attributions",
+        config.data.attributions or not weighed(stage),
+        f"{key}.objectives names {', '.join(weighed(stage))}, which needs config.data.attributions",
     )
     for name in stage.objectives:
         OBJECTIVES[name].check(config, stage, key)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from memjax.config import Config, Stage
 from memjax.models import Request, find
+from memjax.models.adapter import no_check
 from memjax.models.request import Asking, Requests, Variables
 from memjax.objectives.terms import Scores
 
@@ -26,10 +27,6 @@ def score_labels(asking: Asking, variables: Variables, requests: Requests) -> di
 def plain_loss(asking: Asking, request: Request, scores: Scores) -> Scores:
     """Train on the scores as they are."""
     return scores
-
-
-def _no_check(config: Config, stage: Stage, key: str) -> None:
-    """Accepts everything."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Objective:
     none."""
     reads_attribution: bool = False
     """True if it reads `config.data.attributions`."""
-    check: Callable[[Config, Stage, str], None] = _no_check
+    check: Callable[[Config, Stage, str], None] = no_check
     """Raises ConfigError for a stage that cannot have it; the last argument is its key,
     `config.stages.NAME`."""
 

@@ -33,9 +33,7 @@ The first is for attributions scaled to [0, 1], the others for unscaled ones. Th
 `subtracted_weighted` is that of the plain loss."""
 
 
-def weighted(
-    name: str, plain: Scores, attribution: Float[Array, "B N"] | None, training: bool = True
-) -> Scores:
+def weighted(name: str, plain: Scores, attribution: Float[Array, "B N"] | None) -> Scores:
     """Return next-token scores [B, 1, N] with nats weighted by the predicted token's attribution.
 
     The mean is over targets, so that weights near 0 make a loss small and do not enlarge the step.
@@ -44,14 +42,10 @@ def weighted(
       name: one of `VARIANTS`.
       plain: scores of `next_token`.
       attribution: of the prediction of token n, at index n; ignored at padding.
-      training: False returns `plain`: models trained with different weights are compared by one
-        loss, and held-out rows have no attributions.
 
     Raises:
-      ValueError: there is no attribution to train with.
+      ValueError: there is no attribution.
     """
-    if not training:
-        return plain
     a_BXN = known_attribution(name, attribution, plain.weight)
     return dataclasses.replace(plain, nats=VARIANTS[name](plain.nats, a_BXN))
 
@@ -75,11 +69,13 @@ def known_attribution(
 
 
 def _loss(name: str, asking: Asking, request: Request, scores: Scores) -> Scores:
+    if asking.key is None:
+        return scores
     attribution = asking.batch.attribution
     if attribution is not None and "unscored_first_tokens" in asking.stage.compat:
         # Labels stand one position earlier than their tokens.
         attribution = jnp.pad(attribution[:, 1:], ((0, 0), (0, 1)))
-    return weighted(name, scores, attribution, training=asking.key is not None)
+    return weighted(name, scores, attribution)
 
 
 OBJECTIVES = tuple(

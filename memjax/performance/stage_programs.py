@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from memjax.config import Config, ConfigError, Stage
 from memjax.inference.regenerate import regenerate
-from memjax.objectives import OBJECTIVES, Batch, is_measured
+from memjax.objectives import Batch, is_measured, weighed
 from memjax.sharding import batch_sharding
 from memjax.training.compiled_steps import StageSteps, jit_evaluation_step
 from memjax.training.encode_corpus import reads_memories
@@ -58,11 +58,10 @@ class StagePrograms(StageSteps):
             return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
 
         length = (config.data.sequence_length,)
-        weighed = any(OBJECTIVES[name].reads_attribution for name in self.stage.objectives)
         held = (config.chunks, model.memory_vectors, model.encoder.width)
         return Batch(
             tokens=rows(length, jnp.int32),
-            attribution=rows(length, jnp.float32) if weighed else None,
+            attribution=rows(length, jnp.float32) if weighed(self.stage) else None,
             memories=rows(held, jnp.bfloat16) if memories else None,
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from memjax.config import (
+    FREEZING,
     Backbone,
     Config,
     Data,
@@ -22,7 +23,6 @@ WORDS = (
     " pass by one after another"
     " until the row ends or the text does"
 ).split()
-FROZEN_ENCODER = (("^encoder/", False), (".*", True))
 MATRICES = r"blocks/.*(kernel|mixing)$"
 
 
@@ -82,7 +82,7 @@ def tiny_config(corpus: Path | str, steps: int = 8, **changes: Any) -> Config:
                 objectives=both,
                 init_from="autoencoder",
                 init_part="encoder",
-                trainable=FROZEN_ENCODER,
+                trainable=FREEZING["frozen_all"],
             ),
             "causal_control": control,
             "no_memory": dataclasses.replace(control, memory=False),

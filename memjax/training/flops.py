@@ -32,7 +32,8 @@ forward: of every matrix, 2 * its entries * the positions it is applied to;
          of every token mixer, 2 * pairs * width * taps;
          pairs are those of positions of which one reads the other: of a sequence all, halved where
          causal; of chunks that share a prefix, in each chunk half, and the entries that it sees;
-         of chunks that are drawn, the mean of all.
+         of chunks that are drawn, the mean of all; of recall all entries, of which training draws
+         some; of memories that attend to themselves alone, none among them.
 backward: the forward again for each of a product's two factors that has a gradient: a matrix that
          is trained, and its input, where something trained stands before it. In a stack, which is
          computed block by block in a loop, that is all of its blocks or none."""

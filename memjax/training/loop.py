@@ -19,7 +19,7 @@ from memjax.config import to_json
 from memjax.data import TrainBatches, open_attributions
 from memjax.errors import MemjaxError
 from memjax.interop.huggingface.settings import folder_of
-from memjax.objectives import OBJECTIVES, Batch, MetricSum
+from memjax.objectives import Batch, MetricSum, weighed
 from memjax.sharding import agreed, local_rows, put_batch, report_params
 from memjax.training.compiled_steps import StageSteps
 from memjax.training.encode_corpus import stored_memories
@@ -103,13 +103,12 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
         report_params(run.reporter, name, state.params, state.trainable, config.mesh.rules, mesh)
 
         # Data, from the step on where the stage stopped.
-        weighed = any(OBJECTIVES[name].reads_attribution for name in stage.objectives)
         order = TrainBatches(
             run.data.train,
             stage.batch_size,
             config.seed,
             data_offset(config, stage),
-            open_attributions(config.data.attributions) if weighed else None,
+            open_attributions(config.data.attributions) if weighed(stage) else None,
             stored_memories(run, name, state),
             part=local_rows(mesh, stage.batch_size),
             skip_damaged=config.data.skip_damaged,

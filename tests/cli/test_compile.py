@@ -30,12 +30,12 @@ FITS = {
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What the compiler was called with; `decode` does not fit."""
+    """What the compiler was called with; `generate` does not fit."""
     calls = []
 
     def compile_program(config, stage, topology, mesh, program):
         calls.append((stage, topology, mesh, program))
-        found = {"problem": "needs 40 GiB of 15.75 GiB"} if program == "decode" else FITS
+        found = {"problem": "needs 40 GiB of 15.75 GiB"} if program == "generate" else FITS
         fixed = (program, stage, topology, 8, {"data": 4, "fsdp": 2}, 16, 512, 2_500_000, CHIP.hbm)
         return Report(*fixed, **found)
 
@@ -71,8 +71,8 @@ def test_the_table_says_what_a_step_takes_and_what_bounds_it(compiled, tmp_path,
 
 
 def test_a_program_that_does_not_fit_is_named_and_the_status_is_one(compiled, capsys):
-    assert main([*FLAGS, "--program=train,decode"]) == 1
-    assert [program for *_, program in compiled] == ["train", "decode"]
+    assert main([*FLAGS, "--program=train,generate"]) == 1
+    assert [program for *_, program in compiled] == ["train", "generate"]
     assert {mesh for _, _, mesh, _ in compiled} == {None}
     assert "v5e-8: needs 40 GiB of 15.75 GiB" in capsys.readouterr().out
 

@@ -93,6 +93,39 @@ def test_bfloat16_is_as_near_to_float32_as_its_resolution(quick, length, width, 
             assert np.linalg.norm(b - a) < 2**-8 * np.linalg.norm(a)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("implementation", ["whole", "blocks", "splash"])
+def test_queries_are_at_the_last_positions_of_the_keys(quick, monkeypatch, implementation, causal):
+    query, key, value, direction = draw(40, 4, 2, 16)
+    valid = VALID["slots"](40)
+    if implementation == "blocks":
+        for name, size in (("LONGEST_WHOLE", 8), ("QUERY_BLOCK", 4), ("PREFIXES", 3)):
+            monkeypatch.setattr(module, name, size)
+
+    def last(query, key, value):
+        return jnp.sum(found(query, key, value) * jnp.where(valid[..., None, None], direction, 0))
+
+    def found(query, key, value):
+        kind = "splash" if implementation == "splash" else "xla"
+        y = attend(query[:, 23:], key, value, jnp.asarray(valid), causal, kind, interpret=True)
+        return jnp.pad(y, ((0, 0), (23, 0), (0, 0), (0, 0)))
+
+    def reference(query, key, value):
+        scores = jnp.einsum("btgre,bsge->bgrts", query.reshape(2, 40, 2, 2, 16), key) / 4
+        readable = valid[:, None] & (np.tri(40, dtype=bool) | (not causal))
+        weight = jax.nn.softmax(jnp.where(readable[:, None, None], scores, -1e30), axis=-1)
+        mixed = jnp.einsum("bgrts,bsge->btgre", weight, value).reshape(query.shape)
+        read = valid & (np.arange(40) >= 23)
+        return jnp.sum(mixed * jnp.where(read[..., None, None], direction, 0))
+
+    ours, wanted = (
+        quick(jax.value_and_grad(f, argnums=(0, 1, 2)))(query, key, value)
+        for f in (last, reference)
+    )
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6, rtol=1e-5)
+
+
 def test_blocks_are_few_equal_and_whole_registers():
     lengths = (1, 40, 128, 129, 515, 640, 641, 1028, 2048, 2049, 8192)
     assert [block_length(n) for n in lengths] == [

@@ -138,6 +138,15 @@ def test_a_product_is_added_to_its_matrix(drawn, quick):
     assert merge_lora(params) is params
 
 
+def test_merging_leaves_the_given_arrays_as_they_are(drawn):
+    _, _, params, adapters = drawn
+    given = jax.tree.map(np.array, merge(params, adapters))
+    before = jax.tree.map(np.copy, given)
+    merge_lora(given)
+    for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(before), strict=True):
+        assert np.array_equal(one, other)
+
+
 def test_fresh_adapters_change_nothing_and_are_as_they_should_be(drawn, quick):
     _, module, params, adapters = drawn
     shapes = jax.tree.map(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.config import MODEL_QUIRKS, REPEATS, Backbone, Model
+from memjax.config import MODEL_QUIRKS, REPEATS, Backbone, ConfigError, Model
 from memjax.config.choices import FEATURES
 from memjax.layers import Backbone as Stack
 from memjax.layers.shared_prefix import SharedPrefix
@@ -155,12 +155,14 @@ def test_every_method_shares_the_prefix(name, draw, quick):
     def spy(call, args, kwargs, context):
         here = context.module.path == ("backbone",) and context.method_name == "__call__"
         if here and isinstance(context.module, Stack):
-            readings.append(isinstance(args[2], SharedPrefix))
+            # Slots of its own make a chunk a sequence of its own.
+            shared = isinstance(args[2], SharedPrefix) and len(args[0]) == len(TOKENS)
+            readings.append(shared)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(spy):
         found = quick(lambda v: module.apply(v, method=of_every_path))(variables)
-    assert readings == [name == "text", True, True, True, True, True]
+    assert readings == [False, True, True, True, True, True]
     valid = IDS.pad != TOKENS
     for first, *others in found:
         at = valid if len(first) == len(TOKENS) else ...
@@ -182,3 +184,12 @@ def test_quirks_that_make_entries_depend_on_the_chunk_keep_slots(kind):
         shares = with_decoder(compat=(quirk,), kind=kind).shares_prefixes
         assert shares == (kind not in SEPARATE.get(quirk, ())), quirk
     assert not with_decoder(kind=kind, causal=False).shares_prefixes
+
+
+@pytest.mark.parametrize("name", ["mixer", "row_repeat, no memory"])
+def test_weights_per_position_need_full_chunks(name):
+    module = MODELS[name]
+    with pytest.raises(ConfigError, match="tokens: chunks of 3, expected 5 for a "):
+        jax.eval_shape(
+            lambda: module.init(jax.random.key(0), jnp.asarray(TOKENS[:, :, :3]), method="decode")
+        )

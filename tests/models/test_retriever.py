@@ -3,6 +3,7 @@ masked, and both can learn."""
 
 import dataclasses
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -379,3 +380,23 @@ def test_a_ranker_without_a_last_norm_is_refused():
             jax.random.key(0),
             jnp.zeros((1, 2, LENGTH), int),
         )
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_ranker_has_the_settings_of_its_decoder(norm):
+    decoder = Backbone(width=12, norm=norm, norm_eps=0.5, **SMALL)
+    model = dataclasses.replace(MODELS["default"], decoder=decoder, attention="xla")
+    tokens = jnp.zeros((1, 2, LENGTH), int)
+
+    module, normed = Ranker(model, CANDIDATES, VOCABULARY), []
+
+    def spy(call, args, kwargs, context):
+        if context.module.path == ("backbone",):
+            assert context.module.attention == "xla"
+        if context.module.path == ("norm",):
+            normed.append(context.module.epsilon)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(spy):
+        jax.eval_shape(module.init, jax.random.key(0), tokens)
+    assert normed and set(normed) == {0.5}

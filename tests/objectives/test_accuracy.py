@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from memjax.inference.regenerate import regenerate
 from memjax.models import MemoryModel
 from memjax.models.request import join
 from memjax.objectives import SpecialIds, score
-from memjax.objectives.accuracy import measure
+from memjax.objectives.accuracy import measure, measurement
 from memjax.objectives.requests import make_request
 from memjax.objectives.uncertainty import ratio
 from memjax.testing import tiny_model
@@ -41,6 +42,24 @@ def test_uniform_logits_give_ln_v_nats_and_their_bits_per_byte(params: dict) -> 
         assert found[name].nats == pytest.approx(math.log(VOCABULARY), rel=1e-5)
         assert found[name].bits_per_byte == pytest.approx(math.log2(VOCABULARY) / 2, rel=1e-5)
         assert found[name].accuracy == 0.0, "the first id wins every tie, and it is padding"
+
+
+def test_a_measurement_is_compiled_once(params: dict) -> None:
+    traces = []
+
+    def spy(call, args, kwargs, context):
+        if context.module.name is None and context.method_name == "joined_states":
+            traces.append(call)
+        return call(*args, **kwargs)
+
+    measured = measurement(MODULE, ("next_token",), IDS, BYTES)
+    with nn.intercept_methods(spy):
+        found = [measured(params, [ROWS])["next_token"].nats for _ in range(3)]
+    assert len(traces) == 1
+    assert (
+        found
+        == [measure(MODULE, params, [ROWS], ("next_token",), IDS, BYTES)["next_token"].nats] * 3
+    )
 
 
 def test_means_are_over_tokens_whatever_the_batches_and_the_padding(params: dict, quick) -> None:

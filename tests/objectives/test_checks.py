@@ -216,3 +216,53 @@ def test_a_query_has_two_passages_to_tell_apart(objectives, rows, microbatches, 
     message = message_of(changes)
     assert f"config.stages.main.batch_size={rows}" in message
     assert f"config.stages.main.grad_accum_steps={microbatches}" in message
+
+
+READING = {
+    "model.layout": "text",
+    "model.chunk_positions": False,
+    "model.decoder.place_heads": 2,
+    "model.decoder.features": ("blind_memories", "constant_addresses"),
+}
+
+
+@pytest.mark.parametrize("part", ["encoder", "reconstructor"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("place_heads", 1),
+        ("features", ("blind_memories",)),
+        ("features", ("constant_addresses",)),
+    ],
+)
+def test_only_a_decoder_reads_memories_by_their_place(part, name, value):
+    stack = {f"model.{part}.kind": "transformer", f"model.{part}.{name}": value}
+    message = message_of(alone("autoencoder") | stack)
+    assert message.startswith(f"config.model.{part} has ")
+    assert "Only a decoder of family memory_model with config.model.layout='text'" in message
+
+
+def test_a_stage_beside_a_reading_decoder_has_another_stack_or_is_refused():
+    readers = alone("memory_model")["stages"]
+    for family in FAMILIES:
+        changes = alone(family)
+        changes["stages"] |= {"reader": readers["main"]}
+        changes |= {"controls": ("reader",)}
+        if family in ("memory_model", "autoencoder", "retriever"):
+            load_config(tree_with(changes | READING))
+            continue
+        message = message_of(changes | READING)
+        assert "config.model.decoder has place_heads and blind_memories" in message, family
+
+
+@pytest.mark.parametrize("layout", ["fixed", "variable"])
+def test_memories_are_read_by_their_place_in_one_layout(layout):
+    message = message_of(READING | {"model.layout": layout, "model.chunk_positions": True})
+    assert "config.model.decoder has place_heads and blind_memories" in message
+
+
+def test_constant_addresses_are_those_of_place_heads():
+    message = message_of(READING | {"model.decoder.place_heads": 0})
+    assert "needs config.model.decoder.place_heads greater than 0" in message
+    message = message_of(READING | {"model.decoder.place_heads": 5})
+    assert message.startswith("config.model.decoder.place_heads=5, expected at most")

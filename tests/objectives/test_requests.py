@@ -12,6 +12,7 @@ from memjax.models import EMPTY, PREDICT, RETAIN
 from memjax.models.request import Request, join
 from memjax.objectives import REQUESTS, SpecialIds
 from memjax.objectives.requests import make_request, shift_right
+from memjax.testing.requests import slot_table
 
 IDS = SpecialIds()
 PAD, BOS, BLANK, DELIMITER = 0, 2, 4, 5
@@ -60,7 +61,7 @@ def test_request_is_the_one_by_hand(name):
     request, expected = REQUESTS[name](ROW, IDS), BY_HAND[name]
     assert request.inputs[0].tolist() == expected["inputs"]
     assert request.labels[0].tolist() == expected["labels"]
-    assert request.slots(3).tolist() == expected["slots"]
+    assert slot_table(request, 3).tolist() == expected["slots"]
     assert request.place.tolist() == expected["chunk"]
     assert request.task.tolist() == expected["task"]
     assert request.weight[0].tolist() == [[1.0, 1.0]] * len(expected["labels"])
@@ -89,14 +90,14 @@ def test_odd_number_of_chunks_copies_the_smaller_half_right_after_it():
     request = REQUESTS["copy"](np.arange(10, 20, dtype=np.int32).reshape(1, 5, 2), IDS)
     assert request.labels[0].tolist() == [[10, 11], [12, 13]]
     assert request.place.tolist() == [2, 3]
-    assert request.slots(4).tolist() == [[0, 1, E, E], [0, 1, 0, E]]
+    assert slot_table(request, 4).tolist() == [[0, 1, E, E], [0, 1, 0, E]]
 
 
 def test_no_chunk_is_asked_with_its_own_place_in_a_slot_or_a_later_one():
     for name, request in (
         (name, REQUESTS[name](np.zeros((1, 6, 3), np.int32), IDS)) for name in REQUESTS
     ):
-        for slots, chunk in zip(request.slots(5), request.place, strict=True):
+        for slots, chunk in zip(slot_table(request, 5), request.place, strict=True):
             assert all(slots[chunk:] == EMPTY), name
 
 
@@ -165,7 +166,7 @@ def test_published_copies_are_those_by_hand(name):
     inputs, labels, slots = BY_HAND_PUBLISHED[name]
     assert request.inputs[0].tolist() == inputs
     assert (request.labels * request.weight)[0].astype(int).tolist() == labels
-    assert request.slots(3).tolist() == slots
+    assert slot_table(request, 3).tolist() == slots
     assert request.extra[0].tolist() == inputs[:1]
     asked, encoded = join([request], LONG)
     assert encoded.has_extra
@@ -252,7 +253,9 @@ def test_slots_derived_from_written_and_visible_are_the_tables_of_the_first_edit
 ):
     tokens = np.arange(10, 10 + 4 * chunks, dtype=np.int32).reshape(1, chunks, 4)
     request = make_request(name, tokens, IDS, PUBLISHED[:1] if published else ())
-    assert request.slots(chunks - 1).tolist() == slots_of_first_edition(name, chunks, published)
+    assert slot_table(request, chunks - 1).tolist() == slots_of_first_edition(
+        name, chunks, published
+    )
     assert len(request.written_at) == len(request.written)
 
 

@@ -21,6 +21,7 @@ from memjax.objectives import (
     weighted_loss,
 )
 from memjax.testing.families import counts_of
+from memjax.testing.requests import slot_table
 
 IDS = SpecialIds()
 CHUNKS, LENGTH, VOCABULARY = 4, 3, 24
@@ -155,7 +156,7 @@ def logits_of(quick, variables):
             asked = (
                 request.inputs,
                 memories,
-                request.slots(CHUNKS - 1),
+                slot_table(request, CHUNKS - 1),
                 request.place,
                 request.task,
             )
@@ -193,7 +194,7 @@ def test_control_cannot_blank_copy(quick, variables):
     @quick
     def states(rows):
         request = REQUESTS["blank_copy"](rows.reshape(IN_CHUNKS.shape), IDS)
-        asked = (request.inputs, None, request.slots(CHUNKS - 1), request.place, request.task)
+        asked = (request.inputs, None, slot_table(request, CHUNKS - 1), request.place, request.task)
         return CONTROL.apply(variables["control"], *asked, method="decode")
 
     assert np.array_equal(states(ROWS), states(other(0)))
@@ -220,7 +221,7 @@ def test_a_chunk_of_padding_is_no_memory(quick, variables, nats):
         memories = MEMORY.apply(
             variables["memory"], rows[:, :-1], rows[:, :-1] != IDS.pad, method="encode"
         )
-        slots = request.slots(CHUNKS - 1)
+        slots = slot_table(request, CHUNKS - 1)
         slots = np.where(slots == 1, EMPTY, slots)
         asked = (
             request.inputs,

@@ -10,6 +10,8 @@ from memjax.config import Backbone, Model, Stage
 from memjax.layers import Head
 from memjax.models import CausalLM, EntropyRegressor
 from memjax.objectives import (
+    OBJECTIVES,
+    Asking,
     Batch,
     Scores,
     SpecialIds,
@@ -116,8 +118,9 @@ def test_what_stands_at_padding_does_not_matter(name):
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_evaluation_is_plain_and_training_needs_an_attribution(name):
-    assert weighted(name, PLAIN, None, training=False) is PLAIN
-    assert weighted(name, PLAIN, ATTRIBUTION, training=False) is PLAIN
+    for attribution in (None, ATTRIBUTION):
+        asking = Asking(None, Batch(None, attribution), SpecialIds(), Stage())
+        assert OBJECTIVES[name].loss(asking, None, PLAIN) is PLAIN
     with pytest.raises(
         ValueError,
         match=f"objective '{name}': got no attributions, expected .*config.data.attributions",

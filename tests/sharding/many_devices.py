@@ -22,12 +22,12 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from memjax.config import Backbone, Config, Mesh, Optimizer, Stage
+from memjax.config import FREEZING, Backbone, Config, Mesh, Optimizer, Stage
 from memjax.config.choices import FEATURES
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds
 from memjax.sharding import make_mesh, put_batch
-from memjax.testing import FROZEN_ENCODER, tiny_config
+from memjax.testing import tiny_config
 from memjax.testing.families import FAMILY_OBJECTIVES
 from memjax.training.compiled_steps import StageSteps, layouts
 from memjax.training.init_state import abstract_params
@@ -80,7 +80,7 @@ def family_config(family: str, variant: str = "") -> Config:
         warmup_steps=0,
         learning_rate=100.0,
         query_tokens=3,
-        trainable=FROZEN_ENCODER if variant == "frozen" else ((".*", True),),
+        trainable=FREEZING["frozen_all"] if variant == "frozen" else ((".*", True),),
         grad_accum_steps=2 if family == "autoencoder" else 1,
         **drawn,
     )

@@ -91,8 +91,9 @@ def in_full(config, stage):
     for entries, numbers in shared_entries(requests):
         prefix = len(entries) * vectors * stage.memory
         seen = np.concatenate([requests[number].visible for number in numbers]) * stage.memory
-        whole += prefix**2 + len(seen) * length * (prefix + length)
-        read += (prefix**2 + len(seen) * length**2) / 2 + length * vectors * seen.sum()
+        among = 0 if config.model.decoder.blind_memories else prefix**2
+        whole += among + len(seen) * length * (prefix + length)
+        read += (among + len(seen) * length**2) / 2 + length * vectors * seen.sum()
     return whole / read
 
 
@@ -152,6 +153,17 @@ CASES = {
         }
     ),
     "no memory": setting(memory=False, objectives={"next_token": 1.0}),
+    "no memory, of an encoder that attends": setting(
+        {"encoder": transformer()}, memory=False, objectives={"next_token": 1.0}
+    ),
+    "blind memories": setting(
+        {
+            "layout": "text",
+            "chunk_positions": False,
+            "decoder": transformer(place_heads=1, features=("blind_memories",)),
+        },
+        objectives={"next_token": 1.0, "recall": 1.0},
+    ),
     "head alone": setting(**trained("^head/")),
     "bridge alone": setting({"encoder": mixer(width=24)}, **trained("^bridge/")),
     "encoder alone": setting(**trained("^encoder/")),

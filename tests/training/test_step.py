@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.config import Config, Optimizer, Stage
+from memjax.config import FREEZING, Config, Optimizer, Stage
 from memjax.models import build, example
 from memjax.objectives import SpecialIds
-from memjax.testing import FROZEN_ENCODER, tiny_config
+from memjax.testing import tiny_config
 from memjax.training.optimizer import make_optimizer, split
 from memjax.training.step import Metrics, TrainState, train_step
 
@@ -109,7 +109,7 @@ def test_a_frozen_encoder_is_left_out_of_the_backward_pass() -> None:
         state, step = start(CONFIG, stage)
         return str(jax.make_jaxpr(step)(state, rows())).count("dot_general")
 
-    frozen = matrix_products(dataclasses.replace(COMBINED, trainable=FROZEN_ENCODER))
+    frozen = matrix_products(dataclasses.replace(COMBINED, trainable=FREEZING["frozen_all"]))
     trained = matrix_products(dataclasses.replace(COMBINED, trainable=((".*", True),)))
     # The encoder's block has 6 products (mixing, in and out, up and down, read-out none): each
     # costs two more when trained.

@@ -12,7 +12,7 @@ from memjax.evaluation.evaluators.held_out import (
 )
 from memjax.models import build, can
 from memjax.objectives import OBJECTIVES, is_measured
-from memjax.objectives.accuracy import Accuracy, NoTargetError, measure
+from memjax.objectives.accuracy import Accuracy, NoTargetError, measurement
 from memjax.objectives.recall import RECALLS, asks_to_recall
 from memjax.objectives.uncertainty import ratio
 from memjax.training.init_state import Run
@@ -53,14 +53,13 @@ def open_accuracy(run: Run, name: str, settings: Evaluator, base: bool = False) 
         module, names = without_memory(module, stage), tuple(labels)
     if module is None or not names:
         return None
+    lengths = run.data.tokenizer.byte_lengths
+    measure = measurement(module, names, run.ids, lengths, stage, run.mesh)
 
     def evaluate(params: Tree, found: Mapping[str, Any]) -> dict[str, Any]:
         batches = held_out(run, settings.examples)
-        lengths = run.data.tokenizer.byte_lengths
         try:
-            measured = measure(
-                module, params, batches, names, run.ids, lengths, stage=stage, mesh=run.mesh
-            )
+            measured = measure(params, batches)
         except NoTargetError:
             return {}
         if base:

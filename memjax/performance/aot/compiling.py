@@ -24,9 +24,9 @@ from memjax.sharding import make_mesh
 from memjax.training.encode_corpus import reads_memories
 from memjax.training.flops import counted_flops, model_flops
 
-PROGRAMS = ("train", "evaluate", "decode")
+PROGRAMS = ("train", "evaluate", "generate")
 """A training step, an evaluation step without gradients, and (memory models) greedy reconstruction
-of chunks token by token, which is `generate` among StagePrograms."""
+of chunks token by token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,8 @@ def compile_program(
     """
     stage = find_stage(config, name)
     ConfigError.require(
-        program != "decode" or can(stage.family, "reads_memories"),
-        f"--program=decode: got a stage of family {stage.family}, expected memory_model, as it"
+        program != "generate" or can(stage.family, "reads_memories"),
+        f"--program=generate: got a stage of family {stage.family}, expected memory_model, as it"
         " reconstructs chunks from memories",
     )
     config = dataclasses.replace(config, mesh=mesh or config.mesh)
@@ -103,9 +103,9 @@ def compile_program(
     )
     began = time.monotonic()
     with jax.set_mesh(programs.mesh):
-        jitted, arguments = getattr(programs, {"decode": "generate"}.get(program, program))()
+        jitted, arguments = getattr(programs, program)()
         traced = jitted.trace(*arguments)
-        counted = counted_flops(traced.jaxpr) if program != "decode" else 0
+        counted = counted_flops(traced.jaxpr) if program != "generate" else 0
         try:
             lowered = traced.lower()
             compiled = lowered.compile()

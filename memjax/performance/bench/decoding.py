@@ -12,8 +12,7 @@ import numpy as np
 
 from memjax.config import Config, Stage
 from memjax.inference import DecodeState, Generator
-from memjax.models import CausalLM, MemoryModel
-from memjax.models.reading_model import ReadingModel
+from memjax.models import CausalLM, MemoryModel, build
 from memjax.performance.bench.programs import flops
 from memjax.training.flops import token_flops
 
@@ -28,8 +27,9 @@ def modules(config: Config, stage: Stage, context: int) -> tuple[MemoryModel, Ca
     slots of the memory model depend on the context.
     """
     length, in_text = config.model.chunk_length, config.model.layout == "text"
-    kind, chunks = (ReadingModel, 2) if in_text else (MemoryModel, context // length + 2)
-    ours = kind(config.model, chunks, config.data.vocab_size)
+    chunks = 2 if in_text else context // length + 2
+    data = dataclasses.replace(config.data, sequence_length=chunks * length)
+    ours: Any = build(dataclasses.replace(config, data=data), stage)
     start = "unscored_first_tokens" not in stage.compat
     return ours, CausalLM(config.model, context + length + start, config.data.vocab_size)
 

@@ -25,6 +25,7 @@ from memjax.inference.texts import TextsError
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds, make_request
 from memjax.testing import tiny_config, write_corpus
+from memjax.testing.requests import slot_table
 from memjax.training.optimizer import make_optimizer
 from memjax.training.step import TrainState, train_step
 
@@ -188,7 +189,7 @@ def test_an_occluded_memory_model_is_one_without_memories(draw, quick):
     row = jnp.concatenate([half, jnp.full_like(half, IDS.pad)], axis=1)
     request = make_request("copy", row, IDS)
     given = system.encode(params, tokens).reshape(*half.shape[:2], -1, system.shape[1])
-    rest = (request.slots(module.chunks - 1), request.place, request.task)
+    rest = (slot_table(request, module.chunks - 1), request.place, request.task)
     real = (half != IDS.pad).any(axis=-1)
 
     def nats(memories):

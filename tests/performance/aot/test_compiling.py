@@ -77,7 +77,7 @@ def test_between_slices_go_gradients_once_and_nothing_else():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["evaluate", "decode"])
+@pytest.mark.parametrize("program", ["evaluate", "generate"])
 def test_other_programs(program, copies):
     found = compile_program(CONFIG, "combined", "v5e-8", program=program)
     assert not found.problem
