@@ -27,7 +27,7 @@ ARGUMENTS = Arguments(
     notes="""
     Prints per chip: memory against HBM, FLOPs, collectives with their bytes over ICI and DCN, and
     the roofline, which is the highest model FLOPs utilisation (MFU) that the slowest resource
-    allows. Needs the TPU compiler: pip install 'memjax[aot]'. The exit status is 1 if a program
+    allows. Needs the TPU compiler: pip install libtpu. The exit status is 1 if a program
     does not fit.
     """,
 )

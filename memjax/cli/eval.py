@@ -55,7 +55,7 @@ ARGUMENTS = Arguments(
         },
     ),
     notes=f"""
-    Tasks of the harness need pip install 'memjax[eval]'. --task_folder holds more tasks (.yaml) and
+    Tasks of the harness need pip install lm-eval. --task_folder holds more tasks (.yaml) and
     the files that local tasks read (memjax/evaluation/tasks). {LONG_RECALL} needs no extra: it
     hides facts in long text and ranks the answers, as in --tasks={LONG_RECALL} --corpus=books/
     --long_recall=lengths=1024+4096,questions=10.

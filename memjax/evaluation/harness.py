@@ -40,8 +40,7 @@ def require_harness() -> None:
     """Raise MemjaxError unless the harness is installed."""
     MemjaxError.require(
         importlib.util.find_spec("lm_eval"),
-        "the tasks are those of lm-evaluation-harness, which is not installed: pip install"
-        " 'memjax[eval]'",
+        "the tasks are those of lm-evaluation-harness, which is not installed: pip install lm-eval",
     )
 
 

@@ -317,8 +317,8 @@ def _extra(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f"Hugging Face encoders need {name} ({error}); install it by: pip install"
-            " 'memjax[embed]'"
+            f"Hugging Face encoders need {name} ({error}); install it by: pip install torch"
+            " transformers"
         ) from error
 
 

@@ -60,8 +60,7 @@ def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
     """
     ConfigError.require(
         not config.wandb_project or importlib.util.find_spec("wandb"),
-        f"config.wandb_project={config.wandb_project!r} needs Weights & Biases: pip install"
-        " 'memjax[wandb]'",
+        f"config.wandb_project={config.wandb_project!r} needs Weights & Biases: pip install wandb",
     )
     platform = mesh.devices.flat[0].platform
     ConfigError.require(

@@ -18,9 +18,7 @@ from memjax.inference import load
 from memjax.objectives.uncertainty import to_json
 from memjax.testing import WORDS
 
-pytest.importorskip(
-    "lm_eval", reason="lm-evaluation-harness is an extra: pip install 'memjax[eval]'"
-)
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install lm-eval")
 
 QUESTIONS = [
     {"query": "Question: what does it hold?", "choices": ["the words", "a row"], "gold": 0},
@@ -164,5 +162,5 @@ def test_without_the_harness_it_says_what_to_install(place, monkeypatch):
         "find_spec",
         lambda name, *args: None if name == "lm_eval" else find(name, *args),
     )
-    with pytest.raises(MemjaxError, match=r"not installed: pip install 'memjax\[eval\]'"):
+    with pytest.raises(MemjaxError, match=r"not installed: pip install lm-eval"):
         run(place / "run", "--tasks=arc_easy")

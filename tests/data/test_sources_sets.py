@@ -263,6 +263,6 @@ def test_data_sets_that_are_not_there(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         CorpusError,
-        match=r"needs the package datasets\. Run `pip install datasets`, or install memjax\[hf\]",
+        match=r"needs the package datasets\. Run `pip install datasets`",
     ):
         open_source(f"hf:{hub}")

@@ -23,9 +23,7 @@ from memjax.models import CausalLM, MemoryModel, RecurrentMemory
 from memjax.objectives import SpecialIds
 from memjax.testing import WORDS, tiny_model
 
-pytest.importorskip(
-    "lm_eval", reason="lm-evaluation-harness is an extra: pip install 'memjax[eval]'"
-)
+pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra: pip install lm-eval")
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "evals"
 LENGTH, CHUNKS, VOCABULARY = 16, 4, 320
@@ -447,9 +445,9 @@ def test_what_cannot_be_evaluated_says_so(model, data, tmp_path, monkeypatch):
         evaluate(found, ["lambada_local"], limit=1)["n-samples"]["lambada_local"]["effective"] == 1
     )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MemjaxError, match=r"not installed: pip install 'memjax\[eval\]'"):
+    with pytest.raises(MemjaxError, match=r"not installed: pip install lm-eval"):
         require_harness()
-    with pytest.raises(MemjaxError, match=r"pip install 'memjax\[eval\]'"):
+    with pytest.raises(MemjaxError, match=r"pip install lm-eval"):
         harness_model(found)
 
 

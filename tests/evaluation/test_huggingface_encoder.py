@@ -22,7 +22,7 @@ from memjax.testing import WORDS, write_corpus
 LENGTH, WIDTH = 8, 32
 with_extra = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("torch", "transformers")),
-    reason="needs pip install 'memjax[embed]'",
+    reason="needs pip install torch transformers",
 )
 
 
@@ -315,7 +315,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     said = capsys.readouterr().err
     assert (
         f"Hugging Face encoders need {absent}" in said
-        and "pip install 'memjax[embed]'" in said
+        and "pip install torch transformers" in said
         and said.count("\n") == 1
     )
 

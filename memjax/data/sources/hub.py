@@ -101,7 +101,7 @@ def _named(corpus: str, local: bool) -> Iterator[None]:
         import datasets
         import huggingface_hub.errors as hub
     except ImportError as error:
-        raise missing(corpus, "datasets", "hf") from error
+        raise missing(corpus, "datasets") from error
     try:
         yield
     except CorpusError:

@@ -137,7 +137,7 @@ class ParquetPart(Part):
         try:
             import pyarrow
         except ImportError as error:
-            raise missing(str(self.file), "pyarrow", "data") from error
+            raise missing(str(self.file), "pyarrow") from error
         try:
             yield
         except UnicodeEncodeError as error:

@@ -78,7 +78,7 @@ def _unpacked(file: Path) -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise missing(str(file), "pyarrow", "data") from error
+        raise missing(str(file), "pyarrow") from error
     return pyarrow.CompressedInputStream(file.open("rb"), "zstd")
 
 
@@ -120,12 +120,9 @@ def require_short(raw: bytes, where: str) -> None:
     )
 
 
-def missing(what: str, package: str, extra: str) -> CorpusError:
+def missing(what: str, package: str) -> CorpusError:
     """Return the error for a corpus that needs a package that is not installed."""
-    return CorpusError(
-        f"{what}: needs the package {package}. Run `pip install {package}`, or install"
-        f" memjax[{extra}]"
-    )
+    return CorpusError(f"{what}: needs the package {package}. Run `pip install {package}`")
 
 
 def whole_lines(

@@ -187,7 +187,7 @@ def _library(origin: str) -> Any:
         import tokenizers
     except ImportError as error:
         raise TokenizerError(
-            f"{origin} needs the package tokenizers: pip install 'memjax[hf]'"
+            f"{origin} needs the package tokenizers: pip install tokenizers"
         ) from error
     return tokenizers
 

@@ -188,7 +188,7 @@ def devices(name: str) -> list[Any]:
     wanted = topology(name)
     ConfigError.require(
         "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu"),
-        f"topology={name!r} needs the TPU compiler, libtpu. Run pip install 'memjax[aot]'",
+        f"topology={name!r} needs the TPU compiler, libtpu. Run pip install libtpu",
     )
     # libtpu reads these when it is loaded. Without them it would query a metadata server for the
     # kind of TPU, warn that its host is unknown, and refuse to load in two processes at once, which

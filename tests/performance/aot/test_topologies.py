@@ -91,9 +91,7 @@ def test_rates_are_of_one_direction_and_of_all_links():
 def test_without_libtpu_the_extra_that_has_it_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
-    with pytest.raises(
-        ConfigError, match=r"^topology='v5e-16' needs .* Run pip install 'memjax\[aot\]'$"
-    ):
+    with pytest.raises(ConfigError, match=r"^topology='v5e-16' needs .* Run pip install libtpu$"):
         devices("v5e-16")
 
 
