@@ -91,9 +91,9 @@ ARGUMENTS = Arguments(
     no held-out file is given. The controls untrained and random_tokens need a stage.
 
     hf:MODEL is a folder of save_pretrained, or a name on the Hugging Face Hub, that
-    transformers.AutoModel loads; it needs pip install torch transformers. It reads --corpus, cut into
-    texts of its own tokenizer. An .arrayrecord file is written as vectors come and may be larger
-    than memory. --save=FILE --protocol=steps=0 writes the vectors and trains nothing.
+    transformers.AutoModel loads; it needs pip install torch transformers. It reads --corpus, cut
+    into texts of its own tokenizer. An .arrayrecord file is written as vectors come and may be
+    larger than memory. --save=FILE --protocol=steps=0 writes the vectors and trains nothing.
     """,
 )
 
