@@ -106,12 +106,15 @@ class Attention(nn.Module):
         valid: Bool[Array, "B T"] | SharedPrefix,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """Compute `__call__`, and return the keys and values for positions after T."""
+        unasked = 0
         if isinstance(valid, SharedPrefix):
-            is_entry, keys = jnp.arange(x.shape[1]) < sum(valid.lengths), valid.keys_read()
+            entries = sum(valid.lengths)
+            is_entry, keys = jnp.arange(x.shape[1]) < entries, valid.keys_read()
+            unasked = entries if valid.blind else 0
         else:
             is_entry = jnp.zeros(x.shape[1], bool)
             keys = jnp.cumsum(valid, axis=1) if self.config.causal else valid.sum(1, keepdims=True)
-        scored = self._project(x, positions, is_entry, keys)
+        scored = self._project(x, positions, is_entry, keys, unasked)
         mixed_BTHE = (
             attend_shared(*scored, valid, self.attention)
             if isinstance(valid, SharedPrefix)
@@ -161,6 +164,7 @@ class Attention(nn.Module):
         positions: Positions,
         is_entry: Bool[Array, " T"],
         keys: Int[Array, "B T"],
+        unasked: int = 0,
     ) -> tuple[Float[Array, "B T H E"], Float[Array, "B T G E"], Float[Array, "B T G E"]]:
         """Return queries, keys and values as they are scored and mixed.
 
@@ -169,11 +173,14 @@ class Attention(nn.Module):
           positions: where they stand.
           is_entry: whether they are entries of a prefix.
           keys: how many keys each position reads.
+          unasked: leading positions whose queries nothing reads; they are not computed.
         """
-        config = self.config
+        config, query = self.config, self.query(x[:, unasked:] if unasked else x)
+        if unasked:
+            query = jnp.pad(query, ((0, 0), (unasked, 0), (0, 0)))
         query, key, value = (
             y.reshape(*y.shape[:2], -1, config.attention_head_dim)
-            for y in (self.query(x), self.key(x), self.value(x))
+            for y in (query, self.key(x), self.value(x))
         )
         if config.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)

@@ -115,7 +115,7 @@ class Memory(nn.Module, abc.ABC):
 
         Args:
           prefixes: from `fold` of the sequence's chunks and then the request's extra ones.
-          request: the chunks to decode.
+          request: the chunks to decode; all of their positions are read, padding too.
         """
 
     def prefill(

@@ -134,26 +134,24 @@ class MemoryModel(SlotMemory):
         if not self.shares_prefixes:
             rest = joined.slots, joined.place, joined.task, memory_valid, token_valid
             return self.slot_states(joined.inputs, memories, *rest)
-        prefixes = joined.prefixes
-        if memories is None or not self.memory:
-            prefixes = tuple(x._replace(entries=x.entries[:0]) for x in prefixes)
-            memories = jnp.zeros((len(joined.inputs), 1, 1, self.config.decoder.width))
-        else:
-            memories = self._bridge(memories)
-        inputs = self._share(joined, prefixes, memories, memory_valid, token_valid)
+        inputs = self._share(joined, memories, memory_valid, token_valid)
         return inputs[-1].chunks(self.backbone(*inputs))
 
     def _share(
         self,
         joined: Joined,
-        prefixes: tuple[Prefix, ...],
-        memories: jax.Array,
+        memories: jax.Array | None,
         memory_valid: jax.Array | None,
         token_valid: jax.Array | None,
     ) -> tuple[Float[Array, "B T D"], Positions, SharedPrefix]:
         """Return the arguments of the backbone; arguments as in `joined_states`."""
         config, (batch, _, length) = self.config, joined.inputs.shape
-        vectors = config.memory_vectors
+        vectors, prefixes = config.memory_vectors, joined.prefixes
+        if memories is None or not self.memory:
+            prefixes = tuple(x._replace(entries=x.entries[:0]) for x in prefixes)
+            memories = jnp.zeros((batch, 1, 1, config.decoder.width))
+        else:
+            memories = self._bridge(memories)
         x = self._embed_inputs(joined.inputs, slice(length), joined.place, joined.task)
         token_valid = read_positions(config, joined.inputs, token_valid)
         entries_valid = read_positions(config, memories[..., 0, 0], memory_valid)

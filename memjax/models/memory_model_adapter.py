@@ -96,7 +96,13 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
         among = 0 if model.decoder.blind_memories else prefix**2 / 2
         pairs += among + seen * vectors * length
     yield from decoder_uses(
-        model.decoder, rows * chunks, whole, length, pairs=rows * pairs, positions=rows * positions
+        model.decoder,
+        rows * chunks,
+        whole,
+        length,
+        positions=rows * positions,
+        pairs=rows * pairs,
+        queries=rows * chunks * length if model.decoder.blind_memories else 0.0,
     )
 
 

@@ -21,7 +21,7 @@ from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models.encoder import fold
 from memjax.models.memory import VALID, VECTORS, Memories, state_at
 from memjax.models.memory_model import MemoryModel
-from memjax.models.request import EMPTY, PREDICT, RECALL, Joined, Prefix, Request, alone
+from memjax.models.request import EMPTY, PREDICT, RECALL, Joined, Prefix
 
 
 class ReadingModel(MemoryModel):
@@ -126,26 +126,24 @@ class ReadingModel(MemoryModel):
         self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], KeyValues]:
         """See `Memory.prefill`; entries and inputs in one call."""
-        batch, given = tokens.shape
-        entries = state.leaves[VECTORS].shape[1] if self.memory else 0
-        request = Request(
-            tokens[:, None],
-            tokens[:, None],
-            jnp.ones((batch, 1, given)),
-            written=np.arange(entries),
-            visible=state.count[:, None],
-            written_at=np.arange(entries),
-            place=state.count[:, None],
+        entries = np.arange(state.leaves[VECTORS].shape[1] if self.memory else 0)
+        count = state.count[:, None]
+        joined = Joined(
+            inputs=tokens[:, None],
+            labels=tokens[:, None],
+            place=count,
             task=np.array([PREDICT]),
+            prefixes=(Prefix(entries, entries, count),),
+            order=(0,),
+            counts=(1,),
         )
-        memories = self._bridge(state.leaves[VECTORS]) if entries else None
-        if memories is None:
-            memories = jnp.zeros((batch, 1, 1, self.config.decoder.width))
-        joined = alone(request)
-        inputs = self._share(joined, joined.prefixes, memories, state.leaves.get(VALID), None)
-        states, cache = self.backbone.read(*inputs)
-        start = entries * self.config.memory_vectors
-        room = ((0, 0), (0, 0), (0, 0), (0, self.config.chunk_length - given), (0, 0))
+        memories = state.leaves[VECTORS] if len(entries) else None
+        states, cache = self.backbone.read(
+            *self._share(joined, memories, state.leaves.get(VALID), None)
+        )
+        start = len(entries) * self.config.memory_vectors
+        room = self.config.chunk_length - tokens.shape[1]
+        room = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
         cache = KeyValues(
             *(
                 jnp.concatenate([jnp.pad(x[..., start:, :], room), x[..., :start, :]], axis=3)

@@ -25,6 +25,8 @@ class Use(NamedTuple):
     pairs: float = 0.0
     """Pairs of positions of which one reads the other, over the whole batch; 0 is all pairs of a
     sequence, or half of them in a causal stack."""
+    queries: float = 0.0
+    """Positions whose queries are computed, over the whole batch; 0 is all of them."""
 
 
 def encoder_uses(config: Config, chunks: float) -> Iterator[Use]:
@@ -44,12 +46,13 @@ def decoder_uses(
     head: str = "head",
     positions: float = 0.0,
     pairs: float = 0.0,
+    queries: float = 0.0,
 ) -> Iterator[Use]:
     """A stack over `length` positions per sequence, and a head on `scored` of them.
 
-    `positions` and `pairs` are those of a stack whose sequences share positions.
+    `positions`, `pairs` and `queries` are those of a stack whose sequences share positions.
     """
     positions = positions or sequences * length
-    yield Use("backbone/blocks", "decoder", positions, length, stack, pairs=pairs)
+    yield Use("backbone/blocks", "decoder", positions, length, stack, "", pairs, queries)
     tied = head == "head" and stack.tie_embeddings
     yield Use("embed" if tied else head, "head", sequences * scored, at=head)

@@ -33,7 +33,7 @@ forward: of every matrix, 2 * its entries * the positions it is applied to;
          pairs are those of positions of which one reads the other: of a sequence all, halved where
          causal; of chunks that share a prefix, in each chunk half, and the entries that it sees;
          of chunks that are drawn, the mean of all; of recall all entries, of which training draws
-         some; of memories that attend to themselves alone, none among them.
+         some; of memories that attend to themselves alone, none among them, and no queries.
 backward: the forward again for each of a product's two factors that has a gradient: a matrix that
          is trained, and its input, where something trained stands before it. In a stack, which is
          computed block by block in a loop, that is all of its blocks or none."""
@@ -154,7 +154,8 @@ def _of(use: Use, path: str, leaf: Any) -> Iterator[tuple[str, float]]:
         return
     # A token table is a factor only as a head; as an embedding it is looked up.
     if path.endswith(("/kernel", "/lora_in", "/lora_out")) or path == "embed/embedding":
-        yield use.part, 2.0 * leaf.size * use.positions
+        queries = use.queries if "/mix/query/" in path else 0.0
+        yield use.part, 2.0 * leaf.size * (queries or use.positions)
     elif path.endswith("/mix/mixing") and use.stack:
         # One entry per pair of positions, layer, head and tap.
         entries = leaf.size / leaf.shape[-1] ** 2
