@@ -222,7 +222,8 @@ def _autoencoder_of(config: Config, stage: str, stages: epath.Path) -> str:
     """Return the path of the trained autoencoder whose encoder a stage took: of the same run, or of
     the export that it began with.
     """
-    name = config.stages[stage].init_from
+    # Of imported weights another stage than the config's may have been trained.
+    name = config.stages[stage].init_from if stage in config.stages else ""
     if name in config.stages:
         there = (stages / name / "checkpoints").is_dir()
         return (

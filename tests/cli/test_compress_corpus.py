@@ -169,11 +169,12 @@ def test_the_description_says_whose_memories_they_are(place, encoded) -> None:
     ]
 
 
-def test_held_out_rows_stand_beside_those_to_train_on(place, encoded) -> None:
-    encode(place, encoded, "--split=validation")
-    held_out = open_memories(encoded, "validation")
+def test_held_out_rows_stand_beside_those_to_train_on(place, encoded, tmp_path) -> None:
+    both = shutil.copytree(encoded, tmp_path / "both")
+    encode(place, both, "--split=validation")
+    held_out = open_memories(both, "validation")
     held_out.check_rows(place.data.validation)
-    assert len(held_out) == len(place.data.validation) != len(open_memories(encoded, "train"))
+    assert len(held_out) == len(place.data.validation) != len(open_memories(both, "train"))
 
 
 def test_a_fingerprint_is_of_every_bit_and_every_name() -> None:
