@@ -421,16 +421,17 @@ class TrainedModel(Recalling):
           ExportError: `path` is taken or in a bucket, or a setting cannot be.
         """
         other = self.reconstructor if self.autoencoder else self
-        beside = None if other is self else other._trained
-        write_export(path, *self._trained, card, dtype, shard_bytes, beside)
-
-    @property
-    def _trained(self) -> Trained:
-        return self.config, self.stage, self.step, self.params, self.tokenizer
+        beside = None if other is self else _exported(other)
+        write_export(path, *_exported(self), card, dtype, shard_bytes, beside)
 
     @property
     def _name(self) -> str:
         return f"{self.path}, stage {self.stage}" if self.path else f"stage {self.stage}"
+
+
+def _exported(model: TrainedModel) -> Trained:
+    """Return what an export has of a model."""
+    return model.config, model.stage, model.step, model.params, model.tokenizer
 
 
 def _require_opened(memories: object) -> None:
@@ -450,7 +451,7 @@ def load(path: str | os.PathLike, stage: str = "", step: Step = None) -> Trained
           gs://BUCKET/FOLDER, checkpoints are read there and the rest here, in ./BUCKET/FOLDER;
         - the folder of one stage in it, `runs/NAME/stages/STAGE`;
         - an export, of `memjax export` or `TrainedModel.save`;
-        - the name of a released model, if the package has any (`memjax/released`);
+        - the name of a released model: `small-en`;
         - `hf:FOLDER`, a Llama or Qwen3 of Hugging Face.
       stage: the stage of a workdir; by default the last of its curriculum.
       step: the step of a stage's checkpoint, or `best`, the one that config.checkpoint_best kept;
