@@ -37,6 +37,7 @@ GOLDEN = Path(__file__).resolve().parent / "golden_configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py"))
 OURS = {
     "quickstart": ("", "small", "decoder", "no_memory"),
+    "release": ("", "continue"),
     "scaling": (),
     "benchmark": (),
     "pretrained": (),
@@ -49,6 +50,7 @@ IMPORTED = (
     "runs/llama_3_2_1b_with_encoder/",
     "runs/bert_large/",
     "runs/qwen3_0_6b/",
+    "small-en",
 )
 """Weights that no config of ours makes."""
 PARAMETERS = {
@@ -90,6 +92,7 @@ PARAMETERS = {
     ("quickstart", "", "combined"): 1_648_144,
     ("quickstart", "no_memory", "no_memory"): 1_086_224,
     ("quickstart", "small", "combined"): 80_936,
+    ("release", "", "small_en"): 2_041_360,
 }
 """Parameters that are known from elsewhere."""
 

@@ -31,7 +31,7 @@ from memjax.training.init_state import abstract_params
 from memjax.training.optimizer import split
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
-OTHER_SIZES = {"benchmark", "scaling"}
+OTHER_SIZES = {"benchmark", "release", "scaling"}
 """Files whose models differ from those of others in size alone."""
 FILES = sorted({path.stem for path in FOLDER.glob("*.py")} - OTHER_SIZES)
 OURS = {"quickstart": ("", "small", "decoder", "no_memory"), "pretrained": ("all", "no_memory")}

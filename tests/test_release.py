@@ -22,8 +22,15 @@ import sys
 from pathlib import Path
 import memjax
 assert Path(memjax.__file__).is_relative_to(sys.argv[1]), memjax.__file__
+text = "It was late, and the last train had left without him."
+model = memjax.load("small-en")
+assert model.reconstruct(model.compress([text])) == [text]
 from memjax.cli.main import main
-assert main(["--help"]) == 0
+Path(sys.argv[2]).write_text(text)
+store = sys.argv[2] + ".store"
+assert main(["compress", "small-en", sys.argv[2], f"--out={store}", "--eval_examples=0"]) == 0
+assert main(["reconstruct", "small-en", store, f"--out={sys.argv[2]}.back"]) == 0
+assert Path(sys.argv[2] + ".back").read_text() == text
 """
 
 
@@ -71,7 +78,8 @@ def test_the_wheel_of_the_sdist_runs_in_an_empty_folder(tmp_path):
     site = str(tmp_path / "site")
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index")
     run(*pip, f"--target={site}", str(wheel), cwd=empty)
-    run(sys.executable, "-c", USE, site, cwd=empty, PYTHONPATH=site)
+    book = tmp_path / "book.txt"
+    run(sys.executable, "-c", USE, site, str(book), cwd=empty, PYTHONPATH=site)
     assert not list(empty.iterdir())
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 STAGE_PATH = (
     "A trained stage: a workdir (its last stage), the folder of a stage"
-    " (runs/NAME/stages/STAGE), an export, or hf:FOLDER of a Hugging Face model."
+    " (runs/NAME/stages/STAGE), an export, the released model small-en, or hf:FOLDER of a Hugging"
+    " Face model."
 )
 """The meaning of the word PATH in every command that takes a trained stage."""
 

@@ -1,7 +1,7 @@
 """Models that come with the package, each by the name of its folder here.
 
 A folder is what `memjax export` writes; its README.md is the model's card. The name as a string is
-the model, `./NAME` is a path. There is no model yet.
+the model, `./NAME` is a path.
 """
 
 import os
