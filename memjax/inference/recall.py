@@ -170,12 +170,12 @@ class Recalling:
 
     @property
     def recalls(self: Any) -> bool:
-        """Whether the stage was trained to recall."""
+        """Return whether the stage was trained to recall."""
         return any(map(self.settings.objectives.get, RECALLS))
 
     @property
     def untrained_objective(self: Any) -> str:
-        """The objective by which the model reconstructs, where it was not trained on it.
+        """Return the objective by which the model reconstructs, if it was not trained on it.
 
         Raises:
           CheckpointError: no decoder reads memories of a text.
