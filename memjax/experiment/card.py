@@ -19,6 +19,8 @@ from memjax.experiment.report.run import ReportError, read_curves, read_run
 from memjax.experiment.report.words import corpus_name
 from memjax.experiment.templates import render
 from memjax.files import read_json
+from memjax.inference.codec import CODECS
+from memjax.inference.generator import STRATEGIES
 from memjax.inference.trained_model import TrainedModel
 from memjax.models import can, example, find
 from memjax.version import __version__
@@ -184,12 +186,11 @@ def _instruments(workdir: Path, name: str, step: int) -> Iterator[Table]:
 
 
 def _generates(family: str) -> bool:
-    return any(can(family, f"keeps_{what}") for what in ("tokens", "memories", "state"))
+    return any(can(family, kept) for kept in STRATEGIES)
 
 
 def _decodes_memories(family: str) -> bool:
-    ways = ("reconstructs", "reads_memories", "reads_own_memory")
-    return any(can(family, way) for way in ways)
+    return any(can(family, way) for way in CODECS)
 
 
 def _example(model: TrainedModel) -> str:

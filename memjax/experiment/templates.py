@@ -1,9 +1,16 @@
 """Pages and cards from the templates in this folder."""
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jinja2
+
+from memjax.files import write_text
+
+MARK = '<meta name="generator" content="memjax">'
+"""A tag in the beginning of every page of memjax."""
 
 
 def render(template: str, filters: Mapping[str, Callable[..., str]], **context: Any) -> str:
@@ -24,4 +31,13 @@ def render(template: str, filters: Mapping[str, Callable[..., str]], **context: 
         keep_trailing_newline=True,
     )
     environment.filters |= filters
-    return environment.get_template(template).render(context)
+    return environment.get_template(template).render(context, mark=MARK)
+
+
+def write_page(path: str | os.PathLike, text: str) -> Path:
+    """Write an HTML page and return its path.
+
+    Lone surrogates, which no text file can hold, become question marks.
+    """
+    write_text(path, text.encode(errors="replace").decode())
+    return Path(path)

@@ -24,6 +24,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from memjax.config import Backbone as BackboneConfig
+from memjax.evaluation.instruments.retrieval import Encode
 from memjax.inference.texts import TextsError, over_batches
 from memjax.layers import Backbone, Embed, Linear
 from memjax.objectives.uncertainty import Estimate, mean
@@ -33,8 +34,6 @@ PHRASE = 3
 """Tokens of a phrase."""
 KEYS = 4
 """Keys of an `update` text."""
-Encode = Callable[[np.ndarray], np.ndarray | jax.Array]
-"""Encoder: tokens [B, L] to memories [B, K, E]."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,14 +13,7 @@ import numpy as np
 
 from memjax.experiment.report.passages import visible
 from memjax.experiment.report.run import ReportError
-from memjax.experiment.templates import render
-from memjax.files import write_text
-
-CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t\r"} | {
-    0x0D: "\u240d",
-    0x7F: "\u2421",
-}
-"""Characters that HTML forbids or drops, mapped to their Unicode control pictures."""
+from memjax.experiment.templates import render, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +95,8 @@ def write_heatmap(
         )
         for row, text in enumerate(pieces)
     ]
-    page = render(
-        "report/heatmap.html.jinja", {}, title=title, lead=lead, measures=measures, texts=texts
-    )
-    # Lone surrogates, which no text file can hold, become question marks.
-    write_text(path, page.encode(errors="replace").decode())
-    return Path(path)
+    context = {"title": title, "lead": lead, "measures": measures, "texts": texts}
+    return write_page(path, render("report/heatmap.html.jinja", {}, **context))
 
 
 def shares(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
@@ -148,7 +137,7 @@ def _text(
         # An empty piece would have no area for the tooltip.
         tokens.append(
             {
-                "text": piece.translate(CONTROLS) or "∅",
+                "text": piece or "∅",
                 "title": "\n".join(title),
                 "style": style,
                 "counted": counted[t],

@@ -12,8 +12,7 @@ from memjax.evaluation.instruments.tables import probe_table
 from memjax.experiment.report import claim, passages, plots, words
 from memjax.experiment.report.cost import cost_table
 from memjax.experiment.report.run import CAUSAL_CONTROL, NO_MEMORY, Run, read_run
-from memjax.experiment.templates import render
-from memjax.files import write_text
+from memjax.experiment.templates import render, write_page
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("next_token_nats", "next token", "nats", -1),
@@ -48,8 +47,7 @@ def write_report(workdir: Path) -> Path:
         "embed": _embed,
     }
     page = render("report/page.html.jinja", filters, **_context(run, holds, losses))
-    write_text(workdir / "report.html", page)
-    return workdir / "report.html"
+    return write_page(workdir / "report.html", page)
 
 
 def _embed(path: Path) -> str:

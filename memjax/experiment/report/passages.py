@@ -31,12 +31,20 @@ class Passage(NamedTuple):
     """Chunks from the end of those memories back to it."""
 
 
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32)} | {
+    ord("\n"): "↵\u200b",
+    ord("\t"): "⇥",
+    0x7F: "\u2421",
+}
+"""Control characters, which HTML drops or forbids, mapped to characters that are visible."""
+
+
 def visible(piece: Any) -> str:
-    """Return a piece with visible line breaks and tabs.
+    """Return a piece with visible line breaks, tabs and other control characters.
 
     The browser may wrap at a line break.
     """
-    return str(piece).replace("\r\n", "\n").replace("\n", "↵\u200b").replace("\t", "⇥")
+    return str(piece).replace("\r\n", "\n").translate(_CONTROLS)
 
 
 def read_passages(records: Any) -> list[Passage]:

@@ -32,8 +32,8 @@ from memjax.experiment.report.store_data import (
     recall_sample,
     wrong_tokens,
 )
-from memjax.experiment.templates import render
-from memjax.files import check_writable, regular, write_text
+from memjax.experiment.templates import MARK, render, write_page
+from memjax.files import check_writable, regular
 from memjax.inference import TrainedModel, load
 from memjax.inference.neighbours import Neighbours, neighbours
 from memjax.models.memory import VECTORS
@@ -44,8 +44,6 @@ BINS = 60
 NEAREST = 5
 NEAREST_LIMIT = 2**17
 """Memories whose nearest ones are looked for, at most: time grows with the square."""
-MARK = '<meta name="generator" content="memjax">'
-"""A tag in the beginning of every page of memjax."""
 
 
 class Contents(NamedTuple):
@@ -120,9 +118,7 @@ def write_store_page(
     contents = Contents(given, original, sample, nearest, notes)
     tokenizer, side = trained.required_tokenizer, trained.padding_side
     text = page_text(path.name, path.stat().st_size, store, tokenizer, side, contents)
-    # Lone surrogates, which no text file can hold, become question marks.
-    write_text(page, text.encode(errors="replace").decode())
-    return page
+    return write_page(page, text)
 
 
 def page_text(
@@ -145,7 +141,6 @@ def page_text(
     return render(
         "report/store.html.jinja",
         {},
-        mark=MARK,
         version=__version__,
         name=name,
         lead=_lead(store, given.tokens, original),

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memjax.experiment.templates import render
-from memjax.files import write_text
+from memjax.experiment import templates
 
 UNITS = {
     "probe_nats": ("probe", "nats per token"),
@@ -52,13 +51,9 @@ def write_page(results: Mapping[str, Any], path: Path) -> Path:
         word: sum(claim["verdict"] == word for claim in claims)
         for word in ("holds", "undecided", "does not hold")
     }
-    write_text(
-        path,
-        render(
-            "reproduce/reproduction.html.jinja", {}, results=results, claims=claims, counts=counts
-        ),
-    )
-    return path
+    context = {"results": results, "claims": claims, "counts": counts}
+    page = templates.render("reproduce/reproduction.html.jinja", {}, **context)
+    return templates.write_page(path, page)
 
 
 def groups(numbers: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
