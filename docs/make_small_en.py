@@ -133,6 +133,10 @@ def measure(run: Path, texts: Path, novel: Path, others: list[Path]) -> dict[str
             **{path.name: given_back(model, path) for path in others},
         },
         "nats": {name: stages[name]["next_token_nats"] for name in (STAGE, CONTROL)},
+        "by_memories": {
+            STAGE: results["next_token_nats_by_memories"],
+            CONTROL: results[f"next_token_nats_by_memories_{CONTROL}"],
+        },
         "training": {
             "seconds": results["seconds_total"],
             "command": results["command"],

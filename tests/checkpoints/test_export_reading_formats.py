@@ -1,7 +1,7 @@
 """Files of earlier versions open: a store and an export of 0.2.0, written once.
 
-`python tests/checkpoints/test_export_reading_formats.py` writes them anew; only a version that may not be read any
-more is a reason.
+`python tests/checkpoints/test_export_reading_formats.py` writes those of this version; they stay
+as they are once it is released.
 """
 
 import contextlib
