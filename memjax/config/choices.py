@@ -60,7 +60,7 @@ MODEL_QUIRKS = (
 - `one_sided_noise`: bottleneck noise is drawn from [0, 2q), not [-q, q);
 - `residual_noise`: noise enters before the bottleneck and the clean memory is added after it (as
   one sentence describes it);
-- `reference_init`: first weights as PyTorch and Hugging Face draw them (training/initialize.py).
+- `reference_init`: first weights as PyTorch and Hugging Face draw them (models/initialize.py).
 """
 FUNCTION_QUIRKS = frozenset(MODEL_QUIRKS) - {
     "reference_init",

@@ -199,7 +199,7 @@ class Model:
     chunk_positions: bool = True
     """Learned position of the chunk in its row, in the decoder, on tokens and on slots."""
     task_embedding: bool = True
-    """Learned vector that marks the decoder's task: to predict or to retain."""
+    """Learned vector that marks the decoder's task: to predict, to retain or to recall."""
     memory_injection: str = "token"
     """Place of an oracle's memory: a first token, beside every embedding, or added to each."""
     noise: float = 0.0

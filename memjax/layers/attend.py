@@ -84,8 +84,8 @@ def attend(
       interpret: emulate the kernel without a TPU, slowly.
 
     Raises:
-      ValueError: the implementation is unknown, or `splash` is compiled for something other than a
-        TPU.
+      ConfigError: the implementation is unknown.
+      ValueError: `splash` is compiled for something other than a TPU.
     """
     if choose(implementation, query.shape[1], query.shape[3]) == "xla":
         if query.shape[1] > LONGEST_WHOLE:
@@ -220,7 +220,7 @@ def choose(implementation: str, length: int, width: int) -> str:
     Without a mesh the kernel could not be split over devices, so several devices get `xla`.
 
     Raises:
-      ValueError: the implementation is unknown.
+      ConfigError: the implementation is unknown.
     """
     ConfigError.require(
         implementation in ATTENTIONS,

@@ -47,8 +47,8 @@ class Attention(nn.Module):
     """Scaled dot-product attention over valid positions; softmax in float32.
 
     Attributes:
-      config: width, heads, gate, causality (`config.causal`), and head_dim, qk_norm and RoPE
-        settings of pretrained stacks.
+      config: width, heads, head_dim, gate, causality, qk_norm and RoPE, and the parts of a decoder
+        that reads memories by their places.
       dtype: dtype of matrix products.
       attention: implementation (see `attend`); it does not change the function.
     """
@@ -75,15 +75,12 @@ class Attention(nn.Module):
                 "sharpness", nn.initializers.constant(SHARPNESS), (config.heads,)
             )
         if config.place_heads:
-            places = config.place_heads, config.place_heads * self.key_heads // config.heads
-            self.query_address, self.key_address = (
-                self.param(name, _begin_address(count), (heads, config.attention_head_dim))
-                for name, count, heads in zip(
-                    ("query_address", "key_address"),
-                    places,
-                    (config.heads, self.key_heads),
-                    strict=True,
-                )
+            width, key_places = config.attention_head_dim, config.place_heads * self.key_heads
+            self.query_address = self.param(
+                "query_address", _begin_address(config.place_heads), (config.heads, width)
+            )
+            self.key_address = self.param(
+                "key_address", _begin_address(key_places // config.heads), (self.key_heads, width)
             )
 
     @property

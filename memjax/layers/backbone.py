@@ -197,7 +197,7 @@ class Backbone(nn.Module):
         """Compute `__call__` of a transformer, and return its keys and values [N, B, G, T, E].
 
         Raises:
-          ValueError: the stack is not a causal transformer.
+          ConfigError: the stack is not a causal transformer.
         """
         self._require_attention()
         x, cache = self.blocks.read(x.astype(jnp.float32), positions, valid)
@@ -225,7 +225,7 @@ class Backbone(nn.Module):
           The output, and the cache with the position's key and value.
 
         Raises:
-          ValueError: the stack is not a causal transformer.
+          ConfigError: the stack is not a causal transformer.
         """
         readable = valid & (jnp.arange(valid.shape[1]) < at[:, None])
         return self.cached_read(x, cache, positions, at, readable)
@@ -282,7 +282,7 @@ class Backbone(nn.Module):
         """Return the state of a stack of repeat mixers before the first position.
 
         Raises:
-          ValueError: the stack is of another kind, without a state of constant size.
+          ConfigError: the stack is of another kind, without a state of constant size.
         """
         self._require_state()
         return initial_state(self.config, batch)
@@ -302,7 +302,7 @@ class Backbone(nn.Module):
           position: 0 to T - 1, one for all sequences or one per sequence.
 
         Raises:
-          ValueError: as `initial_state`.
+          ConfigError: as `initial_state`.
         """
         self._require_state()
         x, state = self.blocks.step(x.astype(jnp.float32), state, position)

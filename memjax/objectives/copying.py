@@ -54,7 +54,7 @@ def first_half(tokens: Int[Array, "B N"], name: str) -> Int[Array, "B H"]:
     """Return the first half of each row, which a copy repeats.
 
     Raises:
-      ValueError: rows have no two halves; `name` is the objective.
+      ConfigError: rows have no two halves; `name` is the objective.
     """
     length = tokens.shape[1]
     ConfigError.require(

@@ -94,7 +94,7 @@ def nbags(tokens: Int[Array, "Q L"], count: int, key: jax.Array, pad: int) -> In
 
 
 def _check_count(count: int, length: int) -> None:
-    """Raises ValueError where a query would be longer than a passage."""
+    """Raise ConfigError where a query would be longer than a passage."""
     ConfigError.require(
         1 <= count <= length,
         f"query_tokens: got {count}, expected 1 to {length}, the tokens of a passage"

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from memjax.config import ConfigError
 from memjax.models.request import Asking, Request
 from memjax.objectives import next_token
 from memjax.objectives.objective import Objective
@@ -44,7 +45,7 @@ def weighted(name: str, plain: Scores, attribution: Float[Array, "B N"] | None) 
       attribution: of the prediction of token n, at index n; ignored at padding.
 
     Raises:
-      ValueError: there is no attribution.
+      ConfigError: there is no attribution.
     """
     a_BXN = known_attribution(name, attribution, plain.weight)
     return dataclasses.replace(plain, nats=VARIANTS[name](plain.nats, a_BXN))
@@ -58,10 +59,10 @@ def known_attribution(
     Values at padding, which may be anything, cannot enter a sum.
 
     Raises:
-      ValueError: there is none; `name` is the objective that needs it.
+      ConfigError: there is none; `name` is the objective that needs it.
     """
     if attribution is None:
-        raise ValueError(
+        raise ConfigError(
             f"objective {name!r}: got no attributions, expected one per token. Set"
             " config.data.attributions to their file"
         )

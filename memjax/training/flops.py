@@ -112,10 +112,8 @@ def token_flops(config: Config, stage: Stage, context: int) -> float:
       stage: the stage.
       context: positions that the token attends to, memories, earlier tokens and itself.
     """
-    shapes, stack = (
-        flatten_dict(abstract_params(build(config, stage), config), sep="/"),
-        config.model.decoder,
-    )
+    shapes = flatten_dict(abstract_params(build(config, stage), config), sep="/")
+    stack = config.model.decoder
     head = "embed/embedding" if stack.tie_embeddings else "head/kernel"
     matrices = sum(
         leaf.size

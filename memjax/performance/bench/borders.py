@@ -17,7 +17,7 @@ from memjax.inference import Generator
 from memjax.objectives import SpecialIds
 from memjax.performance.bench import decoding, timing
 from memjax.performance.bench.decoding import Writer
-from memjax.performance.bench.efficiency import check
+from memjax.performance.bench.efficiency import check_decoder
 from memjax.performance.bench.measure import devices
 
 STEPS_WITHIN = 4
@@ -101,7 +101,8 @@ def measure_borders(
       ConfigError: the stage trains no such model, or a number is invalid.
       GenerationError: the memories are more than `config.model.max_memories`.
     """
-    check(config, stage_name, (), min(rounds, 1), "border_entries")
+    check_decoder(config, stage_name, "border_entries")
+    ConfigError.require(rounds >= 1, f"--steps: got {rounds}, expected 1 or more")
     model, stage = config.model, config.stages[stage_name]
     ConfigError.require(
         model.layout == "text",

@@ -139,7 +139,7 @@ class Writer:
     def make_room(self) -> float:
         """Make room for one more entry, where the cache grows, and return the seconds."""
         generator, state = self.generator, self.state
-        entries = generator.strategy.grows and int(np.max(state.context.count)) + 1
+        entries = int(np.max(state.context.count)) + 1 if generator.strategy.grows else 0
         began = time.perf_counter()
         self.state = jax.block_until_ready(generator.with_room(state, entries))
         return time.perf_counter() - began

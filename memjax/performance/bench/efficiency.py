@@ -165,21 +165,13 @@ def measure_efficiency(
     return Efficiency(devices(), points)
 
 
-def check(
-    config: Config,
-    stage_name: str,
-    contexts: Sequence[int],
-    rounds: int,
-    flag: str = "context_lengths",
-) -> None:
-    """Check the arguments of `measure_efficiency` before anything is compiled.
-
-    `flag` is the one that the messages name.
+def check_decoder(config: Config, stage_name: str, flag: str) -> None:
+    """Check that a stage has memories and a KV cache to time; `flag` is that of the messages.
 
     Raises:
-      ConfigError: as `measure_efficiency`.
+      ConfigError: it has none.
     """
-    stage, length = find_stage(config, stage_name), config.model.chunk_length
+    stage = find_stage(config, stage_name)
     ConfigError.require(
         can(stage.family, "reads_memories") and stage.memory,
         f"--{flag}: got stage {stage_name!r} without memories, expected a stage that"
@@ -190,6 +182,16 @@ def check(
         f"config.model.decoder.kind: got {config.model.decoder.kind!r}, expected 'transformer',"
         f" as --{flag} times KV caches",
     )
+
+
+def check(config: Config, stage_name: str, contexts: Sequence[int], rounds: int) -> None:
+    """Check the arguments of `measure_efficiency` before anything is compiled.
+
+    Raises:
+      ConfigError: as `measure_efficiency`.
+    """
+    check_decoder(config, stage_name, "context_lengths")
+    length = config.model.chunk_length
     for context in contexts:
         ConfigError.require(
             context % length == 0,

@@ -261,8 +261,6 @@ def flops(config: Config, stage: Stage, name: str, stored: bool = False) -> floa
         vectors * chunk + at
         for chunk, at in itertools.product(range(half, 2 * half), range(1, length + 1))
     )
-    alone, more = (
-        token_flops(config, stage, 0),
-        token_flops(config, stage, 1) - token_flops(config, stage, 0),
-    )
+    alone = token_flops(config, stage, 0)
+    more = token_flops(config, stage, 1) - alone
     return stage.batch_size * (half * length * alone + read * more)
