@@ -17,6 +17,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "configs/README.md": "configs.md",
     "launch/README.md": "launch.md",
+    "memjax/released/small-en/README.md": "small-en.md",
     "LICENSE": "LICENSE.txt",
     "docs/reproduction.html": "reproduction_report.html",
     "notebooks/memory_in_ten_minutes.ipynb": "memory_in_ten_minutes.ipynb",

@@ -10,6 +10,7 @@ import pytest
 import memjax
 from memjax import released
 from memjax.cli.arguments import read_config
+from memjax.evaluation.instruments.rounding_loss import rounding_loss
 from memjax.inference.expansion import accuracy_against
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,7 @@ def test_the_bars_were_reached():
     assert CARD["nats"]["small_en"] <= 1.02 * CARD["nats"]["causal_control"]
 
 
+@pytest.mark.slow
 def test_a_text_is_given_back_recalled_and_continued(model):
     chunks = model.chunks([TEXT])
     store = model.compress(chunks)
@@ -54,6 +56,12 @@ def test_a_text_is_given_back_recalled_and_continued(model):
     found = model.recall_tokens(store, every)
     assert accuracy_against(store, found, chunks, "the text", every).tokens.value >= 0.98
     assert "".join(model.generate("", 12, store)).strip()
+
+
+def test_the_loss_of_a_short_text_is_that_of_what_is_given_back(model):
+    """It has no chunk that is full."""
+    loss = rounding_loss(model, model.chunks(["It was late, and he had left."]), "bfloat16")
+    assert loss.accuracy.value == 1 and loss.rounded[0].accuracy.value == 1
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def _compress_texts(given: Namespace) -> None:
     }
     reporter.table("", ("", ""), facts.items(), left=2)
     try:
-        model.codec()
+        model.reconstructor.codec()
     except CheckpointError as error:
         reporter.log(f"this stage does not reconstruct text: {error}")
         return

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from memjax.config.choices import FULL_PACKINGS
 from memjax.data import evenly_spaced
 from memjax.evaluation.instruments.information import token_scores
@@ -20,8 +22,11 @@ def rounding_loss(
 ) -> Quantisation:
     """Score a sample of the text from unrounded and from rounded memories, paired.
 
+    The decoder is that of `TrainedModel.reconstruct`.
+
     `rounded` is one result, or none for float32, which is not rounded. Of a model that was trained
-    on full chunks alone, chunks that are not full are left out.
+    on full chunks alone, chunks that are not full are left out, unless there are no others: then
+    end ids fill them, as in a store.
 
     Args:
       model: encoder and decoder.
@@ -33,15 +38,21 @@ def rounding_loss(
     Raises:
       CheckpointError: no decoder reads memories of a text.
     """
-    system = model.codec()
+    decoder = model.reconstructor
+    system, params = decoder.codec(), decoder.params
     whole = (chunks.tokens != model.ids.pad).all(axis=1)
-    if model.config.data.packing not in FULL_PACKINGS or not whole.any():
+    full = model.config.data.packing in FULL_PACKINGS
+    if not full or not whole.any():
         whole[:] = True
     numbers = groups(chunks.spans[whole, 0], system.held)
     picked = numbers[evenly_spaced(len(numbers), sample)]
     texts = grouped(chunks.tokens[whole], picked, model.ids.pad)
+    if full:
+        padded = texts == model.ids.pad
+        padded &= ~padded.all(axis=-1, keepdims=True)  # Not chunks that are none.
+        texts = np.where(padded, model.required_tokenizer.eos_id, texts)
     texts = texts.reshape(len(picked), system.length)
     if dtype not in KINDS:
-        sums = token_scores(system, model.params, texts, batch).of_texts()
+        sums = token_scores(system, params, texts, batch).of_texts()
         return Quantisation(ratio(sums.nats, sums.tokens), ratio(sums.correct, sums.tokens), ())
-    return quantisation(system, model.params, texts, [KINDS[dtype]], batch, places=["memory"])
+    return quantisation(system, params, texts, [KINDS[dtype]], batch, places=["memory"])
