@@ -167,6 +167,7 @@ def test_rounding_is_measured_beside_unrounded_memories(model, chunks, expected,
     assert rounded.difference.value != 0
 
 
+@pytest.mark.slow
 def test_a_memory_model_reads_the_same_store_by_blanks(
     workdir, book, tmp_path, capsys, quick, chunks
 ):

@@ -154,6 +154,7 @@ def test_what_does_not_fit_is_named(stage, file, tmp_path) -> None:
         run(f"{file},{tmp_path / 'wide.npz'}")
 
 
+@pytest.mark.slow
 def test_vectors_of_hugging_face_are_written_where_asked_and_probed(
     file, tmp_path, monkeypatch
 ) -> None:

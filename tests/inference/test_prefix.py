@@ -146,6 +146,7 @@ def test_rows_are_the_same_together_and_alone_and_as_arrays(quick, generator):
     )
 
 
+@pytest.mark.slow
 def test_the_oldest_leave_first(quick, generator):
     """A book of six chunks: three slots keep its end, or less of it where the prompt has chunks of
     its own."""

@@ -179,6 +179,7 @@ def wide(quick):
     return flatten_dict(drawn_for(WIDE, MEMORY, quick)[1], sep="/")
 
 
+@pytest.mark.slow
 def test_every_parameter_of_a_memory_model_has_its_distribution(wide):
     assert wide.keys() == EXPECTED.keys()
     wrong = [

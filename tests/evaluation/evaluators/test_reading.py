@@ -129,6 +129,7 @@ def test_next_tokens_are_those_of_the_same_chunks_behind_more_and_fewer_memories
         assert found[str(size)] == pytest.approx(float(nats.mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_passages_from_far_back_are_the_most_likely_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "TENTHS", 3)

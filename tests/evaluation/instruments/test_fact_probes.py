@@ -53,6 +53,7 @@ def test_the_last_value_of_a_key():
     assert TASKS["update"](CHUNKS[:, :, :3], V, 0).chunks.shape == (400, C, 3)
 
 
+@pytest.mark.slow
 def test_held_out_questions_are_for_the_keys_of_training():
     encoded = []
 

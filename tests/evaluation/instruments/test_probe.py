@@ -177,6 +177,7 @@ def test_scale_and_origin_of_vectors_do_not_matter(reader, sets):
     assert theirs == pytest.approx(ours, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_constant_memory_learns_the_unigram_of_each_position():
     generator = np.random.default_rng(0)
     # Position t says one of two tokens of its own, the first with probability 0.9: nothing of a
@@ -197,6 +198,7 @@ def test_a_constant_memory_learns_the_unigram_of_each_position():
     np.testing.assert_array_equal(found.correct, LENGTH - second[1500:].sum(axis=1))
 
 
+@pytest.mark.slow
 def test_a_uniform_predictor_has_the_nats_of_the_vocabulary(sets):
     decoder = make_decoder(PROTOCOL, VOCABULARY, LENGTH, (1, WIDTH), INFO.ids)
     params = decoder.start(jax.random.key(0)).params

@@ -19,6 +19,7 @@ def test_attention_to_more_entries_is_no_part_of_the_ratio():
     assert found.dearer(beyond=False).value == pytest.approx(8 / 5)
 
 
+@pytest.mark.slow
 def test_every_round_writes_one_entry_of_each_number(monkeypatch):
     placed = []
 

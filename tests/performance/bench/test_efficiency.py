@@ -238,6 +238,7 @@ def read():
     return point
 
 
+@pytest.mark.slow
 def test_entries_are_counted_as_held_and_spare_room_apart(read):
     # Keys and values of 2 layers, 16 wide, at 8 tokens and 4 entries; whether each is one of text,
     # and how many there are.
@@ -248,6 +249,7 @@ def test_entries_are_counted_as_held_and_spare_room_apart(read):
     assert read.full.spare_bytes == 0
 
 
+@pytest.mark.slow
 def test_a_context_too_long_for_the_decoder_alone_is_counted_and_not_timed(read):
     made = read.to_json()
     assert read.full.cache_bytes == 2 * 2 * 16 * 4 * (32 + 1 + 8)
@@ -255,6 +257,7 @@ def test_a_context_too_long_for_the_decoder_alone_is_counted_and_not_timed(read)
     assert not made["full"]["first_prefill"] and made["memory"]["border_spread"]["median"] > 0
 
 
+@pytest.mark.slow
 def test_flops_of_entries_blind_to_one_another_are_those_of_paper_and_pencil(read):
     block, head = 4 * 16**2 + 3 * 16 * 32, 16 * 320
     positions = [4 + 1 + at for at in range(1, 9)]
@@ -264,6 +267,7 @@ def test_flops_of_entries_blind_to_one_another_are_those_of_paper_and_pencil(rea
     assert read.memory.token_flops == pytest.approx(written + (encoded + entered) / 8)
 
 
+@pytest.mark.slow
 def test_a_step_within_a_chunk_encodes_nothing():
     """The compiler moves what does not change out of a loop, also out of one that may not run."""
     module, _ = modules(TEXT, STAGE, 16)
