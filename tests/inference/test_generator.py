@@ -192,9 +192,9 @@ def test_tokens_are_the_same_with_64_bits(generator, name):
 
 
 @pytest.mark.quick_cases(
-    "reading",
     "recurrent, mixer",
     slow=(
+        "reading",
         "reading, blind, 2 narrow vectors",
         "reading, none",
         "memory, fixed",

@@ -93,8 +93,8 @@ def states(model, asked, encoded, shared):
 
 
 @pytest.mark.quick_cases(
-    "published-variable",
     slow=(
+        "published-variable",
         "published-fixed",
         "start-attended padding",
         "start-grouped heads",

@@ -397,7 +397,7 @@ def test_generating_a_row_token_by_token_takes_what_reading_it_does():
     assert token_flops(config, stage, 5) - token_flops(config, stage, 4) == 2 * 3 * 2 * 16
 
 
-@pytest.mark.quick_cases("memory_model-nothing_saveable")
+@pytest.mark.quick_cases(slow=("memory_model-nothing_saveable", "causal_lm-none"))
 @pytest.mark.parametrize("remat", ["none", "nothing_saveable"])
 @pytest.mark.parametrize("family", ["causal_lm", "memory_model"])
 def test_xla_counts_the_same_where_nothing_loops(family, remat):

@@ -65,7 +65,7 @@ def close(a: object, b: object, tolerance: float = 2e-6) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=tolerance), a, b)
 
 
-@pytest.mark.quick_cases("2")
+@pytest.mark.quick_cases(slow=("2", "8"))
 @pytest.mark.parametrize("microbatches", [2, 4, 8])
 def test_microbatches_give_the_gradient_of_the_whole_batch(microbatches: int) -> None:
     state, _ = start(CONFIG, COMBINED)

@@ -128,8 +128,8 @@ def trained(quick, draw, source):
 
 
 @pytest.mark.quick_cases(
-    "memory_model-frozen_all",
     slow=(
+        "memory_model-frozen_all",
         "memory_model-frozen_blocks",
         "oracle-frozen_all",
         "autoencoder-frozen_blocks",

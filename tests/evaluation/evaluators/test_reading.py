@@ -91,6 +91,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "GROUP", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_recall_is_that_of_the_objective_where_both_exist() -> None:
     run = run_of(text(ENTRIES))
