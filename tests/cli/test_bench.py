@@ -31,7 +31,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_comparison_is_printed_and_written(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     args = [

@@ -107,7 +107,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert results[0]["passages"] == results[1]["passages"]
 
 
-@pytest.mark.quick_cases(slow=("combined",))
+@pytest.mark.night
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_and_started_again_it_ends_bitwise_the_same(place: Path, stage: str) -> None:
     name = f"killed_in_{stage}"

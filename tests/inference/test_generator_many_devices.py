@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).with_name("many_devices.py")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_tokens_and_logits_are_those_of_one_device():
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}

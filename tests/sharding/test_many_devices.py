@@ -22,7 +22,7 @@ BESIDE = 1.03
 used twice may be summed twice."""
 
 READING = "memory_model:reading"
-FEW = pytest.mark.quick_cases(slow=("autoencoder", "causal_lm", "memory_model", "oracle", READING))
+FEW = pytest.mark.quick_cases(slow=("autoencoder", "causal_lm", "memory_model", READING))
 """Families with a process in the slow tests; the others have theirs at night."""
 CASES = (*FAMILIES, READING)
 MESHES = dict.fromkeys(CASES, "ddp,fsdp") | {"causal_lm": "ddp,fsdp,fsdp_tp"}
@@ -46,7 +46,7 @@ def test_loss_gradients_and_parameters_are_those_of_one_device(family):
         assert found["parameters"] < 2e-5, mesh
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=(READING,))
 @pytest.mark.parametrize("family", ["memory_model", READING])
 def test_on_meshes_of_two_and_three_axes_they_are_too(family):
     for mesh, found in compared(family, "fsdp_tp,data_fsdp_tp").items():

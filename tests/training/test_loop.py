@@ -267,9 +267,11 @@ def test_metrics_of_a_step_are_read_when_the_next_one_is_under_way(
 # Profiles
 
 
-@pytest.mark.slow
+@pytest.mark.quick_cases(slow=("of two",))
 @pytest.mark.parametrize(
-    ("window", "traced"), [((2, 3), {2, 3}), ((5, 99), {5, 6}), ((7, 9), set())]
+    ("window", "traced"),
+    [((2, 3), {2, 3}), ((5, 99), {5, 6}), ((7, 9), set())],
+    ids=["of two", "that a stage ends", "after its end"],
 )
 def test_a_profile_holds_the_steps_of_its_window(
     config: Config, tmp_path: Path, window: tuple[int, int], traced: set[int]

@@ -217,7 +217,7 @@ def runs(tmp_path_factory):
     return folder / "shallow", run
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_shallower_stack_fills_the_first_layers_and_the_others_stay_as_initialised(runs):
     source, run = runs
     deep = run("deep", DEEP, compat=("untrained_layers",))

@@ -99,7 +99,7 @@ def test_what_cannot_be_asked_is_named():
         fact_probes(one_hot, np.full_like(CHUNKS, 7), CHUNKS, V, ("update",), how)
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_trained_encoder_keeps_which_token_stands_where(trained_autoencoder):
     system, params, train, held_out = trained_autoencoder
     how = Training(steps=400, rows=128, width=32)

@@ -39,7 +39,7 @@ def result():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.night
 def test_a_result_is_json_with_every_number_finite(result):
     told = json.loads(json.dumps(result.to_json()))
     assert told.keys() == {"devices", "reports", "comparisons", "profiles", "memory"}
