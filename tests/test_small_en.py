@@ -78,6 +78,7 @@ def test_it_trains_further_on_other_text(tmp_path):
     overrides = {
         "data.corpus": str(tmp_path / "own.txt"),
         "stages.small_en.steps": "10",
+        "stages.small_en.warmup_steps": "2",
         "stages.small_en.batch_size": "2",
     }
     config = read_config("config", str(ROOT / "configs/release.py:continue"), overrides.items())
