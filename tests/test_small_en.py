@@ -77,7 +77,7 @@ def test_it_trains_further_on_other_text(tmp_path):
     (tmp_path / "own.txt").write_text("".join(lines))
     overrides = {
         "data.corpus": str(tmp_path / "own.txt"),
-        "stages.small_en.steps": "10",
+        "stages.small_en.steps": "20",
         "stages.small_en.warmup_steps": "2",
         "stages.small_en.batch_size": "2",
     }
