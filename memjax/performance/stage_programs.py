@@ -20,7 +20,7 @@ from memjax.training.compiled_steps import StageSteps, jit_evaluation_step
 from memjax.training.encode_corpus import reads_memories
 
 Jitted = tuple[Any, tuple[Any, Batch]]
-PROMPTS = ("copy", "plain_copy", "blank_copy")
+PROMPTS = ("copy", "plain_copy", "blank_copy", "recall")
 """Objectives whose prompt `generate` can use: the first that the stage has."""
 
 
