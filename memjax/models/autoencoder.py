@@ -57,7 +57,7 @@ class Autoencoder(nn.Module):
         return self.encoder(tokens, valid)
 
     def hidden(self, memory: Float[Array, "B K E"]) -> Float[Array, "B L D"]:
-        """Decoder states that the head turns into scores of the chunk's tokens."""
+        """Return the states that the head turns into logits of the chunk's tokens."""
         if self.config.encoder.width != self.config.reconstructor.width:
             memory = self.bridge(memory)
         batch, vectors, width = memory.shape
@@ -70,7 +70,7 @@ class Autoencoder(nn.Module):
         return self.backbone(x)
 
     def decode(self, memory: Float[Array, "B K E"]) -> Float[Array, "B L V"]:
-        """Logits of the chunk's tokens, from its memory alone."""
+        """Return the logits of the chunk's tokens, from its memory alone."""
         return self.head(self.hidden(memory))
 
     def score(

@@ -88,7 +88,7 @@ class CausalLM(RowModule):
 
 
 def _answer(asking: Asking, variables: Variables, request: Request) -> tuple[jax.Array, jax.Array]:
-    """Labels follow the inputs from position `place` on."""
+    """Score the labels, which follow the inputs from position `place` on."""
     inputs, labels, (start,) = request.inputs[:, 0], request.labels[:, 0], request.place
     nats, correct = asking.apply(
         variables, "score", inputs, labels, inputs != asking.ids.pad, start=int(start)

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
 
     @property
     def length(self) -> int:
-        """Positions the backbone runs over."""
+        """Return the number of positions that the backbone runs over."""
         extra = self.config.memory_vectors if self.config.readout == "memory_tokens" else 0
         return self.config.chunk_length + extra
 
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         return self._squeeze(memory)
 
     def _squeeze(self, memory: jax.Array) -> jax.Array:
-        """Through the bottleneck, with noise on what passes it."""
+        """Return memories that passed the bottleneck, with noise on what passes it."""
         if not self.config.bottleneck:
             return self._disturb(memory)
         if "residual_noise" in self.config.compat:
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         return self.up(narrow) if self.expand else narrow
 
     def _disturb(self, x: jax.Array) -> jax.Array:
-        """Adds uniform noise in [-q, q), its own for every element, where a generator is given."""
+        """Add uniform noise in [-q, q), its own for every element, where a generator is given."""
         q = self.config.noise
         if not q or not self.has_rng("noise"):
             return x

@@ -44,7 +44,7 @@ class Oracle(nn.Module):
 
     @property
     def memory_positions(self) -> int:
-        """Decoder positions before the first token."""
+        """Return the number of decoder positions before the first token."""
         return self.config.memory_vectors if self.config.memory_injection == "token" else 0
 
     def setup(self) -> None:
@@ -138,7 +138,7 @@ class Oracle(nn.Module):
 
 
 def _answer(asking: Asking, variables: Variables, request: Request) -> tuple[jax.Array, jax.Array]:
-    """One call of the encoder and one of the decoder; blocks do not see each other."""
+    """Call encoder and decoder once; blocks do not see each other."""
     encoded, inputs, batch = fold(asking.chunks), fold(request.inputs), len(request.inputs)
     memory = asking.apply(variables, "encode", encoded, encoded != asking.ids.pad)
     nats, correct = asking.apply(
@@ -165,7 +165,7 @@ def _check(config: Config, stage: Stage, key: str) -> None:
 
 
 def _beside(model: Model) -> int:
-    """Channels that a memory takes beside the embedding of every token."""
+    """Return the channels that a memory takes beside the embedding of every token."""
     if model.memory_injection != "embedding":
         return 0
     beside = model.memory_vectors * (model.bottleneck or model.encoder.width)

@@ -30,7 +30,7 @@ class Use(NamedTuple):
 
 
 def encoder_uses(config: Config, chunks: float) -> Iterator[Use]:
-    """An encoder over so many chunks."""
+    """Yield the uses of an encoder over so many chunks of a sequence."""
     model = config.model
     length = Encoder(model, config.data.vocab_size).length
     yield Use("encoder/backbone/blocks", "encoder", chunks * length, length, model.encoder)
