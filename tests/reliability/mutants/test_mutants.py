@@ -45,6 +45,9 @@ from memjax.testing import WORDS
 from memjax.testing.settings import tree_with
 from memjax.testing.workdir import write_stage
 
+# A restore that fails leaves coroutines of Orbax behind; they complain when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 MEMORY, SECONDS = 2**17, 20
 """KiB that the process may grow by for a mutant, and seconds that it may take."""
 OVERRIDES = """seed=3
