@@ -13,9 +13,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Sets glibc to keep freed memory; returns whether that succeeded.
+    """Set glibc to keep freed memory; return whether that succeeded.
 
-    Call it before the first large allocation.
+    Call it before the process has a second thread: what that thread allocates makes an arena of its
+    own, and large blocks of such threads return to the kernel whatever the parameters are.
     """
     if not sys.platform.startswith("linux"):
         return False

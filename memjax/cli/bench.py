@@ -5,7 +5,6 @@ from argparse import Namespace
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from memjax.cli.allocator import keep_freed_memory
 from memjax.cli.arguments import Arguments, UsageError, read_config, refuse, take
 from memjax.cli.compile import gib, parse_mesh
 from memjax.files import write_json
@@ -86,8 +85,7 @@ def run(given: Namespace) -> None:
     flag = "against" if given.against not in (None, TWO_PASSES) else "config"
     against_config = read_config(flag, *other) if other else None
     mesh = parse_mesh(given.mesh)
-    keep_freed_memory()
-    # These import JAX: after the allocator is set and the flags are checked.
+    # After the flags are checked: these import JAX.
     from memjax.performance.bench import BenchCase, measure
     from memjax.sharding import connect, first_process
 
@@ -130,7 +128,6 @@ def run_contexts(config: "Config", given: Namespace) -> None:
     refuse(ARGUMENTS, given, others, f"with --{flag}")
     numbers = getattr(given, flag)
     UsageError.require(numbers, f"--{flag}: no value, expected numbers such as {usual}.")
-    keep_freed_memory()
     from memjax.performance.bench.borders import measure_borders
     from memjax.performance.bench.efficiency import measure_efficiency
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from os import _exit
 
+from memjax.cli.allocator import keep_freed_memory
 from memjax.cli.arguments import close_match, help_text, parse
 from memjax.errors import MemjaxError, message
 
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0 done, 1 a run that failed, 2 wrong input, 128 + signal when interrupted.
     """
+    if argv is None:
+        # The process is ours, and has no other thread yet.
+        keep_freed_memory()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 
-from memjax.cli.allocator import keep_freed_memory
 from memjax.cli.arguments import Arguments, take
 
 ARGUMENTS = Arguments(
@@ -28,8 +27,6 @@ ARGUMENTS = Arguments(
 
 def run(given: Namespace) -> None:
     """Trains, measures and judges."""
-    keep_freed_memory()
-    # It imports JAX: after the allocator is set.
     from memjax.experiment.reproduce import reproduce
 
     reproduce(given.out, given.scale, given.corpus, tuple(given.seeds), given.limit or 0)

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 
-from memjax.cli.allocator import keep_freed_memory
 from memjax.cli.arguments import Arguments, read_config, take
 
 ARGUMENTS = Arguments(
@@ -19,8 +18,7 @@ ARGUMENTS = Arguments(
 def run(given: Namespace) -> None:
     """Trains the stages of a config, evaluates them and writes the report."""
     config = read_config("config", given.config, given.overrides["config"])
-    keep_freed_memory()
-    # These import JAX: after the allocator is set and the flags are checked.
+    # After the flags are checked: these import JAX.
     from memjax.experiment.run import run_experiment
     from memjax.sharding import connect
 

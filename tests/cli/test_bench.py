@@ -16,13 +16,6 @@ from memjax.performance.bench.efficiency import Efficiency, Point, Side
 from memjax.testing import tiny_config, write_config
 
 
-@pytest.fixture(autouse=True)
-def untouched_allocator(monkeypatch):
-    """The command tunes the C library's allocator, which is for a process of its own, before its
-    first large allocation."""
-    monkeypatch.setattr("memjax.cli.bench.keep_freed_memory", lambda: False)
-
-
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config file."""

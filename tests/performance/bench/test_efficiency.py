@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.cli import bench
 from memjax.cli.main import main
 from memjax.config import Backbone, ConfigError, Stage
 from memjax.inference import Generator
@@ -334,7 +333,6 @@ def file(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_the_numbers(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "keep_freed_memory", lambda: False)
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "found.json"
     assert (
@@ -394,8 +392,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize(("args", "message"), FLAGS.values(), ids=FLAGS.keys())
-def test_wrong_flags_are_one_clear_line(file, args, message, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "keep_freed_memory", lambda: False)
+def test_wrong_flags_are_one_clear_line(file, args, message, capsys):
     assert main(["bench", f"--config={file}", *args]) == 2
     said = capsys.readouterr().err
     assert message in " ".join(said.split())
