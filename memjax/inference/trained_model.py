@@ -4,13 +4,9 @@ import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -18,131 +14,35 @@ from memjax.checkpoints import CheckpointError
 from memjax.checkpoints.export_writing import SHARD_BYTES, Trained, write_export
 from memjax.checkpoints.reading import Step
 from memjax.checkpoints.store import MemoryStore
-from memjax.checkpoints.store_records import EncoderProvenance, StoreError
-from memjax.config import Config, Stage
-from memjax.config.choices import FULL_PACKINGS, PACKINGS
-from memjax.data import Tokenizer
-from memjax.data.packing import check_side
-from memjax.errors import MemjaxError
+from memjax.checkpoints.store_records import StoreError
+from memjax.config.choices import FULL_PACKINGS
 from memjax.inference.chunking import Chunks, Source, cut, read_sources
 from memjax.inference.codec import MemoryCodec, make_codec, own_objective
-from memjax.inference.compression import compress, document_of, provenance_of
+from memjax.inference.compression import compress, document_of
 from memjax.inference.expansion import document_texts, expand
 from memjax.inference.generator import Generator, text_pieces
 from memjax.inference.likelihood import BATCH, Scorer, TokenScores
 from memjax.inference.recall import Recalling
 from memjax.inference.sampling import GenerationError, Sampling
-from memjax.interop.stage import check_tokenizer, encoder_of, open_stage
-from memjax.models import Encoder, build, can
+from memjax.inference.stage_model import StageModel
+from memjax.interop.stage import open_stage
+from memjax.models import build
 from memjax.models.initialize import initial_params
 from memjax.models.memory import VECTORS, Memories
-from memjax.objectives import SpecialIds
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainedModel(Recalling):
+class TrainedModel(StageModel, Recalling):
     """A trained stage, wherever it lies; made by `load`.
 
     Methods that a family cannot provide raise an error that names the stage: an autoencoder does
     not generate, a causal language model does not encode.
     """
 
-    module: nn.Module
-    params: dict[str, Any]
-    config: Config
-    """The config of the run."""
-    tokenizer: Tokenizer | None
-    """The tokenizer; None where the weights came without one."""
-    stage: str
-    """The name of the stage; its settings are `config.stages[stage]`."""
-    step: int = 0
-    """Steps that the stage was trained."""
-    path: str = ""
-    """The path that was loaded, for messages."""
-    folder: Path = Path()
-    """The stage's folder on this machine (metrics, instruments), or that of the export."""
-    data: Path = Path()
-    """Where the run keeps tokenizer and rows."""
-    autoencoder: str = ""
-    """The path of the autoencoder that its encoder began as; empty for none."""
-
     def __repr__(self) -> str:
         """Return where it lies and what it is; not its parameters."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return f"TrainedModel({self._name}, {self.family}, step {self.step}, {count:,} parameters)"
-
-    @property
-    def settings(self) -> Stage:
-        """The settings of the stage."""
-        return self.config.stages[self.stage]
-
-    @property
-    def family(self) -> str:
-        """The model family."""
-        return self.settings.family
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the token table."""
-        return self.config.data.vocab_size
-
-    @property
-    def ids(self) -> SpecialIds:
-        """Reserved ids of the tokenizer; memjax's own where there is none."""
-        return SpecialIds.of(self.tokenizer) if self.tokenizer else SpecialIds()
-
-    @property
-    def required_tokenizer(self) -> Tokenizer:
-        """The tokenizer.
-
-        Raises:
-          CheckpointError: the weights came without one.
-        """
-        if self.tokenizer is None:
-            raise CheckpointError(
-                f"{self._name}: weights without a tokenizer, expected one to read text. Add it by"
-                " model.with_tokenizer(memjax.data.load_tokenizer(FILE))."
-            )
-        return self.tokenizer
-
-    def with_tokenizer(self, tokenizer: Tokenizer, where: str | os.PathLike = "") -> "TrainedModel":
-        """Return the same model with a tokenizer, for weights that came without one.
-
-        Args:
-          tokenizer: the tokenizer; one that the model has already must be the same.
-          where: where it was read, for messages.
-
-        Raises:
-          CheckpointError: it is another than the model's, or has more entries than its token table.
-        """
-        fingerprint = self.tokenizer.fingerprint if self.tokenizer else ""
-        check_tokenizer(tokenizer, fingerprint, self.vocab_size, self._name, where)
-        return dataclasses.replace(self, tokenizer=tokenizer)
-
-    @functools.cached_property
-    def encoder(self) -> Encoder:
-        """The encoder; its parameters are `params["encoder"]`.
-
-        Raises:
-          CheckpointError: the model has none.
-        """
-        return encoder_of(self.config, self.stage, self.params, self.path)
-
-    @functools.cached_property
-    def provenance(self) -> EncoderProvenance:
-        """The encoder and the tokenizer, as a store of its memories records them.
-
-        All parameters of the encoder are hashed.
-
-        Raises:
-          CheckpointError: the model has no encoder or no tokenizer.
-        """
-        tokenizer = self.required_tokenizer.fingerprint
-        encoder, params = self.encoder, jax.tree.map(jnp.asarray, self.params["encoder"])
-        trained = (self.family, self.stage, self.step, tokenizer, self.path)
-        return provenance_of(encoder, params, *trained)
 
     @functools.cached_property
     def reconstructor(self) -> "TrainedModel":
@@ -200,22 +100,6 @@ class TrainedModel(Recalling):
         arguments = (self.module, self.params, self.ids, self.settings.compat, batch)
         return self._make(Scorer, arguments, GenerationError)
 
-    def _check_side(self) -> None:
-        """Raise GenerationError for rows padded on the left: texts are read from their beginning.
-        Places in a row do not matter to a transformer that reads it whole.
-        """
-        whole = can(self.family, "keeps_tokens") and self.config.model.decoder.kind == "transformer"
-        where, remedy = f"{self._name}: a text", "Train on rows padded on the right"
-        side = "" if whole else "right"
-        check_side(side, self.config.data.packing, where, remedy, GenerationError)
-
-    def _make(self, make: Callable[..., T], arguments: tuple, error: type[MemjaxError]) -> T:
-        """Call a function whose errors do not name the model."""
-        try:
-            return make(*arguments)
-        except ValueError as caught:
-            raise error(f"{self._name}: {caught}") from caught
-
     def untrained(self, seed: int) -> "TrainedModel":
         """Return the same architecture with the parameters that training begins with.
 
@@ -246,11 +130,6 @@ class TrainedModel(Recalling):
             else (Source(f"text {i}", text, 0) for i, text in enumerate(source))
         )
         return cut(texts, self.required_tokenizer, length, limit, self.padding_side)
-
-    @property
-    def padding_side(self) -> str:
-        """The side of padding in the rows of its training, and so in chunks of texts."""
-        return PACKINGS[self.config.data.packing][1]
 
     def encode(self, texts: Sequence[str]) -> Memories:
         """Encode texts; no chunk holds tokens of two.
@@ -423,10 +302,6 @@ class TrainedModel(Recalling):
         other = self.reconstructor if self.autoencoder else self
         beside = None if other is self else _exported(other)
         write_export(path, *_exported(self), card, dtype, shard_bytes, beside)
-
-    @property
-    def _name(self) -> str:
-        return f"{self.path}, stage {self.stage}" if self.path else f"stage {self.stage}"
 
 
 def _exported(model: TrainedModel) -> Trained:
