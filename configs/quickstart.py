@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     autoencoder = c.Stage(
         family="autoencoder",
         objectives={"reconstruction": 1.0},
-        steps=600,
+        steps=480,
         batch_size=2,
         learning_rate=3e-3,
         warmup_steps=20,
@@ -56,14 +56,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         objectives={"next_token": 1.0},
         scored_chunks={"next_token": 8},
         dials={"place_range": 4096},
-        steps=500,
+        steps=420,
         batch_size=8,
         learning_rate=5e-3,
         warmup_steps=20,
     )
     combined = dataclasses.replace(
         control,
-        objectives={"blank_recall": 1.0, "recall": 0.6, "next_token": 2.0},
+        objectives={"blank_recall": 1.0, "recall": 0.6, "next_token": 1.5},
         scored_chunks={"blank_recall": 8, "recall": 4, "next_token": 8},
         trainable=c.FREEZING["frozen_all"],
         init_from="autoencoder",
@@ -77,7 +77,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ),
         optimizer=c.Optimizer(
             rules=((MATRICES, "muon"), (".*", "adamw")),
-            rate_rules=((MATRICES, 10.0), (TOKENS, 4.0), (".*", 1.0)),
+            rate_rules=((MATRICES, 8.0), (TOKENS, 4.0), (".*", 1.0)),
             decay_rules=((".*", 0.0),),
         ),
         stages={"autoencoder": autoencoder, "combined": combined, "causal_control": control},
