@@ -31,7 +31,7 @@ from memjax.testing import tiny_config, write_corpus
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
-    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=4, controls=())
+    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=4, controls=(), evaluators={})
     run_experiment(config, folder / "run")
     return folder / "run"
 
