@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config of two stages with microbatches, and `undisturbed`, a finished run of it."""
     folder = tmp_path_factory.mktemp("runs")
     config = tiny_config(
-        write_corpus(folder / "corpus.jsonl"), steps=40, controls=(), checkpoint_every=5
+        write_corpus(folder / "corpus.jsonl"), steps=40, controls=(), checkpoint_every=10
     )
     stages = {name: config.stages[name] for name in STAGES}
     stages["combined"] = type(stages["combined"])(
