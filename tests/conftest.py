@@ -24,6 +24,8 @@ FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.ite
 if FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Every core has its own process of tests, beside which more threads only wait.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

@@ -79,7 +79,7 @@ def test_it_trains_further_on_other_text(tmp_path):
         "data.corpus": str(tmp_path / "own.txt"),
         "stages.small_en.steps": "20",
         "stages.small_en.warmup_steps": "2",
-        "stages.small_en.batch_size": "2",
+        "stages.small_en.batch_size": "1",
     }
     config = read_config("config", str(ROOT / "configs/release.py:continue"), overrides.items())
     evaluators = {

@@ -50,7 +50,7 @@ def from_config_dict(tree: Mapping[str, Any], overrides: Iterable[tuple[str, str
         tree = tree.to_dict()
     config = _build(tree, Config)
     for key, text in overrides:
-        config = _build(_replaced(dataclasses.asdict(config), key, text), Config)
+        config = _overridden(config, key, text)
     check(config)
     return config
 
@@ -117,6 +117,14 @@ _PARSERS: Mapping[Any, Callable[[str], Any]] = {
     str: str,
 }
 _hints = functools.cache(typing.get_type_hints)
+
+
+def _overridden(config: Config, key: str, text: str) -> Config:
+    """Return `config` with one setting changed; only the group that holds it is built again."""
+    tree = _replaced(dataclasses.asdict(config), key, text)
+    name = key.partition(".")[0]
+    built = _build(tree[name], _type_of(name, Config, tree, key, ""), name)
+    return dataclasses.replace(config, **{name: built})
 
 
 def _replaced(tree: dict[str, Any], key: str, text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pages and cards from the templates in this folder."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,15 @@ def render(template: str, filters: Mapping[str, Callable[..., str]], **context: 
       filters: functions of a value, by their names in the template.
       **context: the template's variables.
     """
-    environment = jinja2.Environment(
+    environment = _environment(template)
+    environment.filters |= filters
+    return environment.get_template(template).render(context, mark=MARK)
+
+
+@functools.cache
+def _environment(template: str) -> jinja2.Environment:
+    """Return the environment of one template, which compiles it once."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("memjax.experiment", ""),
         autoescape=template.endswith(".html.jinja"),
         undefined=jinja2.StrictUndefined,
@@ -30,8 +39,6 @@ def render(template: str, filters: Mapping[str, Callable[..., str]], **context: 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= filters
-    return environment.get_template(template).render(context, mark=MARK)
 
 
 def write_page(path: str | os.PathLike, text: str) -> Path:

@@ -144,12 +144,13 @@ def _draw_frequencies(half: int) -> Float[np.ndarray, "N F"]:
     """Return all draws for `place_phases`, best first."""
     drawn = np.random.default_rng(0).uniform(0, np.pi, (_DRAWS, half))
     block = math.isqrt(PLACE_RANGE)
-    near, far = np.arange(block), np.arange(0, PLACE_RANGE, block)
+    # 16 rows a product: one of more is split over threads, which takes several times as long.
+    near, far = np.arange(block), np.arange(0, PLACE_RANGE, block).reshape(-1, 16)
     highest = np.empty(_DRAWS)
     for number, frequency in enumerate(drawn):
         # cos(f (a + b)) summed over f, as a product of matrices over a and b.
-        a, b = far[:, None] * frequency, near[:, None] * frequency
+        a, b = far[..., None] * frequency, near[:, None] * frequency
         scores = np.cos(a) @ np.cos(b).T - np.sin(a) @ np.sin(b).T
-        scores[0, 0] = -np.inf
+        scores[0, 0, 0] = -np.inf
         highest[number] = scores.max()
     return drawn[np.argsort(highest, kind="stable")]

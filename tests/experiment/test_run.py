@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -49,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config of two stages with microbatches, and `undisturbed`, a finished run of it."""
     folder = tmp_path_factory.mktemp("runs")
     config = tiny_config(
-        write_corpus(folder / "corpus.jsonl"), steps=40, controls=(), checkpoint_every=5
+        write_corpus(folder / "corpus.jsonl"), steps=40, controls=(), checkpoint_every=10
     )
     stages = {name: config.stages[name] for name in STAGES}
     stages["combined"] = type(stages["combined"])(
@@ -123,32 +124,52 @@ def test_killed_and_started_again_it_ends_bitwise_the_same(place: Path, stage: s
     assert_same_run(place / "undisturbed", place / name)
 
 
-def test_asked_to_stop_it_saves_the_step_and_says_how_to_go_on(place: Path) -> None:
+class Stopped(NamedTuple):
+    """A run that was sent SIGTERM in its last stage, in two workdirs, `stopped` and `moved`; its
+    corpus is `moved.jsonl`."""
+
+    status: int
+    said: str
+    flags: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def stopped(place: Path) -> Stopped:
+    corpus = place / "moved.jsonl"
+    shutil.copy(place / "corpus.jsonl", corpus)
+    flags = (f"--config.data.corpus={corpus}",)
     process = subprocess.Popen(
-        command(place, "stopped"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(place, "stopped", *flags),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for_step(process, place / "stopped" / "stages" / "combined" / "metrics.jsonl", 11)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "is saved. Run the same command to resume" in " ".join(said.split())
+    shutil.copytree(place / "stopped", place / "moved")
+    return Stopped(process.returncode, said, flags)
+
+
+def test_asked_to_stop_it_saves_the_step_and_says_how_to_go_on(
+    place: Path, stopped: Stopped
+) -> None:
+    assert stopped.status == 128 + signal.SIGTERM
+    assert "is saved. Run the same command to resume" in " ".join(stopped.said.split())
     saved = load_params(place / "stopped" / "stages" / "combined" / "checkpoints")[1]["step"]
     assert 11 <= saved < 40
-    assert f"combined: resuming from step {saved}" in train(place, "stopped")
+    said = train(place, "stopped", *stopped.flags)
+    assert f"combined: resuming from step {saved}" in said
     assert_same_run(place / "undisturbed", place / "stopped")
 
 
-def test_it_resumes_without_its_corpus_and_with_another_split_of_batches(place: Path) -> None:
-    corpus = place / "moved.jsonl"
-    shutil.copy(place / "corpus.jsonl", corpus)
-    flags = (f"--config.data.corpus={corpus}",)
-    process = subprocess.Popen(command(place, "moved", *flags), stdout=subprocess.DEVNULL)
-    wait_for_step(process, place / "moved" / "stages" / "combined" / "metrics.jsonl", 11)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 128 + signal.SIGTERM
-    corpus.unlink()
-    flags += ("--config.model.remat=nothing_saveable", "--config.log_every=5")
-    said = train(place, "moved", *flags, "--config.stages.combined.grad_accum_steps=1")
+def test_it_resumes_without_its_corpus_and_with_another_split_of_batches(
+    place: Path, stopped: Stopped
+) -> None:
+    (place / "moved.jsonl").unlink()
+    flags = ("--config.model.remat=nothing_saveable", "--config.log_every=5")
+    flags += ("--config.stages.combined.grad_accum_steps=1",)
+    said = train(place, "moved", *stopped.flags, *flags)
     assert f"The rows in {place / 'moved' / 'data'} are used as they are" in said
     assert "config.stages.combined.grad_accum_steps: 1 now, 2 there" in said
     assert "combined: resuming from step" in said
@@ -225,6 +246,7 @@ def test_the_small_quickstart_does_everything_the_large_one_does(tmp_path: Path)
         f"--workdir={tmp_path / 'run'}",
         # Fewer held-out chunks: recall is measured among 16, 64 and 256 of them.
         "--config.data.validation_share=0.01",
+        "--config.data.sequence_length=256",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "memjax.cli.main", *args],

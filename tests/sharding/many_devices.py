@@ -99,20 +99,23 @@ def batch_of(config: Config) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "attribution": rng.random(tokens.shape, np.float32)}
 
 
+def drawn(config: Config) -> dict:
+    """Parameters that a stage starts from, the same for every mesh."""
+    module = build(config, config.stages["only"])
+    init = jax.jit(lambda key: module.init(key, example(module, config))["params"])
+    return jax.device_get(init(jax.random.key(0)))
+
+
 def run(
-    config: Config, devices: list, optimizer_steps: int = 2
+    config: Config, params: dict, devices: list, optimizer_steps: int = 2
 ) -> tuple[list, dict, dict[str, list[int]]]:
     """(metrics of every step, parameters after the last, collectives of the compiled step)."""
     mesh = make_mesh(config.mesh, devices)
     steps = StageSteps(config, "only", mesh, IDS)
-    module, wanted = steps.module, steps.state
+    wanted = steps.state
+    trainable, frozen = split(params, steps.stage.trainable, "trainable")
+    moments = jax.device_get(jax.jit(steps.optimizer.init)(trainable))
     with jax.set_mesh(mesh):
-        params = jax.jit(
-            lambda key: module.init(key, example(module, config))["params"],
-            out_shardings=layouts(wanted.params),
-        )(jax.random.key(0))
-        trainable, frozen = split(params, steps.stage.trainable, "trainable")
-        moments = jax.jit(steps.optimizer.init, out_shardings=layouts(wanted.opt_state))(trainable)
         state = jax.device_put(TrainState(np.int32(0), trainable, frozen, moments), layouts(wanted))
         batch = Batch(**put_batch(batch_of(config), mesh))
         step = steps.jit_train_step().lower(state, batch).compile()
@@ -154,17 +157,18 @@ def main() -> None:
     family, _, variant = sys.argv[1].partition(":")
     config = family_config(family, variant)
     assert jax.device_count() == 8
-    one_metrics, one_params, none = run(config, jax.devices()[:1])
+    params = drawn(config)
+    one_metrics, one_params, none = run(config, params, jax.devices()[:1])
     assert not none, none
     found, trainable = {}, trainable_size(config)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in sys.argv[2].split(","):
             there = dataclasses.replace(config, mesh=MESHES[name])
-            metrics, params, kinds = run(there, jax.devices())
+            metrics, after, kinds = run(there, params, jax.devices())
             found[name] = {
                 "metrics": largest(metrics, one_metrics),
-                "parameters": largest(params, one_params),
+                "parameters": largest(after, one_params),
                 "collectives": kinds,
                 "trainable": trainable,
             }

@@ -242,10 +242,8 @@ def fact_probes(
             f"task={task!r}: no text has a question with one answer. Pass more or longer texts",
         )
         memories = [_memories(encode, one.chunks, batch) for one in asked]
-        right, zero = (
-            _answered(asked, given, vocabulary, training, batch)
-            for given in (memories, [np.zeros_like(x) for x in memories])
-        )
+        answered = _answering(asked, memories[0].shape[1], vocabulary, training, batch)
+        right, zero = map(answered, (memories, [np.zeros_like(x) for x in memories]))
         return FactProbe(task, mean(right), mean(zero), mean(right - zero), len(right))
 
     return tuple(map(probed, track(tasks, "fact_probes")))
@@ -257,54 +255,60 @@ def _memories(encode: Encode, chunks: np.ndarray, batch: int) -> Float[np.ndarra
     return memories.reshape(len(chunks), -1, memories.shape[-1])
 
 
-def _answered(
-    questions: Sequence[Questions],
-    memories: Sequence[np.ndarray],
-    vocabulary: int,
-    how: Training,
-    batch: int,
-) -> Float[np.ndarray, " M"]:
-    """Return 1 where a reader trained on the first questions answers the second ones correctly."""
-    (train, asked), (known, given) = questions, memories
+def _answering(
+    questions: Sequence[Questions], vectors: int, vocabulary: int, how: Training, batch: int
+) -> Callable[[Sequence[np.ndarray]], Float[np.ndarray, " M"]]:
+    """Return a function of the memories of both parts, compiled once for all that it is given.
+
+    It trains a reader on the first questions, and returns 1 where that answers the second ones
+    correctly.
+    """
+    train, asked = questions
     ids = max(vocabulary, train.chunks[0].size)
-    reader = Reader(how.width, train.answers, ids, (known.shape[1], train.question.shape[1]))
-    # Unit scale for every encoder, so that one learning rate suits all.
-    center, scale = known.mean(axis=(0, 1)), known.std() or 1.0
-    known, given = ((x - center) / scale for x in (known, given))
-    params = _train(reader, known, train.question, train.answer, how)
+    reader = Reader(how.width, train.answers, ids, (vectors, train.question.shape[1]))
+    fit = _training(reader, len(train.answer), how)
 
     @jax.jit
     def answer(params: Any, m: jax.Array, q: jax.Array) -> jax.Array:
         logits: Any = reader.apply({"params": params}, m, q)
         return jnp.argmax(logits, axis=-1)
 
-    numbers = np.arange(len(asked.answer))
-    said = over_batches(
-        lambda i: answer(params, given[i], asked.question[i]), numbers, batch, "answers"
-    )
-    return (said == asked.answer).astype(np.float64)
+    def answered(memories: Sequence[np.ndarray]) -> Float[np.ndarray, " M"]:
+        known, given = memories
+        # Unit scale for every encoder, so that one learning rate suits all.
+        center, scale = known.mean(axis=(0, 1)), known.std() or 1.0
+        known, given = ((x - center) / scale for x in (known, given))
+        params = fit(*map(jnp.asarray, (known, train.question, train.answer)))
+        numbers = np.arange(len(asked.answer))
+        said = over_batches(
+            lambda i: answer(params, given[i], asked.question[i]), numbers, batch, "answers"
+        )
+        return (said == asked.answer).astype(np.float64)
+
+    return answered
 
 
-def _train(
-    reader: Reader, memories: np.ndarray, question: np.ndarray, answer: np.ndarray, how: Training
-) -> Any:
-    """Return the reader's parameters after all steps, which are one jitted call."""
+def _training(reader: Reader, count: int, how: Training) -> Callable[..., Any]:
+    """Return a function of `count` memories, questions and answers.
+
+    It returns the reader's parameters after all steps, which are one jitted call.
+    """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, how.learning_rate, max(how.steps // 10, 1), how.steps
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
     )
-    rows = min(how.rows, len(answer))
+    rows = min(how.rows, count)
 
     @jax.jit
-    def train(data: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+    def train(*data: jax.Array) -> Any:
         key = jax.random.key(how.seed)
         params = reader.init(key, data[0][:1], data[1][:1])["params"]
 
         def step(carry: tuple[Any, Any], number: jax.Array) -> tuple[tuple[Any, Any], None]:
             params, state = carry
-            chosen = jax.random.randint(jax.random.fold_in(key, number), (rows,), 0, len(answer))
+            chosen = jax.random.randint(jax.random.fold_in(key, number), (rows,), 0, count)
             m, q, a = (x[chosen] for x in data)
 
             def loss(params: Any) -> jax.Array:
@@ -316,4 +320,4 @@ def _train(
 
         return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(how.steps))[0][0]
 
-    return train((jnp.asarray(memories), jnp.asarray(question), jnp.asarray(answer)))
+    return train

@@ -1,6 +1,7 @@
 """All instruments by name on a stage that was trained: JSON, tables, the command."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -30,7 +31,7 @@ from memjax.testing import tiny_config, write_corpus
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suite")
-    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=4, controls=())
+    config = tiny_config(write_corpus(folder / "corpus.jsonl"), steps=4, controls=(), evaluators={})
     run_experiment(config, folder / "run")
     return folder / "run"
 
@@ -56,7 +57,9 @@ def test_numbers_that_changed_by_chance_are_no_part_of_what_is_written(tmp_path)
 def found(workdir):
     subject = prepare_subject(load(workdir / "stages" / "combined"), limit=34)
     short = dataclasses.replace(subject, reader=Training(steps=2, rows=8, width=16))
-    return run_instruments(short, list(INSTRUMENTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capacity, "capacity", functools.partial(capacity.capacity, steps=3))
+        return run_instruments(short, list(INSTRUMENTS))
 
 
 def estimates(value):

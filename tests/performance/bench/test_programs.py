@@ -5,10 +5,12 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from memjax.config import FREEZING, Backbone, ConfigError, Stage
+from memjax.performance.bench import programs
 from memjax.performance.bench.programs import (
     OF_MEMORY_MODELS,
     PROGRAMS,
@@ -41,8 +43,17 @@ PLAIN = with_stages(combined=Stage(batch_size=8, objectives=BOTH))
 
 @pytest.fixture(scope="module")
 def made():
-    """Every program of one stage."""
-    return {name: make_program(PLAIN, "combined", name) for name in PROGRAMS}
+    """Every program of one stage, from weights that are drawn once for all."""
+    draw, drawn = programs._BenchPrograms.draw_state, []
+
+    def once(self):
+        if not drawn:
+            drawn.append(draw(self))
+        return jax.tree.map(jnp.copy, drawn[0])  # A training step takes its state away.
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs._BenchPrograms, "draw_state", once)
+        return {name: make_program(PLAIN, "combined", name) for name in PROGRAMS}
 
 
 @pytest.mark.slow
