@@ -34,6 +34,8 @@ PHRASE = 3
 """Tokens of a phrase."""
 KEYS = 4
 """Keys of an `update` text."""
+BATCH = 256
+"""Chunks, and questions, per batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +213,6 @@ def fact_probes(
     vocabulary: int,
     tasks: Sequence[str] = tuple(TASKS),
     training: Training = Training(),
-    batch: int = 256,
 ) -> tuple[FactProbe, ...]:
     """Train two readers per task, on memories and on constants, and test both on held-out texts.
 
@@ -222,7 +223,6 @@ def fact_probes(
       vocabulary: V.
       tasks: names in TASKS.
       training: training settings of the readers.
-      batch: chunks, and questions, per batch.
 
     Raises:
       TextsError: a task is unknown, or no text has a question for it.
@@ -241,9 +241,9 @@ def fact_probes(
             all(len(one.answer) for one in asked),
             f"task={task!r}: no text has a question with one answer. Pass more or longer texts",
         )
-        memories = [_memories(encode, one.chunks, batch) for one in asked]
+        memories = [_memories(encode, one.chunks) for one in asked]
         right, zero = (
-            _answered(asked, given, vocabulary, training, batch)
+            _answered(asked, given, vocabulary, training)
             for given in (memories, [np.zeros_like(x) for x in memories])
         )
         return FactProbe(task, mean(right), mean(zero), mean(right - zero), len(right))
@@ -251,9 +251,9 @@ def fact_probes(
     return tuple(map(probed, track(tasks, "fact_probes")))
 
 
-def _memories(encode: Encode, chunks: np.ndarray, batch: int) -> Float[np.ndarray, "N CK E"]:
+def _memories(encode: Encode, chunks: np.ndarray) -> Float[np.ndarray, "N CK E"]:
     flat = chunks.reshape(-1, chunks.shape[-1])
-    memories = over_batches(encode, flat, batch, "encode", np.float32)
+    memories = over_batches(encode, flat, BATCH, "encode", np.float32)
     return memories.reshape(len(chunks), -1, memories.shape[-1])
 
 
@@ -262,7 +262,6 @@ def _answered(
     memories: Sequence[np.ndarray],
     vocabulary: int,
     how: Training,
-    batch: int,
 ) -> Float[np.ndarray, " M"]:
     """Return 1 where a reader trained on the first questions answers the second ones correctly."""
     (train, asked), (known, given) = questions, memories
@@ -280,7 +279,7 @@ def _answered(
 
     numbers = np.arange(len(asked.answer))
     said = over_batches(
-        lambda i: answer(params, given[i], asked.question[i]), numbers, batch, "answers"
+        lambda i: answer(params, given[i], asked.question[i]), numbers, BATCH, "answers"
     )
     return (said == asked.answer).astype(np.float64)
 
