@@ -288,8 +288,9 @@ def _train(
     reader: Reader, memories: np.ndarray, question: np.ndarray, answer: np.ndarray, how: Training
 ) -> Any:
     """Return the reader's parameters after all steps, which are one jitted call."""
+    # After the warmup at least one step of decay remains, which optax demands.
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, how.learning_rate, max(how.steps // 10, 1), how.steps
+        0.0, how.learning_rate, max(how.steps // 10, 1), max(how.steps, 2)
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
