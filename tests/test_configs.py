@@ -11,7 +11,6 @@ at the difference:
 import dataclasses
 import functools
 import gc
-import importlib.util
 import itertools
 import json
 import re
@@ -28,6 +27,7 @@ from memjax.config.published import AS_PUBLISHED, as_published
 from memjax.layers.lora import adapter_shapes
 from memjax.models import build
 from memjax.objectives import Batch, SpecialIds, load_config
+from memjax.testing.scripts import load_script
 from memjax.training.init_state import abstract_params
 from memjax.training.optimizer import make_optimizer, merge, split
 from memjax.training.step import TrainState, train_step
@@ -99,10 +99,7 @@ PARAMETERS = {
 
 @functools.cache
 def loaded(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_config", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FOLDER / f"{name}.py")
 
 
 def variants(name):

@@ -1,7 +1,6 @@
 """The documents are right: links lead somewhere, commands exist, and code runs."""
 
 import importlib
-import importlib.util
 import os
 import re
 import runpy
@@ -23,6 +22,7 @@ from memjax.models import build, find
 from memjax.models.registry import FAMILIES
 from memjax.objectives import OBJECTIVES, SpecialIds, check, score, total
 from memjax.testing import tiny_config
+from memjax.testing.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -244,10 +244,7 @@ def test_a_page_with_numbers_is_that_of_its_template(script, tmp_path, monkeypat
 @pytest.fixture(scope="module")
 def speedrun():
     """The script that writes docs/speedrun.md."""
-    spec = importlib.util.spec_from_file_location("make_speedrun", ROOT / "docs/make_speedrun.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs/make_speedrun.py")
 
 
 def a_speed_run(script, row, blank, cpu_seconds=200.0, nats=4.0):

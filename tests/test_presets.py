@@ -13,7 +13,6 @@ Shapes: B row, N token of a row, J objective.
 
 import dataclasses
 import gc
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from memjax.config import REPEATS, Backbone, Config, Data, Model, Stage
 from memjax.config.published import AS_PUBLISHED
 from memjax.models import build, can
 from memjax.objectives import Batch, SpecialIds, load_config, score, total, weighted_loss
+from memjax.testing.scripts import load_script
 from memjax.training.init_state import abstract_params
 from memjax.training.optimizer import split
 
@@ -186,9 +186,7 @@ class Group:
 
 def load(name: str) -> Iterator[tuple[str, Config]]:
     """All variants of a config file, each followed by its twin."""
-    spec = importlib.util.spec_from_file_location(f"{name}_preset", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(FOLDER / f"{name}.py")
     for variant in OURS.get(name) or module.VARIANTS:
         for suffix in ("",) if name in OURS else ("", AS_PUBLISHED):
             chosen = variant + suffix

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from memjax.checkpoints.rounding import rounded, widened
 from memjax.checkpoints.store_file import Contents, read_store, write_store
 from memjax.checkpoints.store_records import (
+    CHUNKS_LIMIT,
     DOCUMENTS_LIMIT,
     INTEGER,
     NAMES_LIMIT,
@@ -81,6 +82,7 @@ class MemoryStore:
         """
         self.provenance, self.dtype, self.documents = provenance, dtype, list(documents)
         self._parts = [part or _Part.empty(provenance, dtype)]
+        self._chunks = len(self._parts[0].spans)
         self._counted = self._names = 0  # Documents, and bytes of their names.
 
     def __repr__(self) -> str:
@@ -90,7 +92,7 @@ class MemoryStore:
 
     def __len__(self) -> int:
         """Return the number of chunks."""
-        return sum(len(part.spans) for part in self._parts)
+        return self._chunks
 
     def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> "MemoryStore":
         """Return a store of some chunks, selected as NumPy selects rows.
@@ -183,22 +185,23 @@ class MemoryStore:
 
         Raises:
           StoreError: shapes do not fit, a number is not finite, a chunk lies outside its document,
-            or the document is impossible or one too many; nothing is added.
+            the document is impossible, or there are too many chunks or documents; nothing is added.
         """
         new = isinstance(document, StoredDocument)
         number = len(self.documents) if new else self._number(document)
-        self._check_new([document] if new else [])
         spans = np.asarray(spans)
         StoreError.require(
             spans.shape[1:] == (len(SPAN_FIELDS) - 1,) and spans.dtype.kind in "iu",
             f"append: spans {spans.dtype}{list(spans.shape)}, expected int [n, 4]",
         )
+        self._check_new([document] if new else [], len(spans))
         numbered = np.insert(spans.astype(INTEGER), 0, number, axis=1)
         own = document if new else self.documents[number]
         check_spans(numbered - [number, 0, 0, 0, 0], [own], self.provenance.chunk_length)
         leaves = self._rounded(memories, len(spans), new)
         self.documents += [own] if new else []
         self._parts.append(_Part(leaves, numbered))
+        self._chunks += len(spans)
         return number
 
     def extend(self, other: "MemoryStore") -> None:
@@ -206,16 +209,17 @@ class MemoryStore:
 
         Raises:
           StoreError: the other store has another encoder, tokenizer or dtype, or there are too many
-            documents, or bytes of their names; nothing is added.
+            chunks or documents, or bytes of their names; nothing is added.
         """
         other.provenance.require_same(self.provenance, "extend")
         StoreError.require(
             other.dtype == self.dtype, f"extend: a store of {other.dtype}, expected {self.dtype}"
         )
-        self._check_new(other.documents)
+        self._check_new(other.documents, len(other))
         spans = np.add(other.spans, [len(self.documents), 0, 0, 0, 0])
         self._parts.append(_Part({**other.stored}, spans))
         self.documents += other.documents
+        self._chunks += len(spans)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the store to a file; a store that is there stays whole until it is replaced.
@@ -268,8 +272,12 @@ class MemoryStore:
         )
         return int(number)
 
-    def _check_new(self, documents: Sequence[StoredDocument]) -> None:
+    def _check_new(self, documents: Sequence[StoredDocument], chunks: int) -> None:
         check_documents(documents)
+        StoreError.require(
+            self.provenance.kind == "bank" or len(self) + chunks <= CHUNKS_LIMIT,
+            f"more chunks than {CHUNKS_LIMIT}. Begin another store.",
+        )
         StoreError.require(
             len(self.documents) + len(documents) <= DOCUMENTS_LIMIT,
             f"more documents than {DOCUMENTS_LIMIT}. Begin another store.",

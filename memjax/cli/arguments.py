@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memjax.cli.flags import FLAGS, PATHS, RENAMED, WRITTEN, Flag
+from memjax.cli.flags import FLAGS, PATHS, WRITTEN, Flag
 from memjax.errors import MemjaxError
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ def parse(arguments: Arguments, args: Sequence[str]) -> argparse.Namespace:
     for arg in rest:
         name, equals, text = arg.removeprefix("--").partition("=")
         config, dot, key = name.partition(".")
-        name = RENAMED.get(name, name)
         own = arguments.flags.get(name)
         if not arg.startswith("--"):
             words.append(os.path.expanduser(arg))  # All words are paths.

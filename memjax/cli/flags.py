@@ -38,8 +38,6 @@ def flag(kind: str, metavar: str, sentence: str, minimum: float | None = None) -
 
 PATHS = ("FILE", "FOLDER", "PATH", "STORE")
 """Values of flags in which `~` is the user's folder: a shell replaces it in words alone."""
-RENAMED = {"memories": "memory"}
-"""Flags that are accepted by an older name too."""
 WRITTEN = ("out", "save")
 """Flags that name what is written, on this machine alone."""
 FLAGS: Mapping[str, Flag] = {

@@ -52,28 +52,26 @@ class Hidden:
     """The position in `tokens` at which each fact begins."""
 
 
-def made_up(
-    count: int, seed: int = 0, people: Sequence[str] = PEOPLE, places: Sequence[str] = PLACES
-) -> list[Question]:
+def made_up(count: int, seed: int = 0) -> list[Question]:
     """Return `count` questions about the place of a person, after three people went elsewhere.
 
     Each of the three goes to another place.
     """
     generator, found = np.random.default_rng(seed), []
     for _ in range(count):
-        who, where = (generator.permutation(len(names))[:3] for names in (people, places))
+        who, where = (generator.permutation(len(names))[:3] for names in (PEOPLE, PLACES))
         moves = generator.integers(len(MOVED), size=3)
         facts = tuple(
-            f"{people[person]} {MOVED[move]} the {places[place]}."
+            f"{PEOPLE[person]} {MOVED[move]} the {PLACES[place]}."
             for person, move, place in zip(who, moves, where, strict=True)
         )
         support = int(generator.integers(3))
-        question = f"Where is {people[who[support]]}?"
-        found.append(Question(facts, support, question, tuple(places), int(where[support])))
+        question = f"Where is {PEOPLE[who[support]]}?"
+        found.append(Question(facts, support, question, PLACES, int(where[support])))
     return found
 
 
-def read_babi(path: str | os.PathLike, limit: int | None = None) -> list[Question]:
+def read_babi(path: str | os.PathLike) -> list[Question]:
     """Read the questions of a file in bAbI's format, plain or compressed.
 
     The facts of a question are the preceding sentences of its story. The choices are all answers of
@@ -114,7 +112,7 @@ def read_babi(path: str | os.PathLike, limit: int | None = None) -> list[Questio
     )
     return [
         Question(facts, support, question, answers, answers.index(right))
-        for facts, support, question, right in raw[:limit]
+        for facts, support, question, right in raw
     ]
 
 

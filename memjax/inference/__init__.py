@@ -1,5 +1,6 @@
-"""Text from a model, token by token: one interface for every family that predicts the next
-token.
+"""Trained models in use: text to memories and back, generation, and scores of texts.
+
+Every family that predicts the next token generates and scores through one interface.
 """
 
 from memjax.inference.generator import Generator

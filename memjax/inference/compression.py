@@ -1,4 +1,4 @@
-"""Compression: text to a store by a trained stage, and the loss of rounding.
+"""Compression: chunks of text to a store of their memories.
 
 Shapes: B chunk or text of a batch, N chunk, L token of a chunk, K vector of a chunk, E its width, H
 chunk that is decoded together, G group of these, T = H * L tokens of a group.

@@ -106,9 +106,7 @@ def held_out(
     return found
 
 
-def of_corpus(
-    corpus: str, length: int, limit: int, tokenizer: Tokenizer, text_field: str = "text"
-) -> np.ndarray:
+def of_corpus(corpus: str, length: int, limit: int, tokenizer: Tokenizer) -> np.ndarray:
     """Return the first `limit` texts [*, T] of a corpus, tokenized by `tokenizer`: documents are
     joined and split; nothing else of it is read.
 
@@ -116,7 +114,7 @@ def of_corpus(
       CorpusError: it cannot be read.
       TextsError: it is shorter than one text.
     """
-    documents = (tokenizer.encode(document.text) for document in open_source(corpus, text_field))
+    documents = (tokenizer.encode(document.text) for document in open_source(corpus))
     texts = list(
         itertools.islice(pack(documents, length, tokenizer.eos_id, tokenizer.vocabulary), limit)
     )

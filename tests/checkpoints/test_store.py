@@ -111,7 +111,7 @@ def test_a_few_chunks_are_read_without_the_others(tmp_path):
     np.testing.assert_array_equal(part, drawn[5:9])
 
 
-def test_memories_of_other_kinds_have_a_row_per_document(dtype, tmp_path):
+def test_memories_of_other_kinds_have_a_row_per_document(dtype, monkeypatch, tmp_path):
     leaves = {"state": (3, 4), "norm": (5,)}
     store = MemoryStore(dataclasses.replace(ENCODER, leaves=leaves, kind="chain"), dtype)
     drawn = np.random.default_rng(0)
@@ -134,6 +134,12 @@ def test_memories_of_other_kinds_have_a_row_per_document(dtype, tmp_path):
         store.append(0, Memories(rows[0], 1, "chain"), SPANS[:1])
     with pytest.raises(StoreError, match=r"append: a bank of .*expected a chain of"):
         store.append(FIRST, bank(vectors(3)), SPANS)
+    monkeypatch.setattr(store_module, "CHUNKS_LIMIT", 6)
+    with pytest.raises(StoreError, match="more chunks than 6"):
+        store.append(FIRST, Memories(rows[0], 3, "chain"), SPANS)
+    with pytest.raises(StoreError, match="more chunks than 6"):
+        store.extend(again)
+    assert (len(store), len(store.documents)) == (4, 2)
 
 
 def test_stores_of_one_encoder_are_joined(dtype, tmp_path):

@@ -188,9 +188,8 @@ def test_values_of_every_kind():
     )
     given = parse(MODULES["generate"].ARGUMENTS, ["a", "--prompt=", "--chunks=-5:"])
     assert given.prompt == "" and given.chunks == "-5:" and given.temperature == 0
-    for name in ("memory", "memories"):
-        given = parse(MODULES["generate"].ARGUMENTS, ["a", "--prompt=", f"--{name}=~/b.store"])
-        assert given.memory == os.path.expanduser("~/b.store")
+    given = parse(MODULES["generate"].ARGUMENTS, ["a", "--prompt=", "--memory=~/b.store"])
+    assert given.memory == os.path.expanduser("~/b.store")
 
 
 def test_help_lists_the_keys_of_a_flag():

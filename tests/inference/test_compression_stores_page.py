@@ -1,10 +1,11 @@
 """The script that writes docs/stores.md, and its page."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+
+from memjax.testing.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -12,10 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def page():
     """The script that writes docs/stores.md."""
-    spec = importlib.util.spec_from_file_location("make_stores", ROOT / "docs/make_stores.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs/make_stores.py")
 
 
 @pytest.fixture

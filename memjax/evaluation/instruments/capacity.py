@@ -78,9 +78,9 @@ def default_lengths(window: int) -> tuple[int, ...]:
     return *(2**k for k in range(math.ceil(math.log2(window)))), window
 
 
-def kept(prefixes: Sequence[Prefix], accuracy: str, threshold: float = THRESHOLD) -> int:
-    """Return the longest length at which `accuracy` reaches `threshold`, there and below, or 0."""
-    reached = itertools.takewhile(lambda x: getattr(x, accuracy).value >= threshold, prefixes)
+def kept(prefixes: Sequence[Prefix], accuracy: str) -> int:
+    """Return the longest length at which `accuracy` reaches THRESHOLD, there and below, or 0."""
+    reached = itertools.takewhile(lambda x: getattr(x, accuracy).value >= THRESHOLD, prefixes)
     return max((prefix.length for prefix in reached), default=0)
 
 
@@ -93,9 +93,7 @@ def capacity(
     rate: float = 0.1,
     start: str = "encoder",
     constant: Float[np.ndarray, "M E"] | None = None,
-    threshold: float = THRESHOLD,
     batch: int = 32,
-    seed: int = 0,
 ) -> Capacity:
     """Optimise the memory of every text at every length.
 
@@ -109,9 +107,7 @@ def capacity(
       rate: first learning rate, in root mean squares of the encoder's memory of the text.
       start: a name in STARTS.
       constant: the memory that gains refer to; by default zeros.
-      threshold: accuracy at which a length counts as kept.
-      batch: texts per batch.
-      seed: seed of the noise, which does not depend on `batch`.
+      batch: texts per batch; the noise does not depend on it.
 
     Raises:
       CapacityError: a length is greater than T, the start is unknown, or there is no step.
@@ -134,7 +130,7 @@ def capacity(
         f"constant memory: shape {constant.shape}, expected {system.shape}",
     )
     of_batch = functools.partial(
-        _of_batch, system, steps, start, params, jax.random.key(seed), rate, constant
+        _of_batch, system, steps, start, params, jax.random.key(0), rate, constant
     )
 
     def prefix(length: int) -> Prefix:
@@ -152,10 +148,10 @@ def capacity(
     prefixes = tuple(map(prefix, lengths))
     return Capacity(
         prefixes,
-        threshold,
+        THRESHOLD,
         system.length,
-        kept_by_encoder=kept(prefixes, "encoder_accuracy", threshold),
-        kept_by_optimisation=kept(prefixes, "ceiling_accuracy", threshold),
+        kept_by_encoder=kept(prefixes, "encoder_accuracy"),
+        kept_by_optimisation=kept(prefixes, "ceiling_accuracy"),
     )
 
 

@@ -34,6 +34,8 @@ PHRASE = 3
 """Tokens of a phrase."""
 KEYS = 4
 """Keys of an `update` text."""
+BATCH = 256
+"""Chunks, and questions, per batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +213,6 @@ def fact_probes(
     vocabulary: int,
     tasks: Sequence[str] = tuple(TASKS),
     training: Training = Training(),
-    batch: int = 256,
 ) -> tuple[FactProbe, ...]:
     """Train two readers per task, on memories and on constants, and test both on held-out texts.
 
@@ -222,7 +223,6 @@ def fact_probes(
       vocabulary: V.
       tasks: names in TASKS.
       training: training settings of the readers.
-      batch: chunks, and questions, per batch.
 
     Raises:
       TextsError: a task is unknown, or no text has a question for it.
@@ -241,22 +241,22 @@ def fact_probes(
             all(len(one.answer) for one in asked),
             f"task={task!r}: no text has a question with one answer. Pass more or longer texts",
         )
-        memories = [_memories(encode, one.chunks, batch) for one in asked]
-        answered = _answering(asked, memories[0].shape[1], vocabulary, training, batch)
+        memories = [_memories(encode, one.chunks) for one in asked]
+        answered = _answering(asked, memories[0].shape[1], vocabulary, training)
         right, zero = map(answered, (memories, [np.zeros_like(x) for x in memories]))
         return FactProbe(task, mean(right), mean(zero), mean(right - zero), len(right))
 
     return tuple(map(probed, track(tasks, "fact_probes")))
 
 
-def _memories(encode: Encode, chunks: np.ndarray, batch: int) -> Float[np.ndarray, "N CK E"]:
+def _memories(encode: Encode, chunks: np.ndarray) -> Float[np.ndarray, "N CK E"]:
     flat = chunks.reshape(-1, chunks.shape[-1])
-    memories = over_batches(encode, flat, batch, "encode", np.float32)
+    memories = over_batches(encode, flat, BATCH, "encode", np.float32)
     return memories.reshape(len(chunks), -1, memories.shape[-1])
 
 
 def _answering(
-    questions: Sequence[Questions], vectors: int, vocabulary: int, how: Training, batch: int
+    questions: Sequence[Questions], vectors: int, vocabulary: int, how: Training
 ) -> Callable[[Sequence[np.ndarray]], Float[np.ndarray, " M"]]:
     """Return a function of the memories of both parts, compiled once for all that it is given.
 
@@ -281,7 +281,7 @@ def _answering(
         params = fit(*map(jnp.asarray, (known, train.question, train.answer)))
         numbers = np.arange(len(asked.answer))
         said = over_batches(
-            lambda i: answer(params, given[i], asked.question[i]), numbers, batch, "answers"
+            lambda i: answer(params, given[i], asked.question[i]), numbers, BATCH, "answers"
         )
         return (said == asked.answer).astype(np.float64)
 
@@ -293,8 +293,9 @@ def _training(reader: Reader, count: int, how: Training) -> Callable[..., Any]:
 
     It returns the reader's parameters after all steps, which are one jitted call.
     """
+    # After the warmup at least one step of decay remains, which optax demands.
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, how.learning_rate, max(how.steps // 10, 1), how.steps
+        0.0, how.learning_rate, max(how.steps // 10, 1), max(how.steps, 2)
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)

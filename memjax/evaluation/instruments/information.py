@@ -54,7 +54,7 @@ def information_of(nats: Estimate, vocabulary: int) -> Estimate:
     return Estimate(entropy_ratio(nats.value, vocabulary), low, high, nats.texts)
 
 
-class TokenScores(NamedTuple):
+class TextScores(NamedTuple):
     """Scores of every token of some texts; all [N, T]."""
 
     nats: Any
@@ -97,7 +97,7 @@ def token_scores(
     params: Params,
     texts: Int[np.ndarray, "N T"],
     batch: int,
-) -> TokenScores:
+) -> TextScores:
     """Score texts given their own memories, one jitted call per batch.
 
     Args:
@@ -114,14 +114,14 @@ def token_scores(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _own(system: MemoryCodec, params: Params, tokens: jax.Array) -> TokenScores:
+def _own(system: MemoryCodec, params: Params, tokens: jax.Array) -> TextScores:
     return flat(scores_of(system, params, tokens))
 
 
-def flat(scores: Scores) -> TokenScores:
+def flat(scores: Scores) -> TextScores:
     """Return the scores of texts, [B, T] each."""
     parts = scores.nats, scores.is_argmax, scores.weight, scores.labels
-    return TokenScores(*(jnp.asarray(x)[:, 0] for x in parts))
+    return TextScores(*(jnp.asarray(x)[:, 0] for x in parts))
 
 
 def curve(
@@ -340,7 +340,7 @@ def _training_batch(
 @functools.partial(jax.jit, static_argnums=0)
 def _own_and_constant(
     system: MemoryCodec, params: Params, constants: Float[jax.Array, "Z M E"], tokens: jax.Array
-) -> tuple[TokenScores, jax.Array]:
+) -> tuple[TextScores, jax.Array]:
     """Return scores given the text's own memory, and nats [B, Z] given each constant memory."""
     memory = system.encode(params, tokens)
 

@@ -1,4 +1,4 @@
-"""Build `report.html` from a run's numbers; all content of the template is decided here."""
+"""Build `report.html` from a run's numbers: the values that its template shows."""
 
 import base64
 import datetime

@@ -131,8 +131,7 @@ def by_position(run: Run, folder: Path) -> Plot | None:
         path,
         "Line plot of copy accuracy by position in the chunk, 0 to 100 per cent. Mean accuracies:"
         f" {', '.join(means)}.",
-        "The first token of a chunk is the hardest: no earlier token of the chunk helps to predict"
-        " it, only the memory does.",
+        "No earlier token of the chunk helps to predict the first one; only the memory does.",
     )
 
 

@@ -43,9 +43,17 @@ MODEL_COLOURS = {
 }
 
 
+_DATA_SET = r"(?:hf|tfds):[\w-][\w.-]*/[\w.:-]+(?:\?[^\s+*/]*)?(?=[\s+*]|$)"
+"""A data set of two names, or a relative folder that looks like one."""
+
+
 def corpus_name(corpus: str) -> str:
-    """Return a corpus, or all parts of a mixture, without folders."""
-    return re.sub(r"[^\s+*]*/", "", re.sub(r"/+(?=\s*(\+|$))", "", corpus))
+    """Return a corpus, or all parts of a mixture, without folders.
+
+    Data sets keep their whole name: `hf:OWNER/NAME`, `tfds:NAME/CONFIG`.
+    """
+    shown = re.sub(r"/+(?=\s*(\+|$))", "", corpus)
+    return re.sub(rf"({_DATA_SET})|[^\s+*]*/", r"\1", shown)
 
 
 def stage_name(stage: str) -> str:

@@ -39,7 +39,6 @@ def reproduce(
     corpus: str = "python-docs",
     seeds: Sequence[int] = (0, 1),
     limit: int = 0,
-    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Train and measure everything for every seed, and write the results in `folder`.
 
@@ -52,7 +51,6 @@ def reproduce(
       corpus: as config.data.corpus.
       seeds: at least two, to separate effects from those of the seed.
       limit: largest number of held-out rows to measure; 0 is the scale's number.
-      reporter: progress display.
 
     Raises:
       MemjaxError: there are fewer than two seeds, or the scale is unknown.
@@ -68,7 +66,7 @@ def reproduce(
         scale in SCALES,
         f"--scale: got {scale!r}, expected one of {', '.join(SCALES)}",
     )
-    folder, reporter = local(folder).absolute(), reporter or Reporter()
+    folder, reporter = local(folder).absolute(), Reporter()
     began = time.monotonic()
     _claim(folder, {"scale": scale, "corpus": corpus} | ({"limit": limit} if limit else {}))
     before = _read(folder / "seconds.json", float) or 0.0

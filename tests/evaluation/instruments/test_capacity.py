@@ -160,9 +160,9 @@ def test_lengths_that_are_kept_are_kept_from_the_shortest_on():
         return Prefix(length, *right, *[Estimate(0.0, 0.0, 0.0, 9)] * 4)
 
     found = (prefix(2, 1.0, 1.0), prefix(4, 0.98, 0.99), prefix(8, 1.0, 0.995))
-    assert kept(found, "encoder_accuracy", 0.99) == 2
-    assert kept(found, "ceiling_accuracy", 0.99) == 8
-    assert kept((prefix(2, 0.5, 1.0),), "encoder_accuracy", 0.99) == 0
+    assert kept(found, "encoder_accuracy") == 2
+    assert kept(found, "ceiling_accuracy") == 8
+    assert kept((prefix(2, 0.5, 1.0),), "encoder_accuracy") == 0
     assert (
         default_lengths(8) == (1, 2, 4, 8)
         and default_lengths(12) == (1, 2, 4, 8, 12)

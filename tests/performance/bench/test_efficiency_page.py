@@ -1,12 +1,12 @@
 """The script that writes docs/efficiency.md, and its page."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from memjax.performance.bench.borders import Border, Borders
 from memjax.performance.bench.efficiency import Point, Side
+from memjax.testing.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -14,12 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture(scope="module")
 def page():
     """The script that writes docs/efficiency.md."""
-    spec = importlib.util.spec_from_file_location(
-        "make_efficiency", ROOT / "docs/make_efficiency.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs/make_efficiency.py")
 
 
 def a_run(page, context, full_seconds, smaller=51):
