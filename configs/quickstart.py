@@ -56,14 +56,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         objectives={"next_token": 1.0},
         scored_chunks={"next_token": 8},
         dials={"place_range": 4096},
-        steps=420,
+        steps=500,
         batch_size=8,
         learning_rate=5e-3,
         warmup_steps=20,
     )
     combined = dataclasses.replace(
         control,
-        objectives={"blank_recall": 1.0, "recall": 0.6, "next_token": 1.5},
+        objectives={"blank_recall": 1.0, "recall": 0.6, "next_token": 2.0},
         scored_chunks={"blank_recall": 8, "recall": 4, "next_token": 8},
         trainable=c.FREEZING["frozen_all"],
         init_from="autoencoder",
