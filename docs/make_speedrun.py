@@ -148,11 +148,7 @@ def speed_run() -> list[Row]:
 
     rate = "stages.combined.learning_rate"
     changes = {
-        FIRST: (
-            f"{STEPS} steps, Muon's rate 10 times AdamW's, weight 2.0 of next tokens",
-            STEPS,
-            {},
-        ),
+        FIRST: (f"{STEPS} steps, Muon's rate 10 times AdamW's", STEPS, {}),
         "steps_300": ("300 steps", 300, {}),
         "half_batch": (
             "400 steps of 4 sequences, twice the scored chunks of each",
