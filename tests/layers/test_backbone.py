@@ -75,6 +75,17 @@ def test_stack_is_a_loop_over_its_layers(stack, kind, quick):
     np.testing.assert_allclose(scanned, looped, atol=2e-5)
 
 
+def test_few_layers_that_keep_their_activations_are_no_loop(draw):
+    def loops(layers, remat):
+        settings = Settings(kind="mixer", width=WIDTH, layers=layers, heads=0, mlp_ratio=1)
+        module = Backbone(settings, LENGTH, remat=remat)
+        return jax.jit(module.apply).lower(draw(module, X), X).as_text().count("stablehlo.while")
+
+    assert loops(4, "none") == 0
+    assert loops(5, "none") == 1
+    assert loops(4, "nothing_saveable") == 1
+
+
 def test_every_block_parameter_is_stacked_over_layers(stack, kind):
     _, variables = stack
     blocks = flax.traverse_util.flatten_dict(variables["params"]["blocks"], sep="/")
