@@ -47,18 +47,20 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     autoencoder = c.Stage(
         family="autoencoder",
         objectives={"reconstruction": 1.0},
-        steps=480,
+        steps=420,
         batch_size=2,
-        learning_rate=3e-3,
+        learning_rate=6e-3,
+        lr_schedule="linear",
         warmup_steps=20,
     )
     control = c.Stage(
         objectives={"next_token": 1.0},
         scored_chunks={"next_token": 8},
         dials={"place_range": 4096},
-        steps=500,
+        steps=400,
         batch_size=8,
-        learning_rate=5e-3,
+        learning_rate=1e-2,
+        lr_schedule="linear",
         warmup_steps=20,
     )
     combined = dataclasses.replace(
@@ -77,7 +79,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ),
         optimizer=c.Optimizer(
             rules=((MATRICES, "muon"), (".*", "adamw")),
-            rate_rules=((MATRICES, 8.0), (TOKENS, 4.0), (".*", 1.0)),
+            rate_rules=((MATRICES, 4.0), (TOKENS, 4.0), (".*", 1.0)),
             decay_rules=((".*", 0.0),),
         ),
         stages={"autoencoder": autoencoder, "combined": combined, "causal_control": control},

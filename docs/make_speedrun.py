@@ -88,16 +88,18 @@ class Row:
         return f"{self.name}/{seed}"
 
 
-def muon(factor: float) -> dict[str, str]:
-    """Return the setting of Muon's learning rate relative to AdamW's."""
-    rules = [
-        (path, factor if path == quickstart.MATRICES else rate)
-        for path, rate in quickstart.get_config().optimizer.rate_rules
-    ]
+def rates(muon: float = 10.0, embeddings: float = 4.0, others: float = 1.0) -> dict[str, str]:
+    """Return the setting of factors of the learning rate."""
+    rules = [[quickstart.MATRICES, muon], [quickstart.TOKENS, embeddings], [".*", others]]
     return {"optimizer.rate_rules": json.dumps(rules)}
 
 
-START = muon(10.0)
+def schedule(stage: str, rate: str = "5e-3") -> dict[str, str]:
+    """Return the settings of a learning rate that falls by a cosine."""
+    return {f"stages.{stage}.lr_schedule": "cosine", f"stages.{stage}.learning_rate": rate}
+
+
+START = rates() | schedule("combined")
 """Settings that the speed run began with, where they are not the quickstart's."""
 
 
@@ -165,8 +167,15 @@ def speed_run() -> list[Row]:
             STEPS,
             {"stages.combined.lr_schedule": "linear"},
         ),
-        "muon_6": ("Muon's rate 6 times AdamW's", STEPS, muon(6.0)),
-        "muon_16": ("Muon's rate 16 times AdamW's", STEPS, muon(16.0)),
+        "embeddings_8": ("the embeddings' rate 8 times AdamW's", STEPS, rates(embeddings=8.0)),
+        "others_2": (
+            "twice the rate of what is neither a matrix nor an embedding",
+            STEPS,
+            rates(others=2.0),
+        ),
+        "muon_6": ("Muon's rate 6 times AdamW's", STEPS, rates(6.0)),
+        "muon_8": ("Muon's rate 8 times AdamW's", STEPS, rates(8.0)),
+        "muon_16": ("Muon's rate 16 times AdamW's", STEPS, rates(16.0)),
         "blank_only": (
             "recall of blank chunks alone",
             STEPS,
@@ -185,28 +194,34 @@ def speed_run() -> list[Row]:
             STEPS,
             {"data.memories": ""},
         ),
-        "steps_420_muon_8": ("420 steps, Muon's rate 8 times AdamW's", 420, muon(8.0)),
+        "steps_420_muon_8": ("420 steps, Muon's rate 8 times AdamW's", 420, rates(8.0)),
     }
     rows = [
         Row(name, *label_and_steps, START | new)
         for name, (*label_and_steps, new) in changes.items()
     ]
-    kept = "the quickstart as it is: Muon's rate 8 times AdamW's"
+    kept = "the quickstart as it is: a linear fall, higher rates of all but Muon"
     return [*rows, Row(KEPT, kept, stage.steps, {}, SEEDS)]
 
 
 def controls() -> list[Row]:
     """Return the rows of the control's learning rates: the quickstart's, and others."""
     steps = quickstart.get_config().stages[CONTROL].steps
-    rate = f"stages.{CONTROL}.learning_rate"
-    ten = "Muon's rate 10 times AdamW's"
+    rate, falls = f"stages.{CONTROL}.learning_rate", schedule(CONTROL)
+    ten, eight = (f"learning rate 0.005, Muon's rate {n} times AdamW's" for n in (10, 8))
     return [
-        Row("control_start", f"learning rate 0.005, {ten}", STEPS, muon(10.0), stage=CONTROL),
-        Row("control_muon_10", f"learning rate 0.005, {ten}", 420, muon(10.0), stage=CONTROL),
-        Row("control_420", "learning rate 0.005", 420, stage=CONTROL),
+        Row("control_start", ten, STEPS, rates() | falls, stage=CONTROL),
+        Row("control_muon_10", ten, 420, rates() | falls, stage=CONTROL),
+        Row("control_muon_8", eight, STEPS, rates(8.0) | falls, stage=CONTROL),
         *(
-            Row(f"control_{value}", f"learning rate {value}", steps, {rate: value}, stage=CONTROL)
-            for value in ("0.005", "0.003", "0.008")
+            Row(
+                f"control_{value}",
+                f"the quickstart's, learning rate {value}",
+                steps,
+                {rate: value},
+                stage=CONTROL,
+            )
+            for value in ("0.01", "0.007", "0.014")
         ),
     ]
 
@@ -308,7 +323,8 @@ def make_base(folder: Path, steps: int) -> dict[str, Any] | None:
       The autoencoder's numbers, or None where it was there.
     """
     base, memories, load = folder / "base", folder / "memories", os.getloadavg()[0]
-    settings = {"curriculum": BASE, "controls": "", "data.memories": "", **muon(10.0)}
+    settings = {"curriculum": BASE, "controls": "", "data.memories": ""}
+    settings |= rates() | schedule(BASE, "3e-3")
     settings[f"stages.{BASE}.steps"] = str(steps or BASE_STEPS)
     if steps:
         settings[f"stages.{BASE}.warmup_steps"] = "0"
