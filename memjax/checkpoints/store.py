@@ -305,7 +305,8 @@ def open_store(
 
     Args:
       path: a file that `save` wrote.
-      expected: the encoder and the tokenizer that the store must be of; None accepts any.
+      expected: the encoder and the tokenizer that the store must be of; None accepts any. A store
+        may have fewer vectors per chunk than the encoder.
       verify: whether to read all of it and compare its checksum.
 
     Raises:
@@ -314,5 +315,5 @@ def open_store(
     path = Path(path).expanduser()
     provenance, dtype, documents, leaves, spans = read_store(path, verify)
     if expected is not None:
-        provenance.require_same(expected, str(path))
+        provenance.require_same(expected, str(path), fewer=True)
     return MemoryStore(provenance, dtype, documents, _Part(leaves, spans))

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from memjax.checkpoints.rounding import DTYPES, SCALES, stored_width
 from memjax.errors import MemjaxError
 from memjax.files.json_values import LARGEST
-from memjax.models.memory import KINDS
+from memjax.models.memory import KINDS, VECTORS
 
 INTEGER = np.dtype("<i8")
 SPAN_FIELDS = ("document", "token_start", "tokens", "byte_start", "byte_end")
@@ -126,13 +126,32 @@ class EncoderProvenance:
                 _require_integer(size, f"encoder.leaves.{name}", 1, 2**20)
         return cls(**value | {"leaves": {name: tuple(shape) for name, shape in leaves.items()}})
 
-    def require_same(self, other: "EncoderProvenance", where: str) -> None:
+    def of_vectors(self, count: int) -> "EncoderProvenance":
+        """Return the provenance of memories of which the first vectors alone are kept.
+
+        Raises:
+          StoreError: the encoder has fewer vectors, or `count` is less than 1.
+        """
+        shape = self.leaves.get(VECTORS, (0,))
+        StoreError.require(
+            1 <= count <= shape[0],
+            f"vectors: {count}, expected a number from 1 to the {shape[0]} of"
+            " config.model.memory_vectors. Keep one of these numbers",
+        )
+        leaves = {**self.leaves, VECTORS: (count, *shape[1:])}
+        return dataclasses.replace(self, leaves=leaves)
+
+    def require_same(self, other: "EncoderProvenance", where: str, fewer: bool = False) -> None:
         """Raise StoreError unless `other` has the same encoder and the same tokenizer.
 
         Args:
           other: the provenance that is expected; its stage and step may differ.
           where: the store, for messages.
+          fewer: whether memories may lack the last of the encoder's vectors.
         """
+        own, most = self.leaves.get(VECTORS, (0,))[0], other.leaves.get(VECTORS, (0,))[0]
+        if fewer and 1 <= own < most:
+            other = other.of_vectors(own)
         remedy = (
             f"Use stage {self.stage}{f' ({self.checkpoint})' if self.checkpoint else ''}, which"
             " compressed the text, or compress the text again."

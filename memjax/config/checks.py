@@ -242,9 +242,9 @@ def _check_model(model: Model, data: Data) -> None:
     for part in ("encoder", "decoder", "reconstructor"):
         check_backbone(getattr(model, part), f"model.{part}.")
     require(
-        model.expansion != "unroll" or model.reconstructor.width % 2 == 0,
+        model.expansion == "repeat" or model.reconstructor.width % 2 == 0,
         f"config.model.reconstructor.width={model.reconstructor.width}, expected an even number for"
-        " config.model.expansion='unroll'",
+        f" config.model.expansion={model.expansion!r}",
     )
 
 

@@ -12,7 +12,14 @@ NORMS = ("rms", "layer")
 MLPS = ("swiglu", "gelu", "silu")
 # Read-out, expansion and layout: how a memory leaves the encoder and enters a decoder (models/).
 READOUTS = ("last", "second_to_last", "memory_tokens")
-EXPANSIONS = ("unroll", "repeat")
+EXPANSIONS = ("unroll", "repeat", "unroll_each")
+"""Maps from the K vectors of a memory to the L positions of a chunk:
+
+- `unroll`: windows slide over all vectors as one, by a number per position; of more than one vector
+  a short chunk reads the first alone;
+- `repeat`: each vector stands at its share of the positions;
+- `unroll_each`: every position reads a window of every vector; of one vector this is `unroll`.
+"""
 LAYOUTS = ("fixed", "variable", "text")
 FEATURES = (
     "sigmoid_gate",

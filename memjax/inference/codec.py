@@ -49,6 +49,8 @@ class MemoryCodec(abc.ABC):
     """The prompt of a memory model: one of COPY_OBJECTIVES or RECALLS."""
     compat: tuple[str, ...] = ()
     """Quirks of the stage (STAGE_QUIRKS)."""
+    vectors: int = 0
+    """Vectors of a chunk that `encode` keeps, the first ones; 0 is all."""
 
     @property
     def vocabulary(self) -> int:
@@ -69,7 +71,7 @@ class MemoryCodec(abc.ABC):
     def shape(self) -> tuple[int, int]:
         """Return (M, E) of a text's memory."""
         config = self.module.config
-        return self.held * config.memory_vectors, config.encoder.width
+        return self.held * (self.vectors or config.memory_vectors), config.encoder.width
 
     @property
     def shift(self) -> int:
@@ -82,7 +84,8 @@ class MemoryCodec(abc.ABC):
         """Return the memory of each text."""
         chunks = self._encoder_input(tokens.reshape(tokens.shape[0] * self.held, -1))
         memory = self.apply(params, chunks, chunks != self.ids.pad, method="encode")
-        return memory.reshape(tokens.shape[0], *self.shape)
+        kept = memory[..., : self.vectors or None, :]
+        return kept.reshape(tokens.shape[0], *self.shape)
 
     def _encoder_input(self, chunks: jax.Array) -> jax.Array:
         return chunks

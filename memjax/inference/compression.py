@@ -70,7 +70,7 @@ def compress(
 ) -> MemoryStore:
     """Return a store of the memories of chunks.
 
-    A batch is fetched and rounded while the next is computed.
+    Of each memory the first vectors are kept, as many as `provenance` has (`of_vectors`). A batch is fetched and rounded while the next is computed.
 
     Args:
       encoder: the encoder that reads the chunks.
@@ -89,13 +89,13 @@ def compress(
     empty = bank(np.empty((0, *provenance.leaves[VECTORS]), np.float32))
     for document in chunks.documents:
         store.append(document, empty, np.empty((0, 4), np.int64))
-    done = 0
+    done, vectors = 0, provenance.leaves[VECTORS][0]
     encode = functools.partial(_encode, encoder, pad_id, params)
     tokens = chunks.tokens
     if fill_id is not None:
         tokens = np.where(tokens == pad_id, np.int32(fill_id), tokens)
     for memories in each_batch(encode, tokens, batch, "compress"):
-        found = np.asarray(memories, np.float32)[: len(chunks) - done]
+        found = np.asarray(memories, np.float32)[: len(chunks) - done, :vectors]
         _append(store, found, chunks.spans[done : done + len(found)])
         done += len(found)
     return store

@@ -48,7 +48,7 @@ def expand(
         return generated
     for start, picked in enumerate(batches(numbers, batch, "expand")):
         vectors = store.read(np.maximum(picked.reshape(-1), 0)).leaves[VECTORS]
-        memory = vectors.reshape(len(picked), *codec.shape)
+        memory = vectors.reshape(len(picked), -1, vectors.shape[-1])
         # The decoder gets the number of tokens, and none of them.
         real = np.arange(length) < grouped(store.spans[:, 2], picked, 0)[..., None]
         real = real[..., ::-1] if side == "left" else real

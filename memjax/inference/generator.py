@@ -23,6 +23,7 @@ from memjax.inference.room import evicts_nothing, require_room
 from memjax.inference.sampling import GenerationError, Sampling
 from memjax.inference.strategy import DecodingStrategy, Params, bucket
 from memjax.models import families_that, find
+from memjax.models.elastic import reads_fewer
 from memjax.objectives import SpecialIds
 
 OVERFLOWS = ("evict", "error")
@@ -260,7 +261,8 @@ class Generator:
         self._check_memories(memories, rows)
         model = self.module.config
         shape = model.memory_vectors, model.encoder.width
-        return prefix.last_memories(memories, self.strategy.kept(0), shape, self.encoder)
+        most, fewer = self.strategy.kept(0), reads_fewer(self.module)
+        return prefix.last_memories(memories, most, shape, self.encoder, fewer)
 
     def _require_room(
         self, prompts: list[np.ndarray], new: int, memories: Sequence[prefix.Memories] | None

@@ -42,7 +42,11 @@ def require_memories(module: Any) -> None:
 
 
 def last_memories(
-    memories: Sequence[Memories], most: int, shape: tuple[int, int], provenance: Provenance | None
+    memories: Sequence[Memories],
+    most: int,
+    shape: tuple[int, int],
+    provenance: Provenance | None,
+    fewer: bool = False,
 ) -> list[Float[np.ndarray, "n K E"]]:
     """Read the last memories of each sequence, in float32.
 
@@ -51,13 +55,17 @@ def last_memories(
       most: memories of a sequence, at most.
       shape: (K, E).
       provenance: the required encoder of a store; None if it is unknown.
+      fewer: whether all sequences may have memories of fewer vectors, as many as the first.
 
     Raises:
       GenerationError: an array has another shape, or a store is given and the required encoder is
         unknown.
       StoreError: a store belongs to another encoder or tokenizer.
     """
-    found = []
+    found: list[np.ndarray] = []
+    if fewer:
+        held = [kept for given in memories if (kept := _vectors(given))]
+        shape = (min(held[0], shape[0]) if held else shape[0]), shape[1]
     for row, given in enumerate(memories):
         if isinstance(given, MemoryStore):
             if provenance is None:
@@ -66,7 +74,7 @@ def last_memories(
                     " store is taken; take the generator of"
                     " memjax.load, or give the array store.memories.leaves['vectors']"
                 )
-            given.provenance.require_same(provenance(), f"memories of row {row}")
+            given.provenance.require_same(provenance(), f"memories of row {row}", fewer)
             full = given.full_chunks
             given = given.read(full[max(0, len(full) - most) :]).leaves[VECTORS]
         given = np.zeros((0, *shape), np.float32) if given is None else np.asarray(given)
@@ -82,6 +90,14 @@ def last_memories(
             )
         found.append(np.asarray(given[max(0, len(given) - most) :], np.float32))
     return found
+
+
+def _vectors(memories: Memories) -> int:
+    """Return the vectors of each memory; 0 for none."""
+    if isinstance(memories, MemoryStore):
+        return memories.provenance.leaves.get(VECTORS, (0,))[0]
+    shape = np.shape(memories)
+    return shape[1] if len(shape) == 3 else 0
 
 
 def count(memories: Memories) -> int:

@@ -243,7 +243,7 @@ class Recalling:
         blank = self._make(chosen_recall, arguments, GenerationError) == "blank_recall"
         self._make(require_memories, (self.module,), GenerationError)
         self._check_side()
-        memories.provenance.require_same(self.provenance, "the store")
+        memories.provenance.require_same(self.provenance, "the store", fewer=True)
         model = self.module, self.params, self.ids
         return recall_tokens(*model, blank, memories, chunks, batch, alone)
 

@@ -27,6 +27,7 @@ from memjax.inference.sampling import GenerationError, Sampling
 from memjax.inference.stage_model import StageModel
 from memjax.interop.stage import open_stage
 from memjax.models import build
+from memjax.models.elastic import reads_fewer
 from memjax.models.initialize import initial_params
 from memjax.models.memory import VECTORS, Memories
 
@@ -156,6 +157,7 @@ class TrainedModel(StageModel, Recalling):
         *,
         dtype: str = "bfloat16",
         batch: int = 256,
+        vectors: int | None = None,
     ) -> MemoryStore:
         """Encode texts into a store, which `MemoryStore.save` writes.
 
@@ -164,14 +166,18 @@ class TrainedModel(StageModel, Recalling):
             of them.
           dtype: how memories are stored: float32, bfloat16, float8_e4m3, int8 or int4.
           batch: chunks per batch.
+          vectors: vectors of each memory that are kept, the first ones; None keeps all. A model
+            reads fewer well if it was trained on fewer (`dials.fewest_vectors` of its stage).
 
         Raises:
           CheckpointError: the model has no encoder or no tokenizer.
           CorpusError: the path matches nothing, or a file cannot be read.
-          StoreError: there is no text, no such dtype, or a memory is not finite.
+          StoreError: there is no text, no such dtype, a memory is not finite, or the model has
+            fewer vectors.
         """
+        provenance = self.provenance if vectors is None else self.provenance.of_vectors(vectors)
         chunks = source if isinstance(source, Chunks) else self.chunks(source)
-        encoder = (self.encoder, self.params["encoder"], self.provenance)
+        encoder = (self.encoder, self.params["encoder"], provenance)
         tokenizer = self.required_tokenizer
         # Rows of documents one after another have chunks that are full: an end id ends a text.
         full = self.config.data.packing in FULL_PACKINGS
@@ -203,8 +209,9 @@ class TrainedModel(StageModel, Recalling):
         self, memories: MemoryStore, *, batch: int = 32
     ) -> Int[np.ndarray, "N L"]:
         """Reconstruct the tokens of every chunk, as `reconstruct`, with padding as in training."""
-        memories.provenance.require_same(self.provenance, "the store")
         model = self.reconstructor
+        fewer = reads_fewer(model.module)
+        memories.provenance.require_same(self.provenance, "the store", fewer)
         codec = model.codec()
         if codec.shift:
             raise StoreError(
@@ -216,8 +223,12 @@ class TrainedModel(StageModel, Recalling):
     def as_store(self, memories: MemoryStore | Memories) -> MemoryStore:
         """Return memories as a store."""
         _require_opened(memories)
-        is_store = isinstance(memories, MemoryStore)
-        return memories if is_store else document_of(memories, self.provenance)
+        if isinstance(memories, MemoryStore):
+            return memories
+        shape, most = np.shape(memories.leaves.get(VECTORS)), self.provenance.leaves[VECTORS][0]
+        fewer = len(shape) == 3 and 1 <= shape[1] < most
+        provenance = self.provenance.of_vectors(shape[1]) if fewer else self.provenance
+        return document_of(memories, provenance)
 
     def generate(
         self,

@@ -6,6 +6,7 @@ Shapes: B chunk, L token, K vector, E encoder width, D decoder width, V vocabula
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from memjax.config import Config, Model, Stage
 from memjax.layers import Head, Linear, make_backbone
 from memjax.models.adapter import ENCODER_READS, Adapter, one_by_one
+from memjax.models.elastic import ElasticDials, check_vectors, draw_kept, whole
 from memjax.models.encoder import Encoder, fold
 from memjax.models.request import Asking, Request, Requests, Variables
 from memjax.models.uses import Use, decoder_uses, encoder_uses
@@ -36,6 +38,9 @@ class Autoencoder(nn.Module):
     Position t of the output scores token t itself: there is no shift.
     """
 
+    READS_FEWER: ClassVar[bool] = True
+    """It decodes memories of fewer vectors than it has; the others are zeros."""
+
     config: Model
     vocab_size: int
 
@@ -45,7 +50,7 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(config, self.vocab_size)
         if config.encoder.width != width:
             self.bridge = Linear(width, use_bias=True, dtype=dtype)
-        if config.expansion == "unroll":
+        if config.expansion != "repeat":
             self.unroll_projection = Linear(width, use_bias=True, dtype=dtype)
         self.backbone = make_backbone(config, config.reconstructor, config.chunk_length)
         self.head = Head(width, self.vocab_size)
@@ -56,14 +61,25 @@ class Autoencoder(nn.Module):
         """The memory of each chunk."""
         return self.encoder(tokens, valid)
 
-    def hidden(self, memory: Float[Array, "B K E"]) -> Float[Array, "B L D"]:
-        """Return the states that the head turns into logits of the chunk's tokens."""
+    def hidden(
+        self, memory: Float[Array, "B k E"], kept: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """Return the states that the head turns into logits of the chunk's tokens.
+
+        Args:
+          memory: K vectors, or fewer: zeros stand for the others.
+          kept: the vectors that are kept of each memory; None for all.
+        """
+        memory = whole(memory, self.config.memory_vectors, kept)
         if self.config.encoder.width != self.config.reconstructor.width:
             memory = self.bridge(memory)
         batch, vectors, width = memory.shape
         length = self.config.chunk_length
         if self.config.expansion == "unroll":
             x = self.unroll_projection(unroll(memory.reshape(batch, vectors * width), length))
+        elif self.config.expansion == "unroll_each":
+            windows = unroll(fold(memory), length).reshape(batch, vectors, length, width // 2)
+            x = self.unroll_projection(jnp.moveaxis(windows, 1, 2).reshape(batch, length, -1))
         else:
             # Each vector is repeated over its share of the positions.
             x = memory[:, jnp.arange(length) * vectors // length]
@@ -74,10 +90,13 @@ class Autoencoder(nn.Module):
         return self.head(self.hidden(memory))
 
     def score(
-        self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None
+        self,
+        tokens: Int[Array, "B L"],
+        valid: Bool[Array, "B L"] | None = None,
+        kept: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
         """Nats of each token given its chunk's memory, and whether it is the most likely one."""
-        return self.head.token_losses(self.hidden(self.encode(tokens, valid)), tokens)
+        return self.head.token_losses(self.hidden(self.encode(tokens, valid), kept), tokens)
 
     def __call__(
         self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"] | None = None
@@ -88,7 +107,8 @@ class Autoencoder(nn.Module):
 
 def _answer(asking: Asking, variables: Variables, request: Request) -> tuple[jax.Array, jax.Array]:
     chunks = fold(request.inputs)
-    nats, correct = asking.apply(variables, "score", chunks, chunks != asking.ids.pad)
+    kept = draw_kept(asking, len(chunks))
+    nats, correct = asking.apply(variables, "score", chunks, chunks != asking.ids.pad, kept)
     return nats.reshape(request.inputs.shape), correct.reshape(request.inputs.shape)
 
 
@@ -98,6 +118,10 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
     yield Use("bridge", "bridge", count * model.memory_vectors)
     yield Use("unroll_projection", "bridge", count * model.chunk_length)
     yield from decoder_uses(model.reconstructor, count, model.chunk_length, model.chunk_length)
+
+
+def _check(config: Config, stage: Stage, key: str) -> None:
+    check_vectors(config, ADAPTER.dials_of(stage, key).fewest_vectors, key)
 
 
 ADAPTER = Adapter(
@@ -113,4 +137,6 @@ ADAPTER = Adapter(
     reads=ENCODER_READS | {"expansion"},
     untied=("encoder", "reconstructor"),
     backbone="reconstructor",
+    dials=ElasticDials,
+    check=_check,
 )

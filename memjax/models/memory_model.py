@@ -18,6 +18,7 @@ from memjax.config import Config, ConfigError
 from memjax.layers import Embed, Head, Linear, make_backbone
 from memjax.layers.attention import Positions
 from memjax.layers.shared_prefix import SharedPrefix
+from memjax.models.elastic import is_kept
 from memjax.models.encoder import Encoder, fold, read_positions, require_places, unfold
 from memjax.models.memory import VALID, VECTORS, Memories, number_bits
 from memjax.models.request import PREDICT, Joined, Prefix, Request, alone, next_chunks
@@ -113,6 +114,7 @@ class MemoryModel(SlotMemory):
         memories: Float[Array, "B M K E"] | None = None,
         memory_valid: Bool[Array, "B M"] | None = None,
         token_valid: Bool[Array, "B X L"] | None = None,
+        kept: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B X L D"]:
         """Return `states` of all chunks of the requests, and compute each prefix once.
 
@@ -121,6 +123,8 @@ class MemoryModel(SlotMemory):
           memories: those that its entries name by number; None for none.
           memory_valid: as in `states`.
           token_valid: False where `joined.inputs` is padding.
+          kept: vectors that are read of each memory of a sequence, with layout `text`; None for
+            all.
 
         Raises:
           ConfigError: chunks are shorter than those that a decoder with weights per position has.
@@ -134,7 +138,7 @@ class MemoryModel(SlotMemory):
         if not self.shares_prefixes:
             rest = joined.slots, joined.place, joined.task, memory_valid, token_valid
             return self.slot_states(joined.inputs, memories, *rest)
-        inputs = self._share(joined, memories, memory_valid, token_valid)
+        inputs = self._share(joined, memories, memory_valid, token_valid, kept)
         return inputs[-1].chunks(self.backbone(*inputs))
 
     def _share(
@@ -143,25 +147,30 @@ class MemoryModel(SlotMemory):
         memories: jax.Array | None,
         memory_valid: jax.Array | None,
         token_valid: jax.Array | None,
+        kept: jax.Array | None = None,
     ) -> tuple[Float[Array, "B T D"], Positions, SharedPrefix]:
         """Return the arguments of the backbone; arguments as in `joined_states`."""
         config, (batch, _, length) = self.config, joined.inputs.shape
-        vectors, prefixes = config.memory_vectors, joined.prefixes
+        prefixes = joined.prefixes
         if memories is None or not self.memory:
             prefixes = tuple(x._replace(entries=x.entries[:0]) for x in prefixes)
             memories = jnp.zeros((batch, 1, 1, config.decoder.width))
         else:
             memories = self._bridge(memories)
+        # Fewer than K, where a store holds fewer.
+        vectors = memories.shape[2]
         x = self._embed_inputs(joined.inputs, slice(length), joined.place, joined.task)
         token_valid = read_positions(config, joined.inputs, token_valid)
         entries_valid = read_positions(config, memories[..., 0, 0], memory_valid)
         entries, valid, visible = [], [], []
         for prefix in prefixes:
-            filled = entries_valid[:, prefix.entries]
+            filled = jnp.repeat(entries_valid[:, prefix.entries, None], vectors, axis=2)
+            if kept is not None:
+                filled &= is_kept(kept, vectors)[:, None]
             written = self._enter(memories[:, prefix.entries])
-            written = jnp.where(filled[..., None, None], written, 0)
+            written = jnp.where(filled[..., None], written, 0)
             entries.append(written.reshape(batch, -1, x.shape[-1]).astype(x.dtype))
-            valid.append(jnp.repeat(filled, vectors, axis=1))
+            valid.append(filled.reshape(batch, -1))
             seen = jnp.minimum(jnp.asarray(prefix.visible), len(prefix.entries)) * vectors
             visible.append(jnp.broadcast_to(seen, (batch, seen.shape[-1])))
         reading = SharedPrefix(
@@ -263,9 +272,11 @@ class MemoryModel(SlotMemory):
 
     @nn.nowrap
     def extend(self, state: Memories | None, new: Memories) -> Memories:
-        """Return the entries of a state and then new ones."""
+        """Return the entries of a state and then new ones, of as many vectors."""
         if state is None:
             return new
+        held = state.leaves[VECTORS].shape[2]
+        new = Memories({**new.leaves, VECTORS: new.leaves[VECTORS][:, :, :held]}, new.count)
         # Sequences differ in what stands before: the first new entry of each comes right behind.
         before, first_B1 = state.leaves[VECTORS].shape[1], state.count[:, None]
         entry = jnp.arange(before + new.leaves[VECTORS].shape[1])

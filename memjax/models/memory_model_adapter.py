@@ -14,6 +14,7 @@ import numpy as np
 
 from memjax.config import Config, ConfigError, Stage
 from memjax.models.adapter import ENCODER_READS, PREDICTOR_QUIRKS, Adapter, Answers
+from memjax.models.elastic import DIAL, ElasticDials, check_vectors, draw_kept
 from memjax.models.memory_model import MemoryModel
 from memjax.models.reading_model import ReadingModel
 from memjax.models.request import (
@@ -44,7 +45,8 @@ def _answer(asking: Asking, variables: Variables, requests: Requests) -> Answers
             memories = _stored(stored, encoded.has_extra, jax.eval_shape(encode))
         memory_valid = valid.any(axis=-1)
     shown = asked.inputs != asking.ids.pad
-    states = asking.apply(variables, "joined_states", asked, memories, memory_valid, shown)
+    kept = None if memories is None else draw_kept(asking, len(shown))
+    states = asking.apply(variables, "joined_states", asked, memories, memory_valid, shown, kept)
     scored = asking.apply(variables, "token_losses", states, asked.labels)
     return dict(zip(requests, zip(*map(asked.split, scored), strict=True), strict=True))
 
@@ -158,6 +160,13 @@ def _check_text(config: Config, stage: Stage, key: str) -> None:
         f"{key}.dials.place_range={spread}, expected 0, or with config.model.layout='text' a number"
         f" from the {config.chunks} chunks of a row to {LARGEST_RANGE}",
     )
+    fewest = ADAPTER.dials_of(stage, key).fewest_vectors
+    check_vectors(config, fewest, key)
+    ConfigError.require(
+        in_text or not fewest,
+        f"{key}.dials.{DIAL}: {fewest}, expected 0 with config.model.layout={model.layout!r}. Use"
+        " layout 'text', in which a decoder reads memories of fewer vectors",
+    )
     unknown = sorted(set(stage.scored_chunks) - set(stage.objectives))
     ConfigError.require(
         not unknown,
@@ -175,7 +184,7 @@ LARGEST_RANGE = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
-class Dials:
+class Dials(ElasticDials):
     """Settings of memory models alone."""
 
     place_range: int = 0

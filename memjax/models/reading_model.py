@@ -7,6 +7,8 @@ on tens, and its `recall` objective reads back any of them by its place.
 Shapes: as in memory_model.py; P entry of a prefix.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,8 @@ class ReadingModel(MemoryModel):
     """
 
     TASKS = 3
+    READS_FEWER: ClassVar[bool] = True
+    """It reads memories of fewer vectors than it has, each where it stands among all of them."""
 
     def setup(self) -> None:
         super().setup()
@@ -59,18 +63,34 @@ class ReadingModel(MemoryModel):
         batch, length = len(at), self.config.chunk_length
         entries = [_by_row(prefix.at, batch)[:, : len(prefix.entries)] for prefix in prefixes]
         place = _by_row(joined.place, batch)[..., None]
-        tokens = [self._entry_tokens(places).reshape(batch, -1) for places in entries]
-        places = [jnp.repeat(x, self.config.memory_vectors, axis=1) for x in entries]
+        vectors = [n // max(1, x.shape[1]) for n, x in zip(reading.lengths, entries, strict=True)]
+        tokens = [
+            self._entry_tokens(places, n).reshape(batch, -1)
+            for places, n in zip(entries, vectors, strict=True)
+        ]
+        places = [jnp.repeat(x, n, axis=1) for x, n in zip(entries, vectors, strict=True)]
         own = jnp.broadcast_to(place, at.shape).reshape(batch, -1)
         return TextPositions(
             jnp.concatenate([*tokens, (place * length + at).reshape(batch, -1)], axis=1),
             jnp.concatenate([*places, own], axis=1),
         )
 
-    def _entry_tokens(self, places: Int[Array, "*B"]) -> Int[Array, "*B K"]:
-        """Return the positions in the text of the vectors of chunks at these places."""
-        length, vectors = self.config.chunk_length, self.config.memory_vectors
-        return places[..., None] * length + jnp.arange(vectors) * length // vectors
+    def _entry_tokens(self, places: Int[Array, "*B"], vectors: int) -> Int[Array, "*B k"]:
+        """Return the positions in the text of the first vectors of chunks at these places."""
+        length = self.config.chunk_length
+        return places[..., None] * length + jnp.arange(vectors) * length // (
+            self.config.memory_vectors
+        )
+
+    @nn.nowrap
+    def _held(self, state: Memories, cache: KeyValues | None = None) -> int:
+        """Return the vectors of every entry of a state, which may be in the cache alone."""
+        if VECTORS in state.leaves:
+            return state.leaves[VECTORS].shape[2]
+        entries = state.leaves[VALID].shape[1] if VALID in state.leaves else 0
+        if cache is None or not entries:
+            return self.config.memory_vectors
+        return (cache.key.shape[3] - self.config.chunk_length) // entries
 
     def slot_states(
         self,
@@ -141,7 +161,7 @@ class ReadingModel(MemoryModel):
         states, cache = self.backbone.read(
             *self._share(joined, memories, state.leaves.get(VALID), None)
         )
-        start = len(entries) * self.config.memory_vectors
+        start = len(entries) * self._held(state)
         room = self.config.chunk_length - tokens.shape[1]
         room = ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))
         cache = KeyValues(
@@ -166,7 +186,7 @@ class ReadingModel(MemoryModel):
             state.count * self.config.chunk_length + position, jnp.asarray(state.count)
         )
         own = jnp.arange(self.config.chunk_length) < position[:, None]
-        readable = jnp.concatenate([own, self._readable(state)], axis=1)
+        readable = jnp.concatenate([own, self._readable(state, self._held(state, cache))], axis=1)
         # A position behind the chunk would overwrite an entry.
         kept = position < self.config.chunk_length
         kept = kept if stepped is None else kept & stepped
@@ -178,7 +198,7 @@ class ReadingModel(MemoryModel):
         nothing = jnp.zeros((len(state.count), 0), jnp.int32)
         _, cache = self.prefill(state, nothing, jnp.zeros_like(state.count))
         key, value = (x[..., self.config.chunk_length :, :] for x in cache)
-        return PrefixCache(key, value, self._readable(state))
+        return PrefixCache(key, value, self._readable(state, self._held(state)))
 
     def recall_step(
         self,
@@ -228,17 +248,17 @@ class ReadingModel(MemoryModel):
         after = Memories(state.leaves, state.count + full, self.KIND)
         if not self.memory or cache is None:
             return after, cache
-        length, vectors = self.config.chunk_length, self.config.memory_vectors
-        memories = self.encode(tokens[:, None])
+        length, vectors = self.config.chunk_length, self._held(state, cache)
+        memories = self.encode(tokens[:, None])[:, :, :vectors]
         entries = self._enter(self._bridge(memories))[:, 0]
         new = {VECTORS: memories[:, 0], VALID: jnp.ones_like(full)}
         leaves = {
             name: _put(leaf, state.count, new[name], full) for name, leaf in state.leaves.items()
         }
         written = Memories(leaves, state.count, self.KIND)
-        tokens_at, here = self._entry_tokens(state.count), jnp.asarray(state.count)
+        tokens_at, here = self._entry_tokens(state.count, vectors), jnp.asarray(state.count)
         for vector in range(vectors):
-            before = self._readable(written, vector)
+            before = self._readable(written, vectors, vector)
             before &= not self.config.decoder.blind_memories
             own = jnp.zeros((len(tokens), length), bool)
             at = length + state.count * vectors + vector
@@ -263,18 +283,17 @@ class ReadingModel(MemoryModel):
 
         leaves = {name: longer(leaf, 1, entries) for name, leaf in state.leaves.items()}
         if cache is not None and self.memory:
-            vectors = entries * self.config.memory_vectors
+            vectors = entries * self._held(state, cache)
             cache = KeyValues(*(longer(x, 3, vectors) for x in cache))
         return Memories(leaves, state.count, self.KIND), cache
 
-    def _readable(self, state: Memories, more: int = 0) -> Bool[Array, "B PK"]:
+    def _readable(self, state: Memories, vectors: int, more: int = 0) -> Bool[Array, "B Pk"]:
         """Return the positions of entries in the cache that hold a memory.
 
-        `more` vectors of the entry behind the last one count too.
+        An entry has so many `vectors`, and `more` vectors of the entry behind the last one count too.
         """
         if not self.memory:
             return jnp.zeros((len(state.count), 0), bool)
-        vectors = self.config.memory_vectors
         valid = jnp.repeat(state.leaves[VALID], vectors, axis=1)
         end = state.count * vectors + more
         return valid & (jnp.arange(valid.shape[1]) < end[:, None])

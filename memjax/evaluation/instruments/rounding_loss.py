@@ -1,5 +1,6 @@
 """Decoder loss from memories as the encoder returns them and as a store keeps them."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +19,12 @@ KINDS: Mapping[str, str] = {dtype: kind for kind, dtype in STORED.items()}
 
 
 def rounding_loss(
-    model: TrainedModel, chunks: Chunks, dtype: str, sample: int = 64, batch: int = 32
+    model: TrainedModel,
+    chunks: Chunks,
+    dtype: str,
+    sample: int = 64,
+    batch: int = 32,
+    vectors: int = 0,
 ) -> Quantisation:
     """Score a sample of the text from unrounded and from rounded memories, paired.
 
@@ -34,12 +40,13 @@ def rounding_loss(
       dtype: dtype of the store.
       sample: texts, at most and at least one, each as many chunks as the decoder reads at once.
       batch: texts per batch.
+      vectors: vectors of each memory that are kept; 0 is all.
 
     Raises:
       CheckpointError: no decoder reads memories of a text.
     """
     decoder = model.reconstructor
-    system, params = decoder.codec(), decoder.params
+    system, params = dataclasses.replace(decoder.codec(), vectors=vectors), decoder.params
     whole = (chunks.tokens != model.ids.pad).all(axis=1)
     full = model.config.data.packing in FULL_PACKINGS
     if not full or not whole.any():

@@ -104,7 +104,7 @@ def write_store_page(
         len(store), f"{path}: no chunk, expected some. Compress a text that has one."
     )
     trained = load(model) if model else _released(store, path)
-    store.provenance.require_same(trained.provenance, str(path))
+    store.provenance.require_same(trained.provenance, str(path), fewer=True)
     if against:
         original, note = read_original(trained, store, against), ""
     else:
@@ -172,7 +172,7 @@ def _released(store: MemoryStore, path: Path) -> TrainedModel:
     for name in released.names():
         found = load(name)
         try:
-            store.provenance.require_same(found.provenance, str(path))
+            store.provenance.require_same(found.provenance, str(path), fewer=True)
         except StoreError:
             continue
         return found
