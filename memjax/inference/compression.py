@@ -70,7 +70,8 @@ def compress(
 ) -> MemoryStore:
     """Return a store of the memories of chunks.
 
-    Of each memory the first vectors are kept, as many as `provenance` has (`of_vectors`). A batch is fetched and rounded while the next is computed.
+    Of each memory the first vectors are kept, as many as `provenance` has (`of_vectors`). A batch
+    is fetched and rounded while the next is computed.
 
     Args:
       encoder: the encoder that reads the chunks.

@@ -290,7 +290,7 @@ class ReadingModel(MemoryModel):
     def _readable(self, state: Memories, vectors: int, more: int = 0) -> Bool[Array, "B Pk"]:
         """Return the positions of entries in the cache that hold a memory.
 
-        An entry has so many `vectors`, and `more` vectors of the entry behind the last one count too.
+        An entry has so many `vectors`; `more` vectors of the entry behind the last one count too.
         """
         if not self.memory:
             return jnp.zeros((len(state.count), 0), bool)
