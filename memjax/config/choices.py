@@ -15,8 +15,8 @@ READOUTS = ("last", "second_to_last", "memory_tokens")
 EXPANSIONS = ("unroll", "repeat", "unroll_each")
 """Maps from the K vectors of a memory to the L positions of a chunk:
 
-- `unroll`: windows slide over all vectors as one, by a number per position; of more than one vector
-  a short chunk reads the first alone;
+- `unroll`: windows of half the width slide over all vectors as one, by a number per position, so
+  that a short chunk reads little more than the first half of several vectors;
 - `repeat`: each vector stands at its share of the positions;
 - `unroll_each`: every position reads a window of every vector; of one vector this is `unroll`.
 """

@@ -81,8 +81,12 @@ def test_a_store_has_the_first_vectors_of_all(models, tmp_path):
         store.save(tmp_path / f"{kept}")
         again = open_store(tmp_path / f"{kept}", expected=model.provenance)
         assert again.provenance.leaves == {"vectors": (kept, 16)}
-        with pytest.raises(StoreError, match="extend: .* leaves is"):
+        with pytest.raises(StoreError, match=r"extend: .* leaves is"):
             again.extend(whole)
+    for dtype in ("bfloat16", "int8", "int4"):
+        first = model.compress([TEXT], dtype=dtype).memories.leaves["vectors"][:, :2]
+        stored = model.compress([TEXT], dtype=dtype, vectors=2).memories.leaves["vectors"]
+        assert np.array_equal(stored, first), dtype
     every = model.compress([TEXT], dtype="float32", vectors=VECTORS)
     assert every.provenance == whole.provenance
     assert every.stored["vectors"].tobytes() == whole.stored["vectors"].tobytes()

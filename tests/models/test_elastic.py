@@ -241,3 +241,18 @@ def test_a_number_of_vectors_that_a_model_lacks_is_refused(fewest):
 def test_slots_have_all_vectors():
     message = message_of({"stages.main.dials": {"fewest_vectors": 1}})
     assert message.startswith("config.stages.main.dials.fewest_vectors: 1, expected 0 with config")
+
+
+def test_stored_memories_are_dropped_as_those_of_the_encoder(reader, quick):
+    module, variables = reader
+    key = jax.random.key(3)
+
+    @quick
+    def both(variables):
+        memories = module.apply(variables, IN_CHUNKS, method="encode")
+        batches = Batch(jnp.asarray(ROWS)), Batch(jnp.asarray(ROWS), memories=memories)
+        return [score(module, variables, x, NAMES, IDS, ELASTIC, key) for x in batches]
+
+    written, stored = both(variables)
+    for name in NAMES:
+        np.testing.assert_allclose(stored[name].nats, written[name].nats, atol=1e-5)
