@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import Config, Model, Stage
+from memjax.config import Config, ConfigError, Model, Stage
 from memjax.layers import Head, Linear, make_backbone
 from memjax.models.adapter import ENCODER_READS, Adapter, one_by_one
-from memjax.models.elastic import ElasticDials, check_vectors, draw_kept, whole
+from memjax.models.elastic import ElasticDials, check_lengths, check_vectors, draw_kept, whole
 from memjax.models.encoder import Encoder, fold
-from memjax.models.request import Asking, Request, Requests, Variables
+from memjax.models.request import SHORTEST_CHUNK, Asking, Request, Requests, Variables
 from memjax.models.uses import Use, decoder_uses, encoder_uses
 
 
@@ -122,6 +122,13 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
 
 def _check(config: Config, stage: Stage, key: str) -> None:
     check_vectors(config, ADAPTER.dials_of(stage, key).fewest_vectors, key)
+    check_lengths(config, stage, key)
+    model, shortest = config.model, stage.dials.get(SHORTEST_CHUNK, 0)
+    ConfigError.require(
+        model.expansion != "repeat" or model.memory_vectors == 1 or not shortest,
+        f"{key}.dials.{SHORTEST_CHUNK}: {shortest}, expected 0 with config.model.expansion='repeat'"
+        " and several vectors, of which a short chunk would not read the last. Use 'unroll_each'",
+    )
 
 
 ADAPTER = Adapter(

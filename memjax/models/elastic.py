@@ -1,8 +1,8 @@
-"""Memories of fewer vectors than a model has: the first k of K.
+"""Memories of fewer vectors than a model has, the first k of K, and of shorter chunks.
 
 A training that draws k at random (`fewest_vectors`, a dial of a stage) packs what matters most into
 the first vectors (nested dropout, Rippel et al. 2014). Any k may then be kept afterwards, without
-another training.
+another training. So it is with the length of chunks (`shortest_chunk`, and `models/cutting.py`).
 
 Shapes: B row or chunk, K vector, E width of a vector.
 """
@@ -14,15 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import Config, ConfigError
-from memjax.models.request import Asking
+from memjax.config import Config, ConfigError, Stage
+from memjax.config.choices import PACKINGS
+from memjax.models.cutting import halvings
+from memjax.models.request import SHORTEST_CHUNK, Asking
 
 DIAL = "fewest_vectors"
 
 
 @dataclasses.dataclass(frozen=True)
 class ElasticDials:
-    """Settings of the families that can be trained on fewer vectors."""
+    """Settings of the families that can be trained on fewer vectors and on shorter chunks."""
 
     fewest_vectors: int = 0
     """Vectors of a memory that are kept in training, at least; 0 keeps all.
@@ -30,6 +32,13 @@ class ElasticDials:
     Their number is drawn from here to `config.model.memory_vectors`, at every step: for each chunk
     of an autoencoder, and for each row that a decoder with layout `text` reads. Vectors behind it
     are dropped. Evaluation keeps all.
+    """
+    shortest_chunk: int = 0
+    """Tokens of a chunk in training, at least; 0 is always `config.model.chunk_length`, L.
+
+    The number is drawn for each row at every step, from L, its half, its quarter and so on down to
+    this one. The other positions of a chunk are padding, so that a row has as many chunks, of a
+    part of its tokens. Evaluation has chunks of L.
     """
 
 
@@ -40,6 +49,22 @@ def check_vectors(config: Config, fewest: int, key: str) -> None:
         0 <= fewest <= vectors,
         f"{key}.dials.{DIAL}: {fewest}, expected a number from 0 (all) to the {vectors} of"
         " config.model.memory_vectors. Change one of them",
+    )
+
+
+def check_lengths(config: Config, stage: Stage, key: str) -> None:
+    """Raise ConfigError for chunk lengths that a stage cannot draw; `key` is the stage's."""
+    model, shortest = config.model, stage.dials.get(SHORTEST_CHUNK, 0)
+    dial, able = f"{key}.dials.{SHORTEST_CHUNK}", halvings(model.chunk_length)
+    ConfigError.require(
+        shortest in (0, *able),
+        f"{dial}: {shortest}, expected 0 (always the {able[0]} of config.model.chunk_length) or one"
+        f" of {', '.join(map(str, able))}. Change one of them",
+    )
+    ConfigError.require(
+        shortest in (0, model.chunk_length) or PACKINGS[config.data.packing][1] == "right",
+        f"{dial}: {shortest}, expected 0 with config.data.packing={config.data.packing!r}, which"
+        " pads on the left. Use a packing that pads on the right, as short chunks are padded",
     )
 
 

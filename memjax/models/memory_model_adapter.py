@@ -14,11 +14,12 @@ import numpy as np
 
 from memjax.config import Config, ConfigError, Stage
 from memjax.models.adapter import ENCODER_READS, PREDICTOR_QUIRKS, Adapter, Answers
-from memjax.models.elastic import DIAL, ElasticDials, check_vectors, draw_kept
+from memjax.models.elastic import DIAL, ElasticDials, check_lengths, check_vectors, draw_kept
 from memjax.models.memory_model import MemoryModel
 from memjax.models.reading_model import ReadingModel
 from memjax.models.request import (
     EMPTY,
+    SHORTEST_CHUNK,
     Asking,
     Requests,
     Variables,
@@ -166,6 +167,19 @@ def _check_text(config: Config, stage: Stage, key: str) -> None:
         in_text or not fewest,
         f"{key}.dials.{DIAL}: {fewest}, expected 0 with config.model.layout={model.layout!r}. Use"
         " layout 'text', in which a decoder reads memories of fewer vectors",
+    )
+    check_lengths(config, stage, key)
+    shortest = f"{key}.dials.{SHORTEST_CHUNK}: {stage.dials.get(SHORTEST_CHUNK)}, expected 0"
+    ConfigError.require(
+        in_text or not stage.dials.get(SHORTEST_CHUNK),
+        f"{shortest} with config.model.layout={model.layout!r}. Use layout 'text', in which a"
+        " decoder reads memories of shorter chunks",
+    )
+    ConfigError.require(
+        not (config.data.memories and stage.memory and stage.dials.get(SHORTEST_CHUNK)),
+        f"{shortest} with config.data.memories={config.data.memories!r}, which are of chunks of"
+        f" {model.chunk_length} tokens. Leave config.data.memories empty: the stage then runs its"
+        " encoder",
     )
     unknown = sorted(set(stage.scored_chunks) - set(stage.objectives))
     ConfigError.require(

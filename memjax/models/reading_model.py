@@ -50,6 +50,16 @@ class ReadingModel(MemoryModel):
         """Memories that are kept of a text."""
         return self.config.max_memories
 
+    def encode(
+        self, tokens: Int[Array, "B M l"], valid: Bool[Array, "B M l"] | None = None
+    ) -> Float[Array, "B M K E"]:
+        """See `MemoryModel.encode`; chunks of fewer than L tokens are padded, as in training."""
+        room = ((0, 0), (0, 0), (0, self.config.chunk_length - tokens.shape[-1]))
+        if room[-1][1] > 0:
+            valid = jnp.pad(jnp.ones(tokens.shape, bool) if valid is None else valid, room)
+            tokens = jnp.pad(tokens, room)
+        return super().encode(tokens, valid)
+
     def _bridge(self, memories: Float[Array, "B M K E"]) -> Float[Array, "B M K D"]:
         return self.entry_norm(self.bridge(memories))
 

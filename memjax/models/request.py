@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from memjax.config import ConfigError, Stage
+from memjax.config import Stage
+from memjax.models.cutting import chunked, drawn_cut
 
 if TYPE_CHECKING:
     from memjax.data import Tokenizer
@@ -30,6 +31,8 @@ PREDICT, RETAIN, RECALL = 0, 1, 2
 """Tasks, which the decoder's task embedding distinguishes."""
 EMPTY = -1
 """Entry of a slot table that holds no memory."""
+SHORTEST_CHUNK = "shortest_chunk"
+"""The dial by which chunks of a row are shorter in training (`models/elastic.py`)."""
 
 _NONE = np.zeros(0, np.int32)
 _STATIC = ("written", "visible", "written_at", "place", "task")
@@ -163,8 +166,26 @@ class Asking:
 
     @property
     def chunks(self) -> Int[Array, "B C L"]:
-        """The chunks of the batch."""
-        return chunked(self.batch.tokens, self.module.config.chunk_length)
+        """The chunks of the batch (`cut`)."""
+        return self.cut(self.batch.tokens)
+
+    def cut(self, tokens: Int[Array, "B N"]) -> Int[Array, "B C L"]:
+        """Return the chunks of rows with the padding of the batch's.
+
+        In training with `shortest_chunk`, a dial of the stage, their length is drawn for each row,
+        and their last positions are padding. All requests of a step have the same draws. In
+        evaluation chunks have all L tokens.
+
+        Args:
+          tokens: the batch's, or others in their places.
+        """
+        length = self.module.config.chunk_length
+        shortest = self.stage.dials.get(SHORTEST_CHUNK, 0) or length
+        if self.key is None or shortest == length:
+            return chunked(tokens, length)
+        real_B = jnp.sum(self.batch.tokens != self.ids.pad, axis=1)
+        key = self.key_of("lengths")
+        return drawn_cut(tokens, real_B, length, shortest, key, self.ids.pad)
 
     @property
     def draw_key(self) -> jax.Array:
@@ -330,17 +351,3 @@ def _concatenate(parts: Sequence[Any]) -> Any:
         return np.concatenate(parts, axis=-1)
     batch = next(x.shape[0] for x in parts if x.ndim == 2)
     return jnp.concatenate([jnp.broadcast_to(x, (batch, x.shape[-1])) for x in parts], axis=-1)
-
-
-def chunked(tokens: Int[Array, "B N"], length: int) -> Int[Array, "B C L"]:
-    """Split rows into chunks.
-
-    Raises:
-      ConfigError: the chunk length does not divide the rows.
-    """
-    batch, row = tokens.shape
-    ConfigError.require(
-        row % length == 0,
-        f"chunk_length: got {length}, expected a divisor of the {row} tokens of a row",
-    )
-    return tokens.reshape(batch, row // length, length)

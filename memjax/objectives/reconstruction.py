@@ -6,13 +6,13 @@ Shapes: B sequence, N token of a sequence.
 import jax
 import jax.numpy as jnp
 
-from memjax.models.request import Asking, Request, chunked
+from memjax.models.request import Asking, Request
 from memjax.objectives.objective import Objective
 from memjax.objectives.requests import token_weight
 
 
 def _request(asking: Asking, tokens_BN: jax.Array) -> Request:
-    chunks = chunked(tokens_BN, asking.module.config.chunk_length)
+    chunks = asking.cut(tokens_BN)
     return Request(chunks, chunks, token_weight(chunks, asking.ids))
 
 

@@ -19,7 +19,7 @@ import optax
 from memjax import objectives
 from memjax.config import Config, ConfigError, Stage
 from memjax.models import PREDICT, RETAIN, MemoryModel, can
-from memjax.models.request import chunked
+from memjax.models.cutting import chunked
 from memjax.objectives import Batch, MetricSum, Scores, SpecialIds
 from memjax.objectives.requests import shift_right
 from memjax.training.optimizer import Tree, merge
