@@ -306,7 +306,7 @@ def open_store(
     Args:
       path: a file that `save` wrote.
       expected: the encoder and the tokenizer that the store must be of; None accepts any. A store
-        may have fewer vectors per chunk than the encoder.
+        may have fewer vectors per chunk than the encoder, and shorter chunks.
       verify: whether to read all of it and compare its checksum.
 
     Raises:

@@ -70,7 +70,8 @@ class EncoderProvenance:
       sha256: digest of the encoder's parameters.
       tokenizer: fingerprint of the tokenizer.
       vocabulary: number of its ids.
-      chunk_length: tokens per chunk.
+      chunk_length: tokens per chunk; fewer than the `chunk_length` of `settings` in a store of
+        shorter chunks.
       leaves: shape of a row of each leaf; vectors have [K, E].
       kind: kind of the memories.
       checkpoint: path of the stage when it wrote; a hint for messages, never opened.
@@ -141,17 +142,33 @@ class EncoderProvenance:
         leaves = {**self.leaves, VECTORS: (count, *shape[1:])}
         return dataclasses.replace(self, leaves=leaves)
 
+    def of_length(self, tokens: int) -> "EncoderProvenance":
+        """Return the provenance of memories of shorter chunks.
+
+        Raises:
+          StoreError: the encoder reads fewer tokens, or `tokens` is less than 1.
+        """
+        StoreError.require(
+            1 <= tokens <= self.chunk_length,
+            f"chunk_length: {tokens}, expected a number from 1 to the {self.chunk_length} of"
+            " config.model.chunk_length. Cut the text at one of these numbers",
+        )
+        return dataclasses.replace(self, chunk_length=tokens)
+
     def require_same(self, other: "EncoderProvenance", where: str, fewer: bool = False) -> None:
         """Raise StoreError unless `other` has the same encoder and the same tokenizer.
 
         Args:
           other: the provenance that is expected; its stage and step may differ.
           where: the store, for messages.
-          fewer: whether memories may lack the last of the encoder's vectors.
+          fewer: whether memories may lack the last of the encoder's vectors, and may be of shorter
+            chunks.
         """
         own, most = self.leaves.get(VECTORS, (0,))[0], other.leaves.get(VECTORS, (0,))[0]
         if fewer and 1 <= own < most:
             other = other.of_vectors(own)
+        if fewer and 1 <= self.chunk_length < other.chunk_length:
+            other = other.of_length(self.chunk_length)
         remedy = (
             f"Use stage {self.stage}{f' ({self.checkpoint})' if self.checkpoint else ''}, which"
             " compressed the text, or compress the text again."

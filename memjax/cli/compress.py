@@ -11,7 +11,8 @@ DTYPES = ("float32", "bfloat16", "float8_e4m3", "int8", "int4")
 CORPUS_DTYPES = DTYPES[:2]
 PREPARED = "prepared.json"
 """The file by which a folder is a prepared corpus."""
-ONLY_TEXTS, ONLY_CORPUS = ("limit", "eval_examples", "vectors"), ("split", "sequence_length")
+ONLY_TEXTS = ("limit", "eval_examples", "vectors", "chunk_length")
+ONLY_CORPUS = ("split", "sequence_length")
 ARGUMENTS = Arguments(
     example="memjax compress runs/quickstart novel.txt --out=novel.store",
     words={
@@ -26,6 +27,7 @@ ARGUMENTS = Arguments(
         },
         dtype={"choices": DTYPES, "default": "bfloat16"},
         vectors={},
+        chunk_length={},
         batch_size={
             "what": "Chunks of texts (default 256), or sequences of a corpus (default 64),"
         },
@@ -38,8 +40,9 @@ ARGUMENTS = Arguments(
     Texts become a store: every document is cut into chunks, and `memjax reconstruct` and `memjax
     generate --memory` read the store. The loss by rounding to --dtype is measured on
     --eval_examples texts, if the stage has a decoder that reads memories; 0 skips that. Stores of
-    int8 and int4 have a scale per vector. A store of --vectors=K is read as any other; its text
-    is given back well by a stage that was trained on fewer vectors (dials.fewest_vectors).
+    int8 and int4 have a scale per vector. A store of --vectors=K or --chunk_length=L is read as any
+    other; its text is given back well by a stage that was trained on fewer vectors
+    (dials.fewest_vectors) or shorter chunks (dials.shortest_chunk).
 
     A prepared corpus becomes a folder of the memories of all its sequences, as float32 or bfloat16,
     for training with a frozen encoder: config.data.memories=FOLDER. The stage that trains on it
@@ -104,10 +107,9 @@ def _compress_texts(given: Namespace) -> None:
     )
     check_writable(out)
     reporter, model = Reporter(), load(given.path)
-    length, tokenizer = model.encoder.config.chunk_length, model.required_tokenizer
-    batch = given.batch_size or 256
-    if given.vectors:
-        model.provenance.of_vectors(given.vectors)  # An error before the text is read.
+    # An error before the text is read.
+    length = model.stored_as(given.vectors, given.chunk_length).chunk_length
+    tokenizer, batch = model.required_tokenizer, given.batch_size or 256
     with reporter.active():
         sources = read_sources(given.source)
         chunks = cut(sources, tokenizer, length, given.limit or 0, model.padding_side)

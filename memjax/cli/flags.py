@@ -63,6 +63,7 @@ FLAGS: Mapping[str, Flag] = {
     "save": flag("text", "FILE", "Also write {}."),
     "dtype": flag("text", "", "Number format of what is stored."),
     "vectors": flag("int", "K", "Keep the first K vectors of each memory; by default all.", 1),
+    "chunk_length": flag("int", "L", "Tokens per chunk; by default the model's.", 1),
     "format": flag("text", "", "Format of the {}."),
     "shard_gb": flag("float", "GB", "Largest size of a weight file.", 1e-9),
     "license": flag("text", "NAME", "License of the weights, by its name on the Hugging Face Hub."),

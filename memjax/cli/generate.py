@@ -119,23 +119,24 @@ def _memories(model: "TrainedModel", text: str, given: Namespace, chunks: slice)
 
     generator, prompt = model.generator(), len(model.required_tokenizer.encode(text))
     store, of = open_store(given.memory, expected=generator.provenance), given.memory
+    strategy = model.generator(chunk_length=store.provenance.chunk_length).strategy
     if given.document is not None:
         store, of = store.of_document(given.document), f"{of}, document {given.document}"
     full = store.full_chunks
     GenerationError.require(
         len(full),
         f"{of}: {store.tokens} tokens in texts shorter than a chunk, expected"
-        f" {generator.strategy.window} or more. Begin the prompt with the text itself.",
+        f" {strategy.window} or more. Begin the prompt with the text itself.",
     )
     picked = full[chunks]
     GenerationError.require(
         len(picked),
         f"--chunks: {given.chunks}, expected at least one of the {len(full)} full chunks of {of}.",
     )
-    strategy, new = generator.strategy, given.max_new_tokens
+    new = given.max_new_tokens
     if given.overflow == "error" or evicts_nothing(strategy):
         _require_room(strategy, prompt, new, len(picked), of, chunks, len(full))
-    read = min(len(picked), generator.strategy.kept(prompt // generator.strategy.window))
+    read = min(len(picked), strategy.kept(prompt // strategy.window))
     message = f"{of}: reads the last {read} of {len(picked)} memories"
     after = int(picked[-1]) + 1
     if after < len(store) and after not in full:

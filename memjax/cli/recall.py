@@ -70,7 +70,8 @@ def run(given: Namespace) -> None:
     # Of a range one number outside the store is enough, for the message.
     ends = ((first, min(end, max(first, len(store)) + 1), step) for first, end, step in ranges)
     chunks = [number for each in ends for number in range(*each)]
-    source = model.chunks(given.against) if given.against else None
+    length = store.provenance.chunk_length
+    source = model.chunks(given.against, chunk_length=length) if given.against else None
     with reporter.active():
         how = {"objective": given.recall_objective, "batch": given.batch_size}
         found = model.recall_tokens(store, chunks, **how)

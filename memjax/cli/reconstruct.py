@@ -42,7 +42,8 @@ def run(given: Namespace) -> None:
     model = load(given.path)
     store = open_store(given.store, expected=model.provenance)
     store = store if given.document is None else store.of_document(given.document)
-    source = model.chunks(given.against) if given.against else None
+    length = store.provenance.chunk_length
+    source = model.chunks(given.against, chunk_length=length) if given.against else None
     untrained = model.reconstructor.untrained_objective
     if untrained:
         reporter.log(

@@ -70,8 +70,9 @@ def compress(
 ) -> MemoryStore:
     """Return a store of the memories of chunks.
 
-    Of each memory the first vectors are kept, as many as `provenance` has (`of_vectors`). A batch
-    is fetched and rounded while the next is computed.
+    Of each memory the first vectors are kept, as many as `provenance` has (`of_vectors`). Chunks of
+    fewer tokens than the encoder reads are padded (`of_length`). A batch is fetched and rounded
+    while the next is computed.
 
     Args:
       encoder: the encoder that reads the chunks.
@@ -95,6 +96,7 @@ def compress(
     tokens = chunks.tokens
     if fill_id is not None:
         tokens = np.where(tokens == pad_id, np.int32(fill_id), tokens)
+    tokens = padded(tokens, encoder.config.chunk_length, pad_id)
     for memories in each_batch(encode, tokens, batch, "compress"):
         found = np.asarray(memories, np.float32)[: len(chunks) - done, :vectors]
         _append(store, found, chunks.spans[done : done + len(found)])
@@ -117,6 +119,14 @@ def _append(store: MemoryStore, memories: np.ndarray, spans: np.ndarray) -> None
     starts = np.flatnonzero(np.diff(spans[:, 0])) + 1
     for memory, span in zip(np.split(memories, starts), np.split(spans, starts), strict=True):
         store.append(int(span[0, 0]), bank(memory), span[:, 1:])
+
+
+def padded(
+    tokens: Int[np.ndarray, "*any l"], length: int, pad_id: int
+) -> Int[np.ndarray, "*any L"]:
+    """Return chunks with padding behind their tokens, up to L."""
+    room = [(0, 0)] * (tokens.ndim - 1) + [(0, length - tokens.shape[-1])]
+    return np.pad(tokens, room, constant_values=pad_id)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -19,7 +19,7 @@ from memjax.data import Tokenizer
 from memjax.data.sources.lines import SEPARATOR
 from memjax.inference.chunking import Chunks
 from memjax.inference.codec import MemoryCodec
-from memjax.inference.compression import grouped, groups
+from memjax.inference.compression import grouped, groups, padded
 from memjax.inference.texts import batches
 from memjax.models.memory import VECTORS
 from memjax.objectives.uncertainty import Estimate, ratio
@@ -52,12 +52,11 @@ def expand(
         # The decoder gets the number of tokens, and none of them.
         real = np.arange(length) < grouped(store.spans[:, 2], picked, 0)[..., None]
         real = real[..., ::-1] if side == "left" else real
-        asked = (
-            np.where(real, ids.first_content, ids.pad)
-            .astype(np.int32)
-            .reshape(len(picked), codec.length)
-        )
-        found = np.asarray(_reconstruct(codec, params, memory, asked)).reshape(real.shape)
+        asked = np.where(real, ids.first_content, ids.pad).astype(np.int32)
+        asked = padded(asked, codec.length // codec.held, ids.pad)
+        flat = asked.reshape(len(picked), codec.length)
+        found = np.asarray(_reconstruct(codec, params, memory, flat)).reshape(asked.shape)
+        found = found[..., :length]
         own = slice(0, len(numbers) - start * len(picked))
         there = picked[own] >= 0
         generated[picked[own][there]] = np.where(real, found, ids.pad)[own][there]

@@ -59,10 +59,12 @@ class Generator:
       mesh: the devices of the parameters, if several.
       encoder: returns the provenance of its encoder and its tokenizer, which determines the stores
         that it reads; None if it is unknown.
+      chunk_length: tokens per chunk, for memories of shorter ones; None for
+        `config.model.chunk_length`.
 
     Raises:
-      GenerationError: the family does not predict the next token, or this model was not trained to
-        begin a chunk.
+      GenerationError: the family does not predict the next token, this model was not trained to
+        begin a chunk, or it has no such chunks.
     """
 
     module: Any
@@ -72,6 +74,7 @@ class Generator:
     overflow: str = "evict"
     mesh: jax.sharding.Mesh | None = None
     encoder: prefix.Provenance | None = None
+    chunk_length: int | None = None
 
     def __post_init__(self) -> None:
         GenerationError.require_one_of("overflow", self.overflow, OVERFLOWS)
@@ -80,7 +83,7 @@ class Generator:
     @functools.cached_property
     def strategy(self) -> DecodingStrategy:
         """Return the decoding strategy of the model."""
-        return make_strategy(self.module, self.ids, self.compat)
+        return make_strategy(self.module, self.ids, self.compat, self.chunk_length)
 
     @property
     def provenance(self) -> EncoderProvenance | None:
@@ -262,7 +265,8 @@ class Generator:
         model = self.module.config
         shape = model.memory_vectors, model.encoder.width
         most, fewer = self.strategy.kept(0), reads_fewer(self.module)
-        return prefix.last_memories(memories, most, shape, self.encoder, fewer)
+        length = self.strategy.window
+        return prefix.last_memories(memories, most, shape, self.encoder, fewer, length)
 
     def _require_room(
         self, prompts: list[np.ndarray], new: int, memories: Sequence[prefix.Memories] | None
@@ -324,16 +328,22 @@ STRATEGIES: Mapping[str, Callable[[Any, Any], DecodingStrategy]] = {
 """Strategies by the kind of context that a family keeps."""
 
 
-def make_strategy(module: Any, ids: SpecialIds, compat: Collection[str] = ()) -> DecodingStrategy:
+def make_strategy(
+    module: Any,
+    ids: SpecialIds,
+    compat: Collection[str] = (),
+    chunk_length: int | None = None,
+) -> DecodingStrategy:
     """Return the decoding strategy of a model.
 
     Args:
       module: the model.
       ids: reserved ids.
       compat: quirks of its training (STAGE_QUIRKS).
+      chunk_length: tokens per chunk; None for `config.model.chunk_length`.
 
     Raises:
-      GenerationError: the model has none.
+      GenerationError: the model has none, or no such chunks.
     """
     family, unscored = find(module), "unscored_first_tokens" in compat
     kept = next((keeps for keeps in STRATEGIES if keeps in family.capabilities), None)
@@ -356,7 +366,16 @@ def make_strategy(module: Any, ids: SpecialIds, compat: Collection[str] = ()) ->
                 " cannot begin one"
             )
     begins = not unscored and "starts_from_state" not in family.capabilities
-    return STRATEGIES[kept](module, ids.bos if begins else None)
+    strategy = STRATEGIES[kept](module, ids.bos if begins else None)
+    own = module.config.chunk_length
+    if chunk_length is None or chunk_length == own:
+        return strategy
+    if isinstance(strategy, ReadingStrategy) and 1 <= chunk_length <= own:
+        return dataclasses.replace(strategy, chunk_length=chunk_length)
+    raise GenerationError(
+        f"chunk_length: {chunk_length}, expected the {own} of config.model.chunk_length, or fewer"
+        " for a memory model of layout 'text'. Leave it out"
+    )
 
 
 def text_pieces(tokenizer: Tokenizer, tokens: Iterable[int], start: bool = False) -> Iterator[str]:

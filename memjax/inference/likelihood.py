@@ -78,9 +78,11 @@ class Scorer:
       compat: quirks of its training (STAGE_QUIRKS).
       batch: pieces per batch; fewer for recurrent memory, if texts are longer than its training
         sequences.
+      chunk_length: tokens per chunk, of a memory model that reads shorter ones; None for
+        `config.model.chunk_length`.
 
     Raises:
-      GenerationError: the model does not predict the next token of a text.
+      GenerationError: the model does not predict the next token of a text, or has no such chunks.
     """
 
     module: Any
@@ -88,6 +90,7 @@ class Scorer:
     ids: SpecialIds
     compat: tuple[str, ...] = ()
     batch: int = BATCH
+    chunk_length: int | None = None
 
     def __post_init__(self) -> None:
         _ = self.strategy
@@ -95,7 +98,7 @@ class Scorer:
     @functools.cached_property
     def strategy(self) -> DecodingStrategy:
         """Return the strategy of the model."""
-        return make_strategy(self.module, self.ids, self.compat)
+        return make_strategy(self.module, self.ids, self.compat, self.chunk_length)
 
     def score(self, pairs: Sequence[tuple[Any, Any]]) -> list[Likelihood]:
         """Return the likelihood of each continuation after its context, in the order of `pairs`.

@@ -47,6 +47,7 @@ def last_memories(
     shape: tuple[int, int],
     provenance: Provenance | None,
     fewer: bool = False,
+    length: int | None = None,
 ) -> list[Float[np.ndarray, "n K E"]]:
     """Read the last memories of each sequence, in float32.
 
@@ -56,10 +57,11 @@ def last_memories(
       shape: (K, E).
       provenance: the required encoder of a store; None if it is unknown.
       fewer: whether all sequences may have memories of fewer vectors, as many as the first.
+      length: tokens of a chunk of a store; None for any.
 
     Raises:
-      GenerationError: an array has another shape, or a store is given and the required encoder is
-        unknown.
+      GenerationError: an array has another shape, a store has chunks of another length, or a store
+        is given and the required encoder is unknown.
       StoreError: a store belongs to another encoder or tokenizer.
     """
     found: list[np.ndarray] = []
@@ -75,6 +77,12 @@ def last_memories(
                     " memjax.load, or give the array store.memories.leaves['vectors']"
                 )
             given.provenance.require_same(provenance(), f"memories of row {row}", fewer)
+            cut = given.provenance.chunk_length
+            GenerationError.require(
+                length in (None, cut),
+                f"memories of row {row}: of chunks of {cut} tokens, expected {length} in all rows."
+                f" Use a generator with chunk_length={cut}",
+            )
             full = given.full_chunks
             given = given.read(full[max(0, len(full) - most) :]).leaves[VECTORS]
         given = np.zeros((0, *shape), np.float32) if given is None else np.asarray(given)
@@ -96,7 +104,7 @@ def _vectors(memories: Memories) -> int:
     """Return the vectors of each memory; 0 for none."""
     if isinstance(memories, MemoryStore):
         return memories.provenance.leaves.get(VECTORS, (0,))[0]
-    shape = np.shape(memories)
+    shape = () if memories is None else np.shape(memories)
     return shape[1] if len(shape) == 3 else 0
 
 

@@ -29,6 +29,13 @@ class ReadingStrategy(WholeTextStrategy):
 
     start: int
     """The first id of a chunk."""
+    chunk_length: int | None = None
+    """Tokens of a chunk; None for `config.model.chunk_length`, L, up to which others are padded."""
+
+    @property
+    def window(self) -> int:
+        """Return the tokens of a chunk."""
+        return self.chunk_length or self.module.config.chunk_length
 
     @property
     def grows(self) -> bool:

@@ -89,7 +89,7 @@ def recall_tokens(
         f"the store: {len(store)} memories, expected at most the {module.budget} of"
         f" config.model.max_memories. Select fewer, such as store[-{module.budget}:].",
     )
-    length = module.config.chunk_length
+    length = store.provenance.chunk_length
     if not len(numbers):
         return np.zeros((0, length), np.int32)
     whole = None if alone else _read(module, params, _vectors(store, slice(None))[None])
@@ -99,7 +99,8 @@ def recall_tokens(
         if prefix is None:
             prefix = _read(module, params, _vectors(store, picked)[:, None])
             place = np.zeros((len(picked), 1), np.int32)
-        return _recall(module, ids, blank, params, prefix, place).reshape(len(picked), length)
+        found = _recall(module, ids, blank, length, params, prefix, place)
+        return found.reshape(len(picked), length)
 
     parts = list(each_batch(recall, numbers, batch, "recall"))
     real = np.arange(length) < store.spans[numbers, 2][:, None]
@@ -138,11 +139,12 @@ def _read(module: Any, params: Params, vectors: Float[Array, "B P K E"]) -> Pref
     return module.apply({"params": params}, state, method="read_entries")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _recall(
     module: Any,
     ids: SpecialIds,
     blank: bool,
+    length: int,
     params: Params,
     prefix: PrefixCache,
     place: Int[Array, "B X"],
@@ -161,7 +163,7 @@ def _recall(
         return (cache, jnp.full_like(found, ids.blank) if blank else found), found
 
     start = own, jnp.full(place.shape, ids.delimiter, jnp.int32)
-    _, found = jax.lax.scan(step, start, jnp.arange(module.config.chunk_length))
+    _, found = jax.lax.scan(step, start, jnp.arange(length))
     return jnp.moveaxis(found, 0, -1)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from memjax.checkpoints import CheckpointError
-from memjax.checkpoints.store_records import EncoderProvenance
+from memjax.checkpoints.store_records import EncoderProvenance, StoreError
 from memjax.config import Config, Stage
 from memjax.config.choices import PACKINGS
 from memjax.data import Tokenizer
@@ -125,6 +125,31 @@ class StageModel:
         encoder, params = self.encoder, jax.tree.map(jnp.asarray, self.params["encoder"])
         trained = (self.family, self.stage, self.step, tokenizer, self.path)
         return provenance_of(encoder, params, *trained)
+
+    def stored_as(
+        self, vectors: int | None = None, chunk_length: int | None = None
+    ) -> EncoderProvenance:
+        """Return `provenance` as a store of fewer vectors or of shorter chunks records it.
+
+        Args:
+          vectors: vectors of each memory that are kept, the first ones; None for all.
+          chunk_length: tokens per chunk; None for `config.model.chunk_length`.
+
+        Raises:
+          CheckpointError: the model has no encoder or no tokenizer.
+          StoreError: the encoder has fewer vectors or shorter chunks, or its chunks are padded on
+            the left and none is shorter.
+        """
+        found = self.provenance if vectors is None else self.provenance.of_vectors(vectors)
+        if chunk_length is None or chunk_length == found.chunk_length:
+            return found
+        StoreError.require(
+            self.padding_side == "right",
+            f"chunk_length: {chunk_length}, expected the {found.chunk_length} of"
+            f" config.model.chunk_length with config.data.packing={self.config.data.packing!r},"
+            " which pads on the left. Leave it out",
+        )
+        return found.of_length(chunk_length)
 
     @property
     def _name(self) -> str:

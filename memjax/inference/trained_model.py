@@ -73,32 +73,36 @@ class TrainedModel(StageModel, Recalling):
         arguments = (self.module, self.ids, objective, self.settings.compat)
         return self._make(make_codec, arguments, CheckpointError)
 
-    def generator(self, overflow: str = "evict") -> Generator:
+    def generator(self, overflow: str = "evict", chunk_length: int | None = None) -> Generator:
         """The model as a generator of ids, for batches.
 
         Args:
           overflow: what happens to a text of more tokens than the model keeps, see `Generator`.
+          chunk_length: tokens per chunk, for memories of shorter ones; None for
+            `config.model.chunk_length`.
 
         Raises:
-          GenerationError: the family does not generate.
+          GenerationError: the family does not generate, or has no shorter chunks.
         """
         self._check_side()
         encoder = (lambda: self.provenance) if self.tokenizer else None
-        make = functools.partial(Generator, overflow=overflow, encoder=encoder)
+        how = {"overflow": overflow, "encoder": encoder, "chunk_length": chunk_length}
+        make = functools.partial(Generator, **how)
         arguments = (self.module, self.params, self.ids, self.settings.compat)
         return self._make(make, arguments, GenerationError)
 
-    def scorer(self, batch: int = BATCH) -> Scorer:
+    def scorer(self, batch: int = BATCH, chunk_length: int | None = None) -> Scorer:
         """The model as a scorer of ids, for batches.
 
         Args:
           batch: pieces of text per batch.
+          chunk_length: as in `generator`.
 
         Raises:
-          GenerationError: the family does not generate.
+          GenerationError: the family does not generate, or has no shorter chunks.
         """
         self._check_side()
-        arguments = (self.module, self.params, self.ids, self.settings.compat, batch)
+        arguments = (self.module, self.params, self.ids, self.settings.compat, batch, chunk_length)
         return self._make(Scorer, arguments, GenerationError)
 
     def untrained(self, seed: int) -> "TrainedModel":
@@ -111,20 +115,28 @@ class TrainedModel(StageModel, Recalling):
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(self.stage.encode()))
         return dataclasses.replace(self, params=jax.jit(draw)(key), step=0)
 
-    def chunks(self, source: str | os.PathLike | Sequence[str], limit: int = 0) -> Chunks:
-        """Cut texts into chunks of the encoder's length.
+    def chunks(
+        self,
+        source: str | os.PathLike | Sequence[str],
+        limit: int = 0,
+        chunk_length: int | None = None,
+    ) -> Chunks:
+        """Cut texts into chunks.
 
         Args:
           source: a path (.txt, .jsonl, both also .gz, .zst, a folder, a glob), or texts.
           limit: chunks, at most; 0 is all.
+          chunk_length: tokens per chunk; None for the encoder's `config.model.chunk_length`.
 
         Raises:
           CheckpointError: the model has no encoder or no tokenizer.
           CorpusError: the path matches nothing, or a file cannot be read.
-          StoreError: there is no text.
+          StoreError: there is no text, or the encoder has no chunks of such a length.
           TokenizerError: what is given in place of a text is none.
         """
         length = self.encoder.config.chunk_length
+        if chunk_length is not None:
+            length = self.stored_as(chunk_length=chunk_length).chunk_length
         texts = (
             read_sources([os.fspath(source)])
             if isinstance(source, str | os.PathLike)
@@ -158,6 +170,7 @@ class TrainedModel(StageModel, Recalling):
         dtype: str = "bfloat16",
         batch: int = 256,
         vectors: int | None = None,
+        chunk_length: int | None = None,
     ) -> MemoryStore:
         """Encode texts into a store, which `MemoryStore.save` writes.
 
@@ -168,15 +181,26 @@ class TrainedModel(StageModel, Recalling):
           batch: chunks per batch.
           vectors: vectors of each memory that are kept, the first ones; None keeps all. A model
             reads fewer well if it was trained on fewer (`dials.fewest_vectors` of its stage).
+          chunk_length: tokens per chunk, at most those of `config.model.chunk_length`; None for as
+            many, or for those of chunks that are given. A model reads shorter ones well if it was
+            trained on them (`dials.shortest_chunk`).
 
         Raises:
           CheckpointError: the model has no encoder or no tokenizer.
           CorpusError: the path matches nothing, or a file cannot be read.
-          StoreError: there is no text, no such dtype, a memory is not finite, or the model has
-            fewer vectors.
+          StoreError: there is no text, no such dtype, a memory is not finite, the model has fewer
+            vectors or shorter chunks, or the chunks that are given have another length.
         """
-        provenance = self.provenance if vectors is None else self.provenance.of_vectors(vectors)
-        chunks = source if isinstance(source, Chunks) else self.chunks(source)
+        provenance = self.stored_as(vectors, chunk_length)
+        given = isinstance(source, Chunks)
+        chunks = source if given else self.chunks(source, chunk_length=chunk_length)
+        found = chunks.tokens.shape[1]
+        StoreError.require(
+            chunk_length in (None, found),
+            f"chunk_length: {chunk_length}, expected the {found} tokens of the chunks that are"
+            " given. Leave it out, or cut the text again",
+        )
+        provenance = self.stored_as(vectors, found)
         encoder = (self.encoder, self.params["encoder"], provenance)
         tokenizer = self.required_tokenizer
         # Rows of documents one after another have chunks that are full: an end id ends a text.
@@ -190,7 +214,8 @@ class TrainedModel(StageModel, Recalling):
         A model on the frozen encoder of an autoencoder reconstructs by that one (`reconstructor`).
 
         Args:
-          memories: of this model's encoder; `Memories` are taken for full chunks of one document.
+          memories: of this model's encoder; `Memories` are taken for full chunks of one document,
+            of `config.model.chunk_length` tokens.
           batch: texts per batch.
 
         Returns:
@@ -225,7 +250,8 @@ class TrainedModel(StageModel, Recalling):
         _require_opened(memories)
         if isinstance(memories, MemoryStore):
             return memories
-        shape, most = np.shape(memories.leaves.get(VECTORS)), self.provenance.leaves[VECTORS][0]
+        vectors, most = memories.leaves.get(VECTORS), self.provenance.leaves[VECTORS][0]
+        shape = () if vectors is None else np.shape(vectors)
         fewer = len(shape) == 3 and 1 <= shape[1] < most
         provenance = self.provenance.of_vectors(shape[1]) if fewer else self.provenance
         return document_of(memories, provenance)
@@ -248,7 +274,8 @@ class TrainedModel(StageModel, Recalling):
           prompt: the text to continue; may be empty.
           max_new_tokens: tokens, at most; the end of a document ends the text earlier.
           memories: memories of a text before the prompt, for a memory model: a store of its own
-            encoder, of which full chunks are read, or `Memories`.
+            encoder, of which full chunks are read, or `Memories`. After a store of shorter chunks
+            the text is cut as the store is.
           temperature: sampling temperature; 0 is greedy.
           top_k: samples from the k most likely tokens; 0 is all.
           top_p: samples from the most likely tokens that have this probability together.
@@ -264,7 +291,10 @@ class TrainedModel(StageModel, Recalling):
           StoreError: the store is of another encoder or tokenizer, or not opened.
         """
         _require_opened(memories)
-        generator, tokenizer = self.generator(overflow), self.required_tokenizer
+        length = None
+        if isinstance(memories, MemoryStore) and reads_fewer(self.module):
+            length = min(memories.provenance.chunk_length, self.config.model.chunk_length)
+        generator, tokenizer = self.generator(overflow, length), self.required_tokenizer
         before = memories.leaves[VECTORS] if isinstance(memories, Memories) else memories
         steps = generator.stream(
             [generator.strategy.prompt(tokenizer, prompt)],
@@ -276,14 +306,18 @@ class TrainedModel(StageModel, Recalling):
         )
         return text_pieces(tokenizer, (token for step in steps for _, token in step), not prompt)
 
-    def score(self, text: str) -> TokenScores:
+    def score(self, text: str, *, chunk_length: int | None = None) -> TokenScores:
         """Score every token of a text given those before it.
+
+        Args:
+          text: the text.
+          chunk_length: as in `generator`.
 
         Raises:
           CheckpointError: the weights came without a tokenizer.
-          GenerationError: the family does not generate.
+          GenerationError: the family does not generate, or has no shorter chunks.
         """
-        scorer, tokenizer = self.scorer(), self.required_tokenizer
+        scorer, tokenizer = self.scorer(chunk_length=chunk_length), self.required_tokenizer
         tokens = tokenizer.encode(text)
         context = scorer.strategy.prompt(tokenizer)
         pieces = tuple(tokenizer.pieces(tokens))

@@ -39,7 +39,8 @@ class Autoencoder(nn.Module):
     """
 
     READS_FEWER: ClassVar[bool] = True
-    """It decodes memories of fewer vectors than it has; the others are zeros."""
+    """It decodes memories of fewer vectors than it has, as the others are zeros, and of shorter
+    chunks, as their last positions are padding."""
 
     config: Model
     vocab_size: int

@@ -100,5 +100,5 @@ def whole(
 
 
 def reads_fewer(module: Any) -> bool:
-    """Return whether a model decodes memories of fewer vectors than it has."""
+    """Return whether a model decodes memories of fewer vectors, and of shorter chunks."""
     return getattr(module, "READS_FEWER", False)

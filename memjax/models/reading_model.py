@@ -35,7 +35,8 @@ class ReadingModel(MemoryModel):
 
     TASKS = 3
     READS_FEWER: ClassVar[bool] = True
-    """It reads memories of fewer vectors than it has, each where it stands among all of them."""
+    """It reads memories of fewer vectors than it has, each where it stands among all of them, and
+    of shorter chunks, whose positions are those of padded ones."""
 
     def setup(self) -> None:
         super().setup()

@@ -17,7 +17,8 @@ from memjax.data import prepare
 from memjax.experiment.run import claim_workdir
 from memjax.models import build, example
 from memjax.progress import Reporter
-from memjax.testing import WORDS, tiny_config, write_corpus
+from memjax.testing import WORDS, tiny_config, tiny_model, write_corpus
+from memjax.testing.workdir import write_stage
 from memjax.training.init_state import Run
 from memjax.training.loop import train_stage
 
@@ -96,6 +97,56 @@ def workdir(tmp_path_factory, draw):
         with Checkpoints(workdir / "stages" / name / "checkpoints") as checkpoints:
             checkpoints.save(1, jax.tree.map(jnp.asarray, params), {"step": jnp.int32(1)}, meta)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def elastic(tmp_path_factory, draw):
+    """A workdir of an autoencoder and a reading decoder of drawn weights, with one encoder of three
+    vectors, and a book beside it."""
+    folder = tmp_path_factory.mktemp("elastic")
+    model = tiny_model(
+        memory_vectors=3,
+        readout="memory_tokens",
+        expansion="unroll_each",
+        layout="text",
+        chunk_positions=False,
+    )
+    decoder = dataclasses.replace(model.decoder, place_heads=1, features=("rotary_values",))
+    config = tiny_config(write_corpus(folder / "corpus.jsonl"), optimizer=Optimizer())
+    dials = {"fewest_vectors": 1, "shortest_chunk": 4}
+    stages = {
+        "autoencoder": Stage(
+            family="autoencoder", objectives={"reconstruction": 1.0}, dials=dials, warmup_steps=0
+        ),
+        "reading": Stage(
+            objectives={"blank_recall": 1.0, "next_token": 1.0}, dials=dials, warmup_steps=0
+        ),
+    }
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, decoder=decoder),
+        stages=stages,
+        curriculum=tuple(stages),
+        controls=(),
+    )
+    workdir = folder / "run"
+    claim_workdir(config, workdir)
+    tokenizer = prepare(config.data, workdir / "data", lambda _: None).tokenizer
+    encoder = None
+    for name, stage in stages.items():
+        module = build(config, stage)
+        params = draw(module, example(module, config))["params"]
+        encoder = encoder or params["encoder"]
+        params = jax.tree.map(lambda x: 2 * x, params | {"encoder": encoder})
+        write_stage(workdir, config, name, tokenizer.fingerprint, params)
+    (folder / "book.txt").write_text(" ".join(WORDS * 3))
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def models(elastic):
+    """Its stages, loaded once."""
+    return {name: memjax.load(elastic / "stages" / name) for name in ("autoencoder", "reading")}
 
 
 @pytest.fixture(scope="module")

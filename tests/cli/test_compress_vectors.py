@@ -1,73 +1,16 @@
 """`memjax compress --vectors`: stores of the first vectors of every memory, and who reads them."""
 
-import dataclasses
-
-import jax
 import numpy as np
 import pytest
 
-import memjax
 from memjax.checkpoints.store import open_store
 from memjax.checkpoints.store_records import StoreError
 from memjax.cli.main import main
-from memjax.config import Optimizer, Stage
-from memjax.data import prepare
-from memjax.experiment.run import claim_workdir
 from memjax.inference import GenerationError
-from memjax.models import build, example
-from memjax.testing import WORDS, tiny_config, tiny_model, write_corpus
-from memjax.testing.workdir import write_stage
+from memjax.testing import WORDS
 
 VECTORS = 3
 TEXT = " ".join(WORDS * 3)
-
-
-@pytest.fixture(scope="module")
-def elastic(tmp_path_factory, draw):
-    """A workdir of an autoencoder and a reading decoder of drawn weights, with one encoder."""
-    folder = tmp_path_factory.mktemp("elastic")
-    model = tiny_model(
-        memory_vectors=VECTORS,
-        readout="memory_tokens",
-        expansion="unroll_each",
-        layout="text",
-        chunk_positions=False,
-    )
-    decoder = dataclasses.replace(model.decoder, place_heads=1, features=("rotary_values",))
-    config = tiny_config(write_corpus(folder / "corpus.jsonl"), optimizer=Optimizer())
-    dials = {"fewest_vectors": 1}
-    stages = {
-        "autoencoder": Stage(
-            family="autoencoder", objectives={"reconstruction": 1.0}, dials=dials, warmup_steps=0
-        ),
-        "reading": Stage(
-            objectives={"blank_recall": 1.0, "next_token": 1.0}, dials=dials, warmup_steps=0
-        ),
-    }
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(model, decoder=decoder),
-        stages=stages,
-        curriculum=tuple(stages),
-        controls=(),
-    )
-    workdir = folder / "run"
-    claim_workdir(config, workdir)
-    tokenizer = prepare(config.data, workdir / "data", lambda _: None).tokenizer
-    encoder = None
-    for name, stage in stages.items():
-        module = build(config, stage)
-        params = draw(module, example(module, config))["params"]
-        encoder = encoder or params["encoder"]
-        params = jax.tree.map(lambda x: 2 * x, params | {"encoder": encoder})
-        write_stage(workdir, config, name, tokenizer.fingerprint, params)
-    (folder / "book.txt").write_text(TEXT)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def models(elastic):
-    return {name: memjax.load(elastic / "stages" / name) for name in ("autoencoder", "reading")}
 
 
 def test_a_store_has_the_first_vectors_of_all(models, tmp_path):

@@ -10,7 +10,7 @@ from memjax.data import evenly_spaced
 from memjax.evaluation.instruments.information import token_scores
 from memjax.evaluation.instruments.quantisation import STORED, Quantisation, quantisation
 from memjax.inference.chunking import Chunks
-from memjax.inference.compression import grouped, groups
+from memjax.inference.compression import grouped, groups, padded
 from memjax.inference.trained_model import TrainedModel
 from memjax.objectives.uncertainty import ratio
 
@@ -55,9 +55,10 @@ def rounding_loss(
     picked = numbers[evenly_spaced(len(numbers), sample)]
     texts = grouped(chunks.tokens[whole], picked, model.ids.pad)
     if full:
-        padded = texts == model.ids.pad
-        padded &= ~padded.all(axis=-1, keepdims=True)  # Not chunks that are none.
-        texts = np.where(padded, model.required_tokenizer.eos_id, texts)
+        filled = texts == model.ids.pad
+        filled &= ~filled.all(axis=-1, keepdims=True)  # Not chunks that are none.
+        texts = np.where(filled, model.required_tokenizer.eos_id, texts)
+    texts = padded(texts, system.length // system.held, model.ids.pad)
     texts = texts.reshape(len(picked), system.length)
     if dtype not in KINDS:
         sums = token_scores(system, params, texts, batch).of_texts()

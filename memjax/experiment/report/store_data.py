@@ -96,7 +96,8 @@ def read_original(model: TrainedModel, store: MemoryStore, against: str) -> Orig
       CorpusError: it cannot be read.
       StoreError: it holds none of the store's documents.
     """
-    original = _original(store, model.chunks(against))
+    source = model.chunks(against, chunk_length=store.provenance.chunk_length)
+    original = _original(store, source)
     names = ", ".join(sorted({_file_of(document.name) for document in store.documents})[:3])
     StoreError.require(
         original.there.any(),
