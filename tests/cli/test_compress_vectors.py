@@ -55,9 +55,9 @@ def test_it_is_reconstructed_as_training_decodes_dropped_vectors(models):
 
 def test_it_is_recalled_and_continued_from(models):
     model = models["reading"]
-    stores = {n: model.compress([TEXT], dtype="float32", vectors=n) for n in (1, 2, VECTORS)}
+    stores = {n: model.compress([TEXT], dtype="float32", vectors=n) for n in (2, VECTORS)}
     found = {n: model.recall_tokens(store, range(len(store))) for n, store in stores.items()}
-    assert (found[1] != found[VECTORS]).any() and (found[2] != found[VECTORS]).any()
+    assert (found[2] != found[VECTORS]).any()
     texts = {n: "".join(model.generate("and", 12, store)) for n, store in stores.items()}
     assert all(texts.values())
     store = stores[2]
