@@ -116,9 +116,11 @@ def _memories(model: "TrainedModel", text: str, given: Namespace, chunks: slice)
     from memjax.checkpoints.store import open_store
     from memjax.inference import GenerationError
     from memjax.inference.room import evicts_nothing
+    from memjax.models.elastic import reads_fewer
 
     generator, prompt = model.generator(), len(model.required_tokenizer.encode(text))
     store, of = open_store(given.memory, expected=generator.provenance), given.memory
+    store.provenance.require_same(model.provenance, of, reads_fewer(model.module))
     strategy = model.generator(chunk_length=store.provenance.chunk_length).strategy
     if given.document is not None:
         store, of = store.of_document(given.document), f"{of}, document {given.document}"

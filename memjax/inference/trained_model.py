@@ -274,8 +274,8 @@ class TrainedModel(StageModel, Recalling):
           prompt: the text to continue; may be empty.
           max_new_tokens: tokens, at most; the end of a document ends the text earlier.
           memories: memories of a text before the prompt, for a memory model: a store of its own
-            encoder, of which full chunks are read, or `Memories`. After a store of shorter chunks
-            the text is cut as the store is.
+            encoder, of which full chunks are read, or `Memories` of `config.model.chunk_length`
+            tokens. After a store of shorter chunks the text is cut as the store is.
           temperature: sampling temperature; 0 is greedy.
           top_k: samples from the k most likely tokens; 0 is all.
           top_p: samples from the most likely tokens that have this probability together.

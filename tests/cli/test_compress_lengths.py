@@ -198,10 +198,16 @@ def test_stores_and_chunks_of_another_length_are_refused(models, store):
         reading.score(TEXT, chunk_length=9)
 
 
-def test_decoders_with_slots_refuse_it(made):
-    model = memjax.load(made / "stages" / "combined")
+def test_decoders_with_slots_refuse_it(made, tmp_path, capsys):
+    path = made / "stages" / "combined"
+    model = memjax.load(path)
     store = model.compress([TEXT], chunk_length=OWN)
     with pytest.raises(StoreError, match=r"chunk_length is 4, expected 8"):
         list(model.generate("and", 3, store))
+    store.save(tmp_path / "short.store")
+    command = ["generate", f"{path}", "--prompt=and", f"--memory={tmp_path / 'short.store'}"]
+    assert main(command) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "chunk_length is 4, expected 8. Use stage combined" in error
     with pytest.raises(GenerationError, match=r"chunk_length: 4, expected the 8 of config.model"):
         model.score(TEXT, chunk_length=OWN)

@@ -53,6 +53,7 @@ def test_it_is_reconstructed_as_training_decodes_dropped_vectors(models):
     assert (found != model.reconstruct_tokens(model.compress(chunks, dtype="float32"))).any()
 
 
+@pytest.mark.slow
 def test_it_is_recalled_and_continued_from(models):
     model = models["reading"]
     stores = {n: model.compress([TEXT], dtype="float32", vectors=n) for n in (2, VECTORS)}
