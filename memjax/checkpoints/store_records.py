@@ -167,7 +167,8 @@ class EncoderProvenance:
         own, most = self.leaves.get(VECTORS, (0,))[0], other.leaves.get(VECTORS, (0,))[0]
         if fewer and 1 <= own < most:
             other = other.of_vectors(own)
-        if fewer and 1 <= self.chunk_length < other.chunk_length:
+        whole = other.chunk_length == self.settings.get("chunk_length")
+        if fewer and whole and 1 <= self.chunk_length < other.chunk_length:
             other = other.of_length(self.chunk_length)
         remedy = (
             f"Use stage {self.stage}{f' ({self.checkpoint})' if self.checkpoint else ''}, which"

@@ -94,6 +94,25 @@ def test_its_chunks_are_recalled_by_their_places(models, quick, vectors):
     assert texts[0] == model.tokenizer.decode(found[0], start=False)
 
 
+def test_a_decoder_reconstructs_it_some_chunks_at_a_time(models, store, quick):
+    model = models["reading"]
+    held = model.codec().held
+    memory = store.memories.leaves["vectors"][None, held : 2 * held]
+
+    @quick
+    def direct(params, memory):
+        def read(module):
+            labels = jnp.full((1, held, LENGTH), 9)
+            request = recall_request("blank_recall", labels, np.arange(held), held, model.ids)
+            return module.head(module.joined_states(alone(request), memory))
+
+        return model.module.apply({"params": params}, method=read)
+
+    found = model.reconstruct_tokens(store)
+    expected = direct(model.params, memory)[0].argmax(-1)[:, :OWN]
+    assert held == 2 and np.array_equal(found[held : 2 * held], expected)
+
+
 def test_phrases_are_found_in_it(models, store):
     model = models["reading"]
     tokens = model.recall_tokens(store, range(len(store)), alone=True)
