@@ -29,6 +29,8 @@ Positions = Int[Array, "B T"] | TextPositions
 ADDRESS = 2.2
 """First value of the biases of place heads: at a distance of 0 the score of a constant query with a
 constant key is then far above all others."""
+LEAN = 0.4
+"""What a place head's key biases begin below it, for all vectors of a memory but one."""
 SHARPNESS = 0.24
 """First factor of `log_scale`, about 1 / log 64: among 64 keys scores begin as they were."""
 
@@ -51,11 +53,14 @@ class Attention(nn.Module):
         that reads memories by their places.
       dtype: dtype of matrix products.
       attention: implementation (see `attend`); it does not change the function.
+      vectors: K, vectors of every memory that is read. The keys of several at one place would be
+        the same in place heads with `constant_addresses`: every vector has a bias of its own.
     """
 
     config: Backbone
     dtype: jnp.dtype
     attention: str = "auto"
+    vectors: int = 1
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
@@ -82,6 +87,12 @@ class Attention(nn.Module):
             self.key_address = self.param(
                 "key_address", _begin_address(key_places // config.heads), (self.key_heads, width)
             )
+            if self.vectors > 1:
+                self.vector_address = self.param(
+                    "vector_address",
+                    _lean(key_places // config.heads),
+                    (self.vectors, self.key_heads, width),
+                )
 
     @property
     def key_heads(self) -> int:
@@ -191,6 +202,10 @@ class Attention(nn.Module):
                 held = jnp.where(in_place[:: config.heads // self.key_heads], 0, key)
             asked += self.query_address.astype(query.dtype)
             held += self.key_address.astype(key.dtype)
+            if self.vectors > 1 and (vector := getattr(positions, "vector", None)) is not None:
+                which_BTK = jax.nn.one_hot(vector, self.vectors, dtype=key.dtype)
+                address_KGE = self.vector_address.astype(key.dtype)
+                held += jnp.einsum("btk,kge->btge", which_BTK, address_KGE)
             query, key = jnp.where(entry_T11, query, asked), jnp.where(entry_T11, held, key)
         if config.log_scale:
             # Of a position that reads nothing too: its result is not used.
@@ -247,5 +262,21 @@ def _begin_address(places: int) -> nn.initializers.Initializer:
         return jnp.where(jnp.arange(shape[0])[:, None] < places, ADDRESS, 0.0) * jnp.ones(
             shape, dtype
         )
+
+    return init
+
+
+def _lean(places: int) -> nn.initializers.Initializer:
+    """Return an initialiser of [K, heads, E]: each of the first heads leans to one of K vectors.
+
+    Which one is drawn, so that the layers of a stack differ.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        vectors, heads, _ = shape
+        own = jax.random.permutation(key, jnp.arange(heads) % vectors)
+        other = jnp.arange(vectors)[:, None] != own
+        leaning = other & (jnp.arange(heads) < places)
+        return jnp.where(leaning[..., None], -LEAN, 0.0) * jnp.ones(shape, dtype)
 
     return init

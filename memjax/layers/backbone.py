@@ -36,6 +36,7 @@ class Block(nn.Module):
     dtype: jnp.dtype
     dense_gradient: bool = False
     attention: str = "auto"
+    vectors: int = 1
 
     def setup(self) -> None:
         self.mix_norm = make_norm(self.config, self.dtype, "mix_norm")
@@ -94,7 +95,8 @@ class Mixing(NamedTuple):
 
 MIXERS: Mapping[str, Mixing] = {
     "transformer": Mixing(
-        lambda block: Attention(block.config, block.dtype, block.attention), lambda config: 2
+        lambda block: Attention(block.config, block.dtype, block.attention, block.vectors),
+        lambda config: 2,
     ),
     "mixer": Mixing(
         lambda block: TokenMixer(block.config, block.length, block.dtype, block.dense_gradient),
@@ -130,6 +132,7 @@ class Backbone(nn.Module):
       dense_gradient: give the masked triangle of mixing weights the gradient that it would have
         without the mask.
       attention: implementation of attention, one of ATTENTIONS in memjax/config/choices.py.
+      vectors: vectors of every memory that a decoder reads.
     """
 
     config: BackboneConfig
@@ -138,6 +141,7 @@ class Backbone(nn.Module):
     remat: str = "none"
     dense_gradient: bool = False
     attention: str = "auto"
+    vectors: int = 1
 
     def setup(self) -> None:
         config = self.config
@@ -165,7 +169,8 @@ class Backbone(nn.Module):
                 "cached_step": over_layers | {"in_axes": (0, *(nn.broadcast,) * 6)},
             },
         )
-        self.blocks = stack(config, self.length, self.dtype, self.dense_gradient, self.attention)
+        how = self.dense_gradient, self.attention, self.vectors
+        self.blocks = stack(config, self.length, self.dtype, *how)
         if config.final_norm:
             self.norm = make_norm(config, self.dtype, "norm")
 
@@ -337,7 +342,10 @@ class Backbone(nn.Module):
         )
 
 
-def make_backbone(model: Model, config: BackboneConfig, length: int) -> Backbone:
-    """Return a backbone over `length` positions, with the dtype, remat and attention of `model`."""
-    dense = "dense_mixing_gradient" in model.compat
-    return Backbone(config, length, jnp.dtype(model.dtype), model.remat, dense, model.attention)
+def make_backbone(model: Model, config: BackboneConfig, length: int, vectors: int = 1) -> Backbone:
+    """Return a backbone over `length` positions, with the dtype, remat and attention of `model`.
+
+    `vectors` is that of every memory that it reads by its place.
+    """
+    how = "dense_mixing_gradient" in model.compat, model.attention, vectors
+    return Backbone(config, length, jnp.dtype(model.dtype), model.remat, *how)

@@ -80,6 +80,8 @@ class TextPositions(NamedTuple):
     """In tokens."""
     place: Int[Array, "B T"]
     """In chunks: that of a memory, and of all tokens of a chunk."""
+    vector: Int[Array, "B T"] | None = None
+    """Which vector of its memory an entry is; not read of tokens. None where memories have one."""
 
 
 def whole_phases(frequency: np.ndarray) -> UInt32[np.ndarray, "*any"]:

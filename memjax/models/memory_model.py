@@ -56,9 +56,8 @@ class MemoryModel(SlotMemory):
             self.chunk_position = self.param("chunk_position", UNIT_INIT, (self.chunks, width))
         if config.task_embedding:
             self.task_mark = self.param("task_mark", UNIT_INIT, (self.TASKS, width))
-        self.backbone = make_backbone(
-            config, config.decoder, self.slots * config.memory_vectors + config.chunk_length
-        )
+        positions = self.slots * config.memory_vectors + config.chunk_length
+        self.backbone = make_backbone(config, config.decoder, positions, config.memory_vectors)
         self.head = Head(
             width, self.vocab_size, self.embed if config.decoder.tie_embeddings else None
         )

@@ -81,10 +81,14 @@ class ReadingModel(MemoryModel):
         ]
         places = [jnp.repeat(x, n, axis=1) for x, n in zip(entries, vectors, strict=True)]
         own = jnp.broadcast_to(place, at.shape).reshape(batch, -1)
-        return TextPositions(
-            jnp.concatenate([*tokens, (place * length + at).reshape(batch, -1)], axis=1),
-            jnp.concatenate([*places, own], axis=1),
-        )
+        of_tokens = jnp.concatenate([*tokens, (place * length + at).reshape(batch, -1)], axis=1)
+        vector = None
+        if self.config.memory_vectors > 1:
+            which = [
+                jnp.tile(jnp.arange(n), x.shape) for n, x in zip(vectors, entries, strict=True)
+            ]
+            vector = jnp.concatenate([*which, jnp.zeros_like(own)], axis=1)
+        return TextPositions(of_tokens, jnp.concatenate([*places, own], axis=1), vector)
 
     def _entry_tokens(self, places: Int[Array, "*B"], vectors: int) -> Int[Array, "*B k"]:
         """Return the positions in the text of the first vectors of chunks at these places."""
@@ -276,7 +280,7 @@ class ReadingModel(MemoryModel):
             _, cache = self.backbone.cached_read(
                 entries[:, vector],
                 cache,
-                TextPositions(tokens_at[:, vector], here),
+                TextPositions(tokens_at[:, vector], here, jnp.full_like(here, vector)),
                 jnp.where(full, at, cache.key.shape[3]),
                 jnp.concatenate([own, before], axis=1),
                 is_entry=True,

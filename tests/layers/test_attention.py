@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from memjax.config import Backbone as Settings
 from memjax.layers import MLP, Attention, rotate
+from memjax.layers.attention import ADDRESS, LEAN
 from memjax.layers.rotary import TextPositions
 
 RNG = np.random.default_rng(0)
@@ -159,3 +161,26 @@ def test_constant_addresses_are_looked_for_by_place_alone(quick, draw, kv_heads)
     np.testing.assert_array_equal(same[0], ~is_entry[:, None] & head)
     np.testing.assert_array_equal(same[1], is_entry[:, None] & (np.arange(kv_heads) < places))
     assert not np.isclose(value, value_2).all(axis=(0, 3)).any()
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_vectors_of_a_memory_at_one_place_have_keys_of_their_own(quick, kv_heads):
+    """In a place head the bias of one vector is that of one per memory; the others' lie below."""
+    features = ("constant_addresses",)
+    settings = Settings(width=16, heads=4, kv_heads=kv_heads, place_heads=2, features=features)
+    module = Attention(settings, jnp.float32, vectors=2)
+    is_entry, keys = np.array([True, True, False]), np.array([[1, 2, 3]])
+    same_place = np.zeros((1, 3), int)
+    positions = TextPositions(same_place, same_place, np.array([[0, 1, 0]]))
+    x = RNG.normal(size=(1, 3, 16)).astype(np.float32)
+    given = jax.random.key(0), x, positions, np.ones((1, 3), bool)
+    variables = module.init(*given)
+    project = quick(lambda v: module.apply(v, x, positions, is_entry, keys, method="_project")[1])
+    places = 2 * kv_heads // 4
+    # At place 0 nothing is turned: a key is its bias.
+    found = np.asarray(project(variables))[0, :2, :places]
+    np.testing.assert_allclose(found.max(axis=0), ADDRESS)
+    np.testing.assert_allclose(found.min(axis=0), ADDRESS - LEAN, rtol=1e-6)
+    address = np.asarray(variables["params"]["vector_address"])
+    assert address.shape == (2, kv_heads, 4) and not address[:, places:].any()
+    assert "vector_address" not in Attention(settings, jnp.float32).init(*given)["params"]

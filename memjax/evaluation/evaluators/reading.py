@@ -189,7 +189,7 @@ def _draw(chunks: int, size: int, examples: int, length: int) -> Windows:
 
 
 def _without_address(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-    return jnp.zeros_like(leaf) if path[-1].key in ("query_address", "key_address") else leaf
+    return jnp.zeros_like(leaf) if path[-1].key.endswith("_address") else leaf
 
 
 def _far_passages(
