@@ -15,29 +15,31 @@ at any time, and the run that it interrupts starts again. Delete a run from the 
 again. All runs together take hours on two cores.
 """
 
-import argparse
 import dataclasses
-import datetime
+import functools
 import json
 import os
-import platform
-import resource
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import jinja2  # noqa: E402
-
 from configs import quickstart  # noqa: E402
-from docs.make_benchmarks import processor  # noqa: E402
+from docs.experiments import (  # noqa: E402
+    about,
+    arguments,
+    fill,
+    measure_all,
+    read,
+    run,
+    train,
+    write,
+)
 from memjax.cli.arguments import read_config  # noqa: E402
 
 DATA, PAGE, TEMPLATE = (ROOT / "docs" / f"speedrun.{end}" for end in ("json", "md", "md.jinja"))
@@ -271,51 +273,6 @@ def config_of(row: Row) -> str:
     return CONFIG if row.stage == CONTROL else DECODER
 
 
-def train(config: str, workdir: str, settings: Mapping[str, str]) -> list[str]:
-    """Return the arguments of `memjax` that train a config."""
-    changed = [f"--config.{key}={value}" for key, value in settings.items()]
-    return ["train", f"--config={config}", *changed, f"--workdir={workdir}"]
-
-
-def run(args: list[str]) -> float:
-    """Run a command of memjax; return its CPU-seconds, those of its own processes included.
-
-    Raises:
-      CalledProcessError: it failed.
-    """
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "memjax.cli.main", *args], cwd=ROOT, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def about(load: float) -> dict[str, Any]:
-    """Return the commit, the date and the machine; `load` is that at the start of a run."""
-    return {
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-        "load": load,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "versions": {
-            "Python": platform.python_version(),
-            "JAX": version("jax"),
-            "jaxlib": version("jaxlib"),
-        },
-    }
-
-
-def commit() -> str:
-    """Return the commit; a plus marks uncommitted changes of the package or the configs."""
-
-    def git(*args: str) -> str:
-        found = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True)
-        return found.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "memjax", "configs")
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
-
-
 def make_base(folder: Path, steps: int) -> dict[str, Any] | None:
     """Train the autoencoder and store its memories, unless both are there.
 
@@ -425,9 +382,6 @@ def may_be_kept(row: Row, found: Mapping[str, Any]) -> bool | None:
 
 def render(found: Mapping[str, Any]) -> str:
     """Return the page of the available runs."""
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     tables = {
         name: [(row, runs) for row in members if (runs := runs_of(row, found))]
         for name, members in (
@@ -439,7 +393,8 @@ def render(found: Mapping[str, Any]) -> str:
     rows = every_row()
     known = [run for row in rows for run in runs_of(row, found)]
     changes = [row for row in speed_run() if row.name != FIRST]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return fill(
+        TEMPLATE,
         **tables,
         base=found.get(BASE),
         one_step=next(iter(runs_of(ONE_STEP, found)), None),
@@ -477,18 +432,6 @@ def write_page(found: Mapping[str, Any], page: Path = PAGE) -> None:
     page.write_text(render(found), encoding="utf-8")
 
 
-def read(data: Path) -> dict[str, Any]:
-    """Return the runs of a file; none where it is absent."""
-    return json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
-
-
-def write(found: Mapping[str, Any], data: Path) -> None:
-    """Write the runs, into another file first, so that a stop leaves the old or the new one."""
-    other = data.with_name(data.name + ".new")
-    other.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    other.replace(data)
-
-
 def check(rows: Iterable[Row], steps: int = 0) -> None:
     """Check the settings of all runs, before the first one starts.
 
@@ -501,74 +444,38 @@ def check(rows: Iterable[Row], steps: int = 0) -> None:
             read_config("config", str(ROOT / config_of(row)), list(settings.items()))
 
 
-def measure_all(rows: list[Row], folder: Path, steps: int, data: Path, page: Path) -> list[str]:
-    """Measure missing runs and write the page after each; return the keys of those that failed."""
-    found, failed = read(data), []
-    wanted = [(row, seed) for row in rows for seed in row.seeds if row.key(seed) not in found]
-    # All rows with one seed first, so that a stopped command leaves whole tables.
-    wanted.sort(key=lambda run: run[1])
-    if wanted and (base := make_base(folder, steps)):
-        found[BASE] = base
-        write(found, data)
-    for place, (row, seed) in enumerate(wanted, 1):
-        print(f"{row.key(seed)}: {row.label} ({place} of {len(wanted)})", flush=True)
-        try:
-            found[row.key(seed)] = measure(row, seed, folder, steps)
-        except subprocess.CalledProcessError as error:
-            print(f"{row.key(seed)}: {error}", file=sys.stderr, flush=True)
-            failed.append(row.key(seed))
-            continue
-        write(found, data)
-        write_page(found, page)
-    write_page(found, page)
-    return failed
-
-
 def main() -> None:
     """Measure missing runs and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="for workdirs")
-    parser.add_argument("--only", default="", metavar="NAME,...", help="these rows alone")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=0,
-        help="a trial: as many steps, one seed, numbers and page in FOLDER/trial",
-    )
-    parser.add_argument("--list", action="store_true", help="list runs and settings, then stop")
-    parser.add_argument("--page", action="store_true", help="write the page alone")
-    given = parser.parse_args()
     rows = {row.name: row for row in every_row()}
-    if given.steps:
-        rows = {name: dataclasses.replace(row, seeds=SEEDS[:1]) for name, row in rows.items()}
-    names = given.only.split(",") if given.only else list(rows)
-    if unknown := [name for name in names if name not in rows]:
-        parser.error(f"--only: {', '.join(unknown)}, expected some of {', '.join(rows)}")
-    wanted = [rows[name] for name in names]
-    if given.list:
+    given = arguments(__doc__, rows, DATA, PAGE)
+    found, wanted = read(given.data), [rows[name] for name in given.names]
+    if given.listing:
         check(wanted)
-        found = read(DATA)
         for row in wanted:
             done = f"{len(runs_of(row, found))} of {len(row.seeds)} runs"
             print(f"{row.name}: {row.steps} steps, {done} {dict(row.settings)}")
         return
-    if given.page:
-        write_page(read(DATA))
+    if given.page_alone:
+        write_page(found)
         return
-    if given.folder is None:
-        parser.error("FOLDER: missing, expected a folder for workdirs, outside the repository")
-    folder = given.folder.expanduser().resolve()
-    if folder.is_relative_to(ROOT):
-        parser.error(f"{folder}: in the repository, expected a folder outside it")
-    data, page = DATA, PAGE
     if given.steps:
-        folder /= "trial"
-        data, page = folder / DATA.name, folder / PAGE.name
-    folder.mkdir(parents=True, exist_ok=True)
+        wanted = [dataclasses.replace(row, seeds=SEEDS[:1]) for row in wanted]
     check(wanted, given.steps)
-    if failed := measure_all(wanted, folder, given.steps, data, page):
+
+    def keep(found: Mapping[str, Any]) -> None:
+        write(found, given.data)
+        write_page(found, given.page)
+
+    # All rows with one seed first, so that a stopped command leaves whole tables.
+    runs = {row.key(seed): (row, seed) for seed in SEEDS for row in wanted if seed in row.seeds}
+    missing = {key: row.label for key, (row, _) in runs.items() if key not in found}
+    if missing and (base := make_base(given.folder, given.steps)):
+        found[BASE] = base
+        write(found, given.data)
+    measured = functools.partial(measure, folder=given.folder, steps=given.steps)
+    failed = measure_all(missing.items(), found, lambda key: measured(*runs[key]), keep)
+    write_page(found, given.page)
+    if failed:
         sys.exit(f"failed: {', '.join(failed)}. The next call runs them again.")
 
 
