@@ -30,7 +30,7 @@ ADDRESS = 2.2
 """First value of the biases of place heads: at a distance of 0 the score of a constant query with a
 constant key is then far above all others."""
 LEAN = 0.4
-"""What a place head's key biases begin below it, for all vectors of a memory but one."""
+"""Reduction of a place head's first key biases, for all vectors of a memory but one."""
 SHARPNESS = 0.24
 """First factor of `log_scale`, about 1 / log 64: among 64 keys scores begin as they were."""
 

@@ -81,7 +81,7 @@ class TextPositions(NamedTuple):
     place: Int[Array, "B T"]
     """In chunks: that of a memory, and of all tokens of a chunk."""
     vector: Int[Array, "B T"] | None = None
-    """Which vector of its memory an entry is; not read of tokens. None where memories have one."""
+    """Number of an entry in its memory, not read of tokens; None where memories have one vector."""
 
 
 def whole_phases(frequency: np.ndarray) -> UInt32[np.ndarray, "*any"]:
