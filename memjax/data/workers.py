@@ -63,9 +63,10 @@ def run_blocks(works: Sequence[Work], workers: int) -> Iterator[Done]:
                 f" command again, which resumes, with fewer processes (--workers, now {workers})"
             ) from error
         finally:
-            # After an error, do not wait until the other processes complete their blocks.
+            # After an error the other processes stop within their blocks. They are waited for: they
+            # write into a folder that the next call may empty.
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _works: tuple[Work, ...] = ()

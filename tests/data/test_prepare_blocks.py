@@ -2,6 +2,7 @@
 went wrong."""
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -276,6 +277,8 @@ def test_a_damaged_document_is_named_or_left_out(data, tmp_path, tokenizer):
         with pytest.raises(CorpusError, match=r"stories\.jsonl:41: not JSON"):
             prepare(Data(**{**vars(data), "tokenizer": own}), tmp_path / "data", workers=2)
         assert not (tmp_path / "data").exists()
+        # None is still writing into the folder that the next call may empty.
+        assert not multiprocessing.active_children()
     said = []
     tolerant = Data(**{**vars(data), "skip_damaged": True})
     prepared = prepare(tolerant, tmp_path / "data", said.append, workers=2)
