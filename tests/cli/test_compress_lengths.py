@@ -113,6 +113,7 @@ def test_a_decoder_reconstructs_it_some_chunks_at_a_time(models, store, quick):
     assert held == 2 and np.array_equal(found[held : 2 * held], expected)
 
 
+@pytest.mark.slow
 def test_phrases_are_found_in_it(models, store):
     model = models["reading"]
     tokens = model.recall_tokens(store, range(len(store)), alone=True)
@@ -143,6 +144,7 @@ def test_scores_are_those_of_padded_chunks(models, quick):
     assert np.abs(model.score(TEXT).nats[: len(ids)] - nats).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_text_continues_behind_it_in_chunks_of_its_length(models):
     model = models["reading"]
     store = model.compress([TEXT], dtype="float32", chunk_length=OWN)

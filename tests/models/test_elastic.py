@@ -156,6 +156,7 @@ def test_every_vector_is_read_at_every_position_where_each_is_unrolled(draw, qui
     assert (hidden(memory) != hidden(other)).any(axis=-1).all()
 
 
+@pytest.mark.quick_cases("causal")
 def test_a_decoder_reads_a_store_of_fewer_vectors_as_it_was_trained(reader, quick):
     module, variables = reader
     memories = np.random.default_rng(3).normal(size=(2, CHUNKS, VECTORS_OF, 8)).astype(np.float32)
@@ -215,6 +216,7 @@ def test_generation_from_memories_of_fewer_vectors_appends_as_many(reader, quick
     assert appended.shape == folded.shape == (2, 3, kept, 8)
 
 
+@pytest.mark.quick_cases("blind")
 def test_losses_of_a_step_without_the_dial_are_those_of_today_and_with_it_others(reader, quick):
     module, variables = reader
     key = jax.random.key(0)

@@ -110,7 +110,7 @@ def lines(workdir: Path, stage: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.quick_cases("causal", slow=())
+@pytest.mark.quick_cases(slow=("causal",))
 @pytest.mark.parametrize(
     ("runs", "stage"),
     [(("causal",), "causal"), *((STAGES, stage) for stage in STAGES)],
