@@ -233,8 +233,9 @@ def test_greedy_text_is_the_argmax_of_the_modules_own_logits(quick, generator, n
         np.testing.assert_allclose([step[row] for step in logits], expected, atol=2e-5, rtol=2e-5)
         assert np.array_equal(text[len(prompt) :], np.argmax(expected, axis=-1))
     # Weights are drawn so that what was read matters: rows differ, but for two that read nothing.
+    apart = np.abs(logits[0][:, None] - logits[0]).max(-1) > 1e-3
     alike = name == "reading, none"
-    assert len({tuple(row) for row in np.transpose(made)}) == len(PROMPTS) - alike
+    assert apart.sum() == len(PROMPTS) * (len(PROMPTS) - 1) - 2 * alike
 
 
 @pytest.mark.quick_cases("memory, fixed", "reading")
