@@ -11,7 +11,7 @@ from memjax.config import Mesh
 from memjax.performance.aot.collectives import Traffic
 from memjax.performance.aot.compiling import Report
 from memjax.performance.aot.roofline import Work, roofline
-from memjax.performance.aot.topologies import CHIPS
+from memjax.sharding.chips import CHIPS
 
 CHIP = CHIPS["v5e"]
 WORK = Work(model_flops=1.97e12, hardware_flops=3.94e12, hbm_bytes=4.095e9, ici_bytes=2e6)

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from memjax.performance.aot import hlo
-from memjax.performance.aot.topologies import Chip
+from memjax.sharding.chips import Chip
 
 
 class Work(NamedTuple):

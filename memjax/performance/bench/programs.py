@@ -18,11 +18,11 @@ from memjax.config import Config, ConfigError, Stage
 from memjax.layers.lora import adapter_shapes, draw_adapters
 from memjax.models import can, example
 from memjax.objectives import Batch
-from memjax.performance.aot.topologies import peak_flops
 from memjax.performance.bench import timing
 from memjax.performance.bench.two_passes import check_two_passes, two_pass_step
 from memjax.performance.stage_programs import Jitted, StagePrograms, find_stage
 from memjax.sharding import batch_sharding, make_mesh
+from memjax.sharding.chips import peak_flops
 from memjax.training.compiled_steps import layouts
 from memjax.training.encode_corpus import check_frozen, reads_memories
 from memjax.training.flops import model_flops, token_flops

@@ -11,7 +11,7 @@ pytest.importorskip("libtpu")
 from memjax.cli import main as cli
 from memjax.config import ConfigError, Mesh
 from memjax.performance.aot.compiling import compile_program
-from memjax.performance.aot.topologies import CHIPS
+from memjax.sharding.chips import CHIPS
 from memjax.testing import tiny_config
 from memjax.training.flops import model_flops
 

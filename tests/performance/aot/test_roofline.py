@@ -9,7 +9,7 @@ import pytest
 
 from memjax.performance.aot.hlo import parse
 from memjax.performance.aot.roofline import Work, hbm_bytes, roofline
-from memjax.performance.aot.topologies import CHIPS, Chip
+from memjax.sharding.chips import CHIPS, Chip
 
 CHIP = Chip("a chip", flops=100.0, hbm=1, hbm_rate=10.0, ici_rate=8.0, dcn_rate=2.0)
 

@@ -14,12 +14,11 @@ import pytest
 
 from memjax.config import ConfigError
 from memjax.performance.aot.topologies import (
-    CHIPS,
     TOPOLOGIES,
     devices,
-    peak_flops,
     topology,
 )
+from memjax.sharding.chips import CHIPS
 
 ROOT = Path(__file__).parents[3]
 SIZES = {
@@ -66,17 +65,6 @@ def test_an_unknown_name_is_refused_with_those_there_are(name):
         r" .*2xv5e-256$",
     ):
         topology(name)
-
-
-def test_peaks_are_those_of_a_device():
-    assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("TPU v5") == 459e12
-    assert peak_flops("TPU v3") == 61.5e12
-    assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("cpu") is None
-    assert peak_flops("TPU v5 something") is None
 
 
 def test_rates_are_of_one_direction_and_of_all_links():
