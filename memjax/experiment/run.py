@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from memjax.checkpoints.reading import absolute
 from memjax.config import Config, differences, to_json
@@ -44,6 +45,7 @@ from memjax.progress import SILENT, Reporter
 from memjax.sharding import ProcessMonitor, barrier, first_process, make_mesh, require_equal
 from memjax.training.init_state import Run
 from memjax.training.loop import train_stage
+from memjax.training.status import EVALUATION, Status
 
 
 class WorkdirError(MemjaxError):
@@ -58,13 +60,13 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Train and evaluate a config, from where it stopped, and return its results.
 
-    Writes `config.json`, `data/`, `stages/NAME/` (checkpoints, metrics), `results.json`, `plots/`
-    and `report.html` in `workdir`. Called again, it resumes with the same batches and bitwise the
-    same weights.
+    Writes `config.json`, `data/`, `stages/NAME/` (checkpoints, metrics), `status.json`,
+    `results.json`, `plots/` and `report.html` in `workdir`. Called again, it resumes with the same
+    batches and bitwise the same weights.
 
     Several processes (`memjax.sharding.connect`) are one run: all call this, with a workdir that
-    all of them can read. A workdir gs://BUCKET/FOLDER keeps checkpoints in the bucket, and the rest
-    in ./BUCKET/FOLDER of every machine.
+    all of them can read. A workdir gs://BUCKET/FOLDER keeps checkpoints and `status.json` in the
+    bucket, and the rest in ./BUCKET/FOLDER of every machine.
 
     Args:
       config: the run.
@@ -87,20 +89,22 @@ def run_experiment(
         reporter = SILENT
     remote = str(absolute(workdir)) if "://" in str(workdir) else ""
     workdir = Path(remote.partition("://")[2] or workdir).expanduser().absolute()
+    status = Status(epath.Path(remote or workdir), log)
     # Parameters and draws are of 32 bits.
-    with jax.enable_x64(False), ProcessMonitor(log) as watch:
+    with jax.enable_x64(False), ProcessMonitor(log, ended=status.cut_off) as watch:
         require_equal(to_json(config), "the config")
         check_workdir(config, workdir, reporter.log)
         check_stages(config, make_mesh(config.mesh))
         if not (holds_rows(config.data.corpus) or (workdir / "data" / "prepared.json").exists()):
             check_sources(config.data)
-        with _only_one(workdir) if first_process() else contextlib.nullcontext():
+        with _only_one(workdir) if first_process() else contextlib.nullcontext(), status:
             barrier("workdir")
             data = _prepare(config, workdir / "data", reporter)
             if first_process():
                 claim_workdir(config, workdir)
             barrier("claimed")
-            return _run(Run(config, workdir, data, reporter, watch, remote, profile), began)
+            run = Run(config, workdir, data, reporter, watch, remote, profile, status)
+            return _run(run, began)
 
 
 def _prepare(config: Config, folder: Path, reporter: Reporter) -> Prepared:
@@ -140,7 +144,9 @@ def _run(run: Run, began: float) -> dict[str, Any]:
         stages[name] = train_stage(run, name, evaluators)
         if not done and first_process():
             _note_seconds(workdir, began)
-    results = evaluate_run(run, stages)
+    run.status.doing("evaluating")
+    with run.status.timing(EVALUATION):
+        results = evaluate_run(run, stages)
     if first_process():
         # A run that is evaluated again took no longer than before.
         results = {"seconds_total": before if done else _note_seconds(workdir, began)} | results

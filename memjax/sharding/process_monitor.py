@@ -43,6 +43,7 @@ class ProcessMonitor:
       dead_after: seconds without a heartbeat after which a process counts as dead; five are enough
         once a collective with it has failed.
       slow_after: seconds of waiting for a batch after which this is logged.
+      ended: called with the reason and the exit status before the monitor ends this process.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class ProcessMonitor:
         log: Callable[[str], None],
         dead_after: float = DEAD_AFTER,
         slow_after: float = SLOW_AFTER,
+        ended: Callable[[str, int], None] = lambda why, status: None,
     ):
+        self._ended = ended
         self._log, self._dead_after, self._slow_after = log, dead_after, slow_after
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -302,6 +305,7 @@ class ProcessMonitor:
             f"process {jax.process_index()} ends: {why}. Run the same command on all processes to"
             " resume from the last checkpoint"
         )
+        self._ended(why, status)
         sys.stdout.flush()
         sys.stderr.flush()
         _let_others_end_first()

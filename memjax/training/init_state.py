@@ -31,6 +31,7 @@ from memjax.objectives import SpecialIds
 from memjax.progress import Reporter
 from memjax.sharding import ProcessMonitor, make_mesh, replicated, shardings, state_shardings
 from memjax.training.optimizer import Tree, merge, split
+from memjax.training.status import Status
 from memjax.training.step import TrainState
 
 
@@ -47,6 +48,7 @@ class Run:
     """The bucket for checkpoints, gs://BUCKET/FOLDER; empty keeps them in `workdir`."""
     profile: tuple[int, int] | None = None
     """First and last step of every stage to trace with the profiler; None traces nothing."""
+    status: Status = dataclasses.field(default_factory=Status)
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:

@@ -21,10 +21,13 @@ from memjax.errors import MemjaxError
 from memjax.interop.huggingface.settings import folder_of
 from memjax.objectives import Batch, MetricSum, weighed
 from memjax.sharding import agreed, local_rows, put_batch, report_params
+from memjax.sharding.chips import peak_flops
 from memjax.training.compiled_steps import StageSteps
-from memjax.training.encode_corpus import stored_memories
+from memjax.training.encode_corpus import reads_memories, stored_memories
+from memjax.training.flops import model_flops
 from memjax.training.init_state import Run, check_origin, data_offset, init_train_state
 from memjax.training.optimizer import Tree, split
+from memjax.training.status import COMPILATION, EVALUATION, SAVES
 from memjax.training.step import Metrics, TrainState
 from memjax.training.writers import Trace, Write, make_writers
 
@@ -100,6 +103,7 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
         else:
             start, meta = 0, {}
             state = init_train_state(run, name, steps.module, steps.optimizer)
+        run.status.begin_stage(name, start, stage.steps, _peak_seconds(steps))
         report_params(run.reporter, name, state.params, state.trainable, config.mesh.rules, mesh)
 
         # Data, from the step on where the stage stopped.
@@ -133,18 +137,20 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
 
         before = meta.get("before", {})
         if not start and folder_of(stage.init_from):
-            before = _evaluate(evaluators, state.params)
+            before = _evaluate(run, evaluators, state.params)
             log.write_held_out(0, before)
         metadata = functools.partial(_metadata, run, name, before)
         bar = stack.enter_context(run.reporter.bar(name, stage.steps, start))
         stack.enter_context(run.watch.stop_requests())
-        log.since = (time.monotonic(), start)
+        log.start(start)
         for step in range(start + 1, stage.steps + 1):
             last = step == stage.steps
             with trace.step(step):
                 batch, seconds = run.watch.next(batches)
                 log.waited += seconds
-                state, metrics = train_step(state, batch)
+                first = step == start + 1
+                with run.status.timing(COMPILATION) if first else contextlib.nullcontext():
+                    state, metrics = train_step(state, batch)
             trace.stop_after(step, metrics)
             text = None
             if step % config.log_every == 0:
@@ -156,7 +162,7 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
             due = [e for e in evaluators if e.every and (last or step % e.every == 0)]
             if due:
                 text = log.flush() or text
-                held_out = _evaluate(due, state.params)
+                held_out = _evaluate(run, due, state.params)
                 log.write_held_out(step, held_out)
 
             stopping = run.watch.stop_here()
@@ -170,7 +176,8 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
             bar.advance(1, text)
             if stopping:
                 break
-        checkpoints.wait()
+        with run.status.timing(SAVES):
+            checkpoints.wait()
         if stopping := stopping or run.watch.stop_here():
             raise Preempted(
                 f"{name}: stopped by signal {stopping}; step {step} is saved. Run the same command"
@@ -180,11 +187,21 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
         return metadata(stage.steps, log.elapsed(), held_out)
 
 
-def _evaluate(evaluators: Sequence[Evaluator], params: Tree) -> dict[str, float]:
+def _peak_seconds(steps: StageSteps) -> float:
+    """Return the seconds of a training step at the peak of all devices, 0 if it is unknown."""
+    peak = peak_flops(jax.devices()[0].device_kind)
+    if peak is None:
+        return 0.0
+    stored = reads_memories(steps.config, steps.stage, steps.trainable)
+    return model_flops(steps.config, steps.stage, stored).total / (peak * jax.device_count())
+
+
+def _evaluate(run: Run, evaluators: Sequence[Evaluator], params: Tree) -> dict[str, float]:
     """Return the numbers of all evaluators; what is not a number is left out."""
     found: dict[str, Any] = {}
-    for evaluator in evaluators:
-        found |= evaluator.evaluate(params, found)
+    with run.status.timing(EVALUATION):
+        for evaluator in evaluators:
+            found |= evaluator.evaluate(params, found)
     return {key: value for key, value in found.items() if isinstance(value, float)}
 
 
@@ -235,19 +252,25 @@ class _Log:
     blocked: float = 0.0
     """Seconds of waiting for saves since the last log."""
     began: float = dataclasses.field(default_factory=time.monotonic)
-    since: tuple[float, int] = (0.0, 0)
-    """Time and step of the last log."""
+    since: tuple[float, int, float] = (0.0, 0, 0.0)
+    """Time and step of the last log, and the seconds apart from steps until then."""
 
     def elapsed(self) -> float:
         """Return the seconds trained so far, over all processes."""
         return self.before + time.monotonic() - self.began
 
+    def start(self, step: int) -> None:
+        """Count the time of steps from now on, which is after `step`."""
+        self.since = (time.monotonic(), step, self.run.status.apart)
+
     @contextlib.contextmanager
     def blocking(self) -> Iterator[None]:
         """Add the time of a block to `blocked`."""
         began = time.monotonic()
-        yield
+        with self.run.status.timing(SAVES):
+            yield
         self.blocked += time.monotonic() - began
+        self.run.status.saved()
 
     def flush(self) -> str | None:
         """Write the means over the pending steps, at the last of them, and return a summary.
@@ -262,15 +285,18 @@ class _Log:
         for step, metrics in fetched:
             self._check_finite(step, metrics)
         step, latest = fetched[-1]
-        (since, since_step), self.since = self.since, (time.monotonic(), step)
+        since, since_step, since_apart = self.since
+        self.start(step)
+        seconds, apart = self.since[0] - since, self.since[2] - since_apart
         tokens = self.run.tokens(self.name, step - since_step)
+        self.run.status.stepped(self.name, step, tokens, seconds - apart)
         losses = {"loss": float(sum(m.loss for _, m in fetched) / len(fetched))}
         for name in latest.terms:
             losses |= mean_metrics(name, [m.terms[name] for _, m in fetched])
         values = losses | {
             "learning_rate": float(latest.learning_rate),
             "gradient_norm": float(sum(m.gradient_norm for _, m in fetched) / len(fetched)),
-            "tokens_per_second": tokens / max(self.since[0] - since, 1e-9),
+            "tokens_per_second": tokens / max(seconds, 1e-9),
             "seconds": self.elapsed(),
             "loader_seconds": self.waited,
         }

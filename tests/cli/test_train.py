@@ -296,7 +296,8 @@ def test_a_corpus_that_cannot_be_used_is_explained(
     ]
     assert message in fails(args, capsys)
     left = sorted(path.name for path in (tmp_path / "w").rglob("*"))
-    assert left == [], "a corrected corpus must work in the same workdir"
+    known = ["status.json"] if (tmp_path / "w").exists() else []
+    assert left == known, "a corrected corpus must work in the same workdir"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

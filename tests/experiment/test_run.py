@@ -19,6 +19,7 @@ import pytest
 from memjax.checkpoints import load_params
 from memjax.inference import load
 from memjax.testing import tiny_config, write_config, write_corpus
+from memjax.training.status import read_status, shares
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +161,17 @@ def test_asked_to_stop_it_saves_the_step_and_says_how_to_go_on(
     assert 11 <= saved < 40
     said = train(place, "stopped", *stopped.flags)
     assert f"combined: resuming from step {saved}" in said
+    first, second = read_status(place / "stopped")
+    assert (first.state, second.state) == ("stopped", "finished")
+    assert first.reason.startswith(f"SIGTERM: combined: stopped by signal 15; step {saved} is")
+    assert set(first.stages) == set(STAGES) and set(second.stages) == {"combined"}
+    ranges = [(s.stages["combined"].first, s.stages["combined"].last) for s in (first, second)]
+    assert ranges == [(0, saved), (saved, 40)]
+    assert first.stages["combined"].kept == saved, "no step was lost"
+    assert first.saves >= 4 and first.apart.keys() == {"saves", "compilation", "evaluation"}
+    used = shares([first, second])
+    assert used.lost == 0 and 0 < used.goodput < 1 and used.between > 0
+    assert used.starting > 0 and all(seconds > 0 for seconds in used.apart.values())
     assert_same_run(place / "undisturbed", place / "stopped")
 
 

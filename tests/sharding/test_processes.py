@@ -448,7 +448,12 @@ def test_a_process_that_is_asked_twice_ends_at_once_with_a_line(
 ) -> None:
     monkeypatch.setattr(process_monitor, "_exit", sys.exit)
     said: list[str] = []
-    with ProcessMonitor(said.append) as watch, watch.stop_requests():
+    reasons: list[tuple[str, int]] = []
+
+    def note(why: str, status: int) -> None:
+        reasons.append((why, status))
+
+    with ProcessMonitor(said.append, ended=note) as watch, watch.stop_requests():
         signal.raise_signal(signal.SIGTERM)
         assert watch.stop_here() == signal.SIGTERM
         with pytest.raises(SystemExit) as ended:
@@ -456,6 +461,7 @@ def test_a_process_that_is_asked_twice_ends_at_once_with_a_line(
     assert ended.value.code == 128 + signal.SIGINT
     (line,) = said
     assert line.startswith("process 0 ends: a second signal came, number 2.")
+    assert reasons == [("a second signal came, number 2", 130)]
 
 
 @pytest.mark.quick_cases(slow=("1",))
