@@ -2,9 +2,10 @@
 
 import itertools
 import json
+import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
@@ -15,6 +16,7 @@ from memjax.progress import Reporter
 
 if TYPE_CHECKING:
     from memjax.checkpoints.inspect import Array, Contents
+    from memjax.training.status import Progress, Session
 
 ARGUMENTS = Arguments(
     example="memjax inspect runs/quickstart",
@@ -30,26 +32,104 @@ ARGUMENTS = Arguments(
     notes="""
     Prints the stage, its metrics, every parameter and the settings that are not the defaults. It
     reads metadata only and needs none of the devices that wrote the checkpoint.
+
+    Of a workdir it first prints the status of the run, from its first minute on and while it
+    trains: goodput, and for each session tokens per second, MFU, seconds that saves held up the
+    steps, and the reason of its end. PATH may be in a bucket (gs://BUCKET/FOLDER).
     """,
 )
 
 
 def run(given: Namespace) -> None:
-    """Prints the contents of a checkpoint; reads no array."""
+    """Prints the status of a run and the contents of a checkpoint; reads no array."""
     import jax
 
-    from memjax.checkpoints.inspect import changed, inspect_checkpoint
+    from memjax.checkpoints.inspect import inspect_checkpoint
+    from memjax.checkpoints.reading import absolute, trained_stages
+    from memjax.training.status import FILE, StatusError, read_status, status_json
 
     # An accelerator here may be busy with the very run that is inspected.
     jax.config.update("jax_platforms", "cpu")
-    contents = inspect_checkpoint(given.path)
+    path, sessions, damage = absolute(given.path), [], ""
+    if (path / FILE).exists():
+        try:
+            sessions = read_status(path)
+        except StatusError as error:
+            damage = f"{error}. The next start of the run replaces it"
+    # A run has a status before its first checkpoint.
+    early = (sessions or damage) and not trained_stages(path)
+    contents = None if early else inspect_checkpoint(path)
     if given.out:
-        text = json.dumps(contents.to_json(), indent=1)
+        found = contents.to_json() if contents else {}
+        text = json.dumps(found | {"status": status_json(sessions) if sessions else None}, indent=1)
         if given.out == "-":
             print(text)
             return
         write_text(given.out, f"{text}\n")
     reporter = Reporter()
+    if damage:
+        reporter.log(damage)
+    if sessions:
+        show_status(sessions, reporter)
+    if contents:
+        _show_contents(contents, reporter)
+
+
+def show_status(sessions: "Sequence[Session]", reporter: Reporter) -> None:
+    """Prints the status of a run: its state, the use of its time, and its sessions."""
+    from memjax.training.status import shares
+
+    last, used = sessions[-1], shares(sessions)
+    ago = timedelta(seconds=round(max(time.time() - last.updated, 0.0)))
+    parts = {
+        "steps": used.counted,
+        "steps that were lost": used.lost,
+        **used.apart,
+        "starting": used.starting,
+        "between sessions": used.between,
+    }
+    facts = {
+        "run": f"{last.state}, {ago} ago: {last.reason}".removesuffix(": "),
+        "goodput": f"{used.goodput:.1%} of {timedelta(seconds=round(used.total))}",
+        "time": ", ".join(f"{name} {x / used.total:.1%}" for name, x in parts.items() if x),
+    }
+    reporter.table("", ("", ""), list(facts.items()), left=2)
+    reporter.table("", SESSIONS, itertools.chain(*map(_session, sessions)), left=len(SESSIONS))
+
+
+SESSIONS = ("began, UTC", "took", "devices", "stage", "steps", "tokens/s", "MFU", "saves", "end")
+
+
+def _session(session: "Session") -> Iterator[tuple[str, ...]]:
+    """A row per stage of a session; the first has what concerns all."""
+    stages = [(name, *_progress(progress)) for name, progress in session.stages.items()]
+    stall = session.apart.get("saves", 0.0) / max(session.saves, 1)
+    first = (
+        f"{datetime.fromtimestamp(session.began, UTC):%Y-%m-%d %H:%M:%S}",
+        f"{timedelta(seconds=round(session.updated - session.began))}",
+        f"{session.devices} x {session.device_kind}",
+    )
+    end = (
+        f"{session.saves}, {stall:.2g} s each" if session.saves else "",
+        f"{session.state}: {session.reason}".removesuffix(": "),
+    )
+    for place, stage in enumerate(stages or [("",) * 4]):
+        yield (*first, *stage, *end) if place == 0 else ("", "", "", *stage, "", "")
+
+
+def _progress(progress: "Progress") -> tuple[str, str, str]:
+    lost = progress.last - progress.kept
+    steps = f"{progress.first} to {progress.last} of {progress.total}"
+    return (
+        f"{steps}, {lost} lost" if lost else steps,
+        f"{progress.tokens_per_second:,.0f}" if progress.seconds else "",
+        f"{progress.mfu:.1%}" if progress.mfu is not None else "",
+    )
+
+
+def _show_contents(contents: "Contents", reporter: Reporter) -> None:
+    from memjax.checkpoints.inspect import changed
+
     facts = [(name, value) for name, value in _facts(contents).items() if value]
     reporter.table("", ("", ""), facts, left=2)
     columns = ("parameter", "shape", "dtype", "size", "trained", "layout")

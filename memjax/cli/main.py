@@ -19,7 +19,7 @@ GROUPS = {
         "prepare": "Tokenize a corpus into training data (parallel, resumable).",
         "train": "Train and evaluate a config; an interrupted run resumes.",
         "report": "Write the HTML page of a run again, or a page to look into a store.",
-        "inspect": "Describe a checkpoint: settings, parameters, metrics.",
+        "inspect": "Describe a run and its checkpoint: status, settings, parameters.",
     },
     "Use a trained stage": {
         "compress": "Encode texts, or a prepared corpus, into stored memories.",

@@ -92,7 +92,7 @@ class Session:
     device_kind: str
     state: str = RUNNING
     reason: str = ""
-    """Line about the end of the session; of a running one, its activity."""
+    """Line about its end, empty if it finished; of a running session, its activity."""
     saves: int = 0
     """Checkpoints that were written."""
     apart: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -371,7 +371,7 @@ class Status:
 def _state(error: BaseException | None) -> tuple[str, str]:
     """Return the state of a session that an error ended, and the reason."""
     if error is None:
-        return FINISHED, "finished"
+        return FINISHED, ""
     line = explain(error) if isinstance(error, OSError) else message(str(error))
     if number := getattr(error, "signal", 0):
         return STOPPED, f"{signal.Signals(number).name}: {line}"
