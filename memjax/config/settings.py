@@ -419,6 +419,8 @@ class Config:
     """Evaluations of every stage, by name."""
     wandb_project: str = ""
     """Project of Weights & Biases that metrics are sent to; empty is none."""
+    compilation_cache: bool = False
+    """Keep compiled programs in the workdir, or in its bucket, for quick restarts."""
 
     @property
     def chunks(self) -> int:

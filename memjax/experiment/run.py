@@ -43,6 +43,7 @@ from memjax.files import (
 from memjax.objectives import load_config
 from memjax.progress import SILENT, Reporter
 from memjax.sharding import ProcessMonitor, barrier, first_process, make_mesh, require_equal
+from memjax.training.compilation_cache import compilation_cache
 from memjax.training.init_state import Run
 from memjax.training.loop import train_stage
 from memjax.training.status import EVALUATION, Status
@@ -89,7 +90,8 @@ def run_experiment(
         reporter = SILENT
     remote = str(absolute(workdir)) if "://" in str(workdir) else ""
     workdir = Path(remote.partition("://")[2] or workdir).expanduser().absolute()
-    status = Status(epath.Path(remote or workdir), log)
+    place = epath.Path(remote or workdir)
+    status = Status(place, log)
     # Parameters and draws are of 32 bits.
     with jax.enable_x64(False), ProcessMonitor(log, ended=status.cut_off) as watch:
         require_equal(to_json(config), "the config")
@@ -104,7 +106,9 @@ def run_experiment(
                 claim_workdir(config, workdir)
             barrier("claimed")
             run = Run(config, workdir, data, reporter, watch, remote, profile, status)
-            return _run(run, began)
+            cached = config.compilation_cache
+            with compilation_cache(place) if cached else contextlib.nullcontext():
+                return _run(run, began)
 
 
 def _prepare(config: Config, folder: Path, reporter: Reporter) -> Prepared:
