@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from memjax.data import TrainBatches, evenly_spaced
 from memjax.evaluation.evaluators import held_out, validation
 from memjax.sharding import ProcessesError, ProcessMonitor, connect, process_monitor
 from memjax.testing import tiny_config, write_config, write_corpus
+from memjax.training.status import read_status, shares
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 STEPS, ROWS, STOPPED_AT = 14, 8, 3
@@ -151,33 +151,28 @@ class Runs(NamedTuple):
     alone: list[Ended]
     """One process with four devices."""
     stopped: list[Ended]
-    """Two with two each, of which the second was sent SIGTERM."""
-    continued: list[Ended]
-    """The same two again."""
+    """Four with one each, parameters split, of which the second was sent SIGTERM."""
+    resumed: list[Ended]
+    """Two with one each, parameters whole, in the workdir of those."""
     at: int
     """Step of the checkpoint that was written when they were stopped."""
 
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> Runs:
+    """A slice is preempted, and the run goes on on a smaller one."""
     alone = all_done(train(folder, "alone", 4, [{}], SPLIT))
     slowly = {"pause": 1.0}
-    plans = [{STOPPED_AT: slowly}, {STOPPED_AT: slowly | {"signal": signal.SIGTERM}}]
-    stopped = train(folder, "pair", 2, plans, SPLIT)
+    plans = [{STOPPED_AT: dict(slowly)} for _ in range(4)]
+    plans[1][STOPPED_AT]["signal"] = signal.SIGTERM
+    stopped = train(folder, "resumed", 1, plans, SPLIT)
     steps = sorted(
-        int(path.name) for path in checkpoints(folder / "pair").iterdir() if path.name.isdigit()
+        int(path.name) for path in checkpoints(folder / "resumed").iterdir() if path.name.isdigit()
     )
-    shutil.copytree(folder / "pair", folder / "four")
-    for process in range(2):
-        (folder / f"pair-rows-{process}").rename(folder / f"stopped-rows-{process}")
-    continued = all_done(train(folder, "pair", 2, [{}, {}], SPLIT))
-    return Runs(alone, stopped, continued, steps[-1])
-
-
-@pytest.fixture(scope="module")
-def moved(folder: Path, runs: Runs) -> list[Ended]:
-    """Four with one device each, in a copy of the workdir, parameters whole."""
-    return all_done(train(folder, "four", 1, [{}, {}, {}, {}]))
+    for process in range(4):
+        (folder / f"resumed-rows-{process}").rename(folder / f"stopped-rows-{process}")
+    resumed = all_done(train(folder, "resumed", 1, [{}, {}]))
+    return Runs(alone, stopped, resumed, steps[-1])
 
 
 def checkpoints(workdir: Path) -> Path:
@@ -223,25 +218,36 @@ def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
             np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.quick_cases(slow=("pair",))
-@pytest.mark.parametrize("workdir", ["pair", "four"])
-def test_processes_end_where_one_ends(
-    folder: Path, runs: Runs, workdir: str, request: pytest.FixtureRequest
+@pytest.mark.slow
+def test_a_run_on_another_slice_ends_where_an_undisturbed_one_ends(
+    folder: Path, runs: Runs
 ) -> None:
-    """Stopped in between, and `four` in another number than those that began and on another
-    mesh."""
-    if workdir == "four":
-        request.getfixturevalue("moved")
-    alone, several = folder / "alone", folder / workdir
-    assert set(metrics(several)) == {f"{step} train" for step in range(1, STEPS + 1)} | {
+    alone, resumed = folder / "alone", folder / "resumed"
+    assert set(metrics(resumed)) == {f"{step} train" for step in range(1, STEPS + 1)} | {
         "7 validation",
         "14 validation",
     }
-    assert_close(metrics(several), metrics(alone), 1e-5)
-    assert_close(results(several), results(alone), 1e-5)
-    (ours, meta), (theirs, _) = (load_params(checkpoints(path)) for path in (several, alone))
+    assert_close(metrics(resumed), metrics(alone), 1e-5)
+    assert_close(results(resumed), results(alone), 1e-5)
+    (ours, meta), (theirs, _) = (load_params(checkpoints(path)) for path in (resumed, alone))
     assert meta["step"] == STEPS
     assert_close(ours, theirs, 1e-5)
+
+
+@pytest.mark.slow
+def test_the_status_has_a_session_for_each_slice(folder: Path, runs: Runs) -> None:
+    stopped, resumed = read_status(folder / "resumed")
+    assert [(one.processes, one.devices, one.state) for one in (stopped, resumed)] == [
+        (4, 4, "stopped"),
+        (2, 2, "finished"),
+    ]
+    assert stopped.reason.startswith(f"SIGTERM: only: stopped by signal 15; step {runs.at} is")
+    ranges = [
+        (steps.first, steps.last, steps.kept)
+        for steps in (stopped.stages["only"], resumed.stages["only"])
+    ]
+    assert ranges == [(0, runs.at, runs.at), (runs.at, STEPS, STEPS)]
+    assert shares([stopped, resumed]).lost == 0
 
 
 def kernel_line(ended: list[Ended]) -> str:
@@ -251,17 +257,10 @@ def kernel_line(ended: list[Ended]) -> str:
 
 @pytest.mark.slow
 def test_parameters_are_split_over_processes_where_the_mesh_says_so(runs: Runs) -> None:
-    kernel = kernel_line(runs.continued)
+    kernel = kernel_line(runs.stopped)
     assert "fsdp" in kernel and " 5.0 " in kernel
-
-
-@pytest.mark.night
-def test_four_processes_resume_what_two_began_with_parameters_whole(
-    runs: Runs, moved: list[Ended]
-) -> None:
-    kernel = kernel_line(moved)
+    kernel = kernel_line(runs.resumed)
     assert "fsdp" not in kernel and " 20.0 " in kernel
-    assert f"only: resuming from step {runs.at}" in moved[0].said
 
 
 @pytest.mark.slow
@@ -271,7 +270,7 @@ def test_one_asked_to_stop_all_stop_after_the_same_step(runs: Runs) -> None:
         assert process.status == 128 + signal.SIGTERM, process.said[-3000:]
         assert f"only: stopped by signal {signal.SIGTERM}; step {runs.at} is saved" in process.said
         assert "Traceback" not in process.said
-    assert f"only: resuming from step {runs.at}" in runs.continued[0].said
+    assert f"only: resuming from step {runs.at}" in runs.resumed[0].said
 
 
 class _Numbers:
@@ -289,13 +288,11 @@ class _Numbers:
         return np.array(indices, np.int32)[:, None]
 
 
-@pytest.mark.quick_cases(slow=("stopped-2", "pair-2"))
-@pytest.mark.parametrize(("workdir", "processes"), [("stopped", 2), ("pair", 2), ("four", 4)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("workdir", "processes"), [("stopped", 4), ("resumed", 2)])
 def test_a_process_reads_its_own_rows_alone(
-    folder: Path, runs: Runs, workdir: str, processes: int, request: pytest.FixtureRequest
+    folder: Path, runs: Runs, workdir: str, processes: int
 ) -> None:
-    if workdir == "four":
-        request.getfixturevalue("moved")
     data = results(folder / "alone")["data"]
     rows = data["train_tokens"] // data["row_tokens"]
     assert rows > ROWS * (STEPS + READ_AHEAD), "no row comes twice"
@@ -314,17 +311,13 @@ def test_a_process_reads_its_own_rows_alone(
         assert needed <= read(folder, workdir, process, "train") <= needed | ahead
 
 
-@pytest.mark.quick_cases(slow=("pair-2",))
-@pytest.mark.parametrize(("workdir", "processes"), [("pair", 2), ("four", 4)])
-def test_a_process_evaluates_its_own_rows_alone(
-    folder: Path, runs: Runs, workdir: str, processes: int, request: pytest.FixtureRequest
-) -> None:
-    if workdir == "four":
-        request.getfixturevalue("moved")
+@pytest.mark.slow
+def test_a_process_evaluates_its_own_rows_alone(folder: Path, runs: Runs) -> None:
+    processes = 2
     data = results(folder / "alone")["data"]
     rows = data["validation_tokens"] // data["row_tokens"]
     watched = min(validation.BATCH, rows)
-    looks = [(watched, -(-watched // 4) * 4), (48, held_out.BATCH), (48 // 4, 48 // 4)]
+    looks = [(watched, -(-watched // 2) * 2), (48, held_out.BATCH), (48 // 4, 48 // 4)]
     for process in range(processes):
         own = set()
         for limit, batch in looks:
@@ -334,7 +327,7 @@ def test_a_process_evaluates_its_own_rows_alone(
                 for i, row in enumerate(evenly_spaced(rows, limit))
                 if i % batch // share == process
             }
-        assert read(folder, workdir, process, "validation") == own
+        assert read(folder, "resumed", process, "validation") == own
 
 
 @pytest.fixture(scope="module")
