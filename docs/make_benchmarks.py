@@ -3,6 +3,7 @@
     python docs/make_benchmarks.py            run all (8 minutes on two idle cores), write the page
     python docs/make_benchmarks.py NAME ...   run only these names of RUNS, keep the other numbers
     python docs/make_benchmarks.py --page     write the page from docs/benchmarks.json alone
+    python docs/make_benchmarks.py --device=device.json   add the results of launch/device_check.sh
 
 Run it on an idle machine. The page shows the load of the machine when a command started.
 """
@@ -79,8 +80,8 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def write_page(found: dict[str, Any]) -> None:
-    """Write the page with all tables."""
+def page(found: dict[str, Any]) -> str:
+    """Return the page with all tables."""
     missing = [name for name in RUNS if name not in found]
     if missing:
         sys.exit(
@@ -90,18 +91,24 @@ def write_page(found: dict[str, Any]) -> None:
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(runs=found)
-    PAGE.write_text(page, encoding="utf-8")
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    runs = {name: found[name] for name in found if name in RUNS}
+    return template.render(runs=runs, devices=found.get("devices", {}))
 
 
 def main() -> None:
     """Run the named commands and write the page."""
     wanted = sys.argv[1:] or list(RUNS)
     found: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-    for name in wanted if wanted != ["--page"] else []:
-        found[name] = run(name)
+    for name in wanted:
+        flag, _, file = name.partition("=")
+        if flag == "--device":
+            checked = json.loads(Path(file).read_text(encoding="utf-8"))
+            found.setdefault("devices", {})[checked["device_kind"]] = checked
+        elif flag != "--page":
+            found[name] = run(name)
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    write_page(found)
+    PAGE.write_text(page(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def program(name: str) -> str:
 
 
 def test_shellcheck_passes():
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
     done = subprocess.run(
         [program("shellcheck"), "--external-sources", *SCRIPTS],
         cwd=ROOT,
@@ -139,6 +139,7 @@ def test_the_readme_names_commands_that_there_are():
     assert {name for name, _ in used} == {
         "tpu_vm.sh",
         "gke.sh",
+        "device_check.sh",
         "local_multiprocess.sh",
         "slurm.sbatch",
     }
