@@ -26,7 +26,7 @@ from memjax.sharding import first_process
 FILE = "status.json"
 FORMAT = 1
 EVERY = 30.0
-"""Seconds between two writes while a stage trains, at least."""
+"""Seconds between two writes at logged steps, at least; each save is followed by one too."""
 PATIENCE = 2.0
 """Seconds that the end of a process waits for a write, at most."""
 RUNNING, FINISHED, STOPPED, FAILED, KILLED = "running finished stopped failed killed".split()
@@ -245,7 +245,7 @@ class Status:
         for session in sessions:
             if session.state == RUNNING:
                 session.state = KILLED
-                session.reason = f"killed, or its machine was taken, while {session.reason}"
+                session.reason = f"without a last write, while {session.reason}"
         return sessions
 
     def _session(self) -> Session:
@@ -308,8 +308,9 @@ class Status:
             apart[kind] = apart.get(kind, 0.0) + time.monotonic() - began
 
     def saved(self) -> None:
-        """Count a checkpoint."""
+        """Count a checkpoint, and write the steps before it."""
         self._current.saves += 1
+        self._write()
 
     @property
     def apart(self) -> float:

@@ -96,7 +96,7 @@ BEGAN = 1_800_000_000.0
 
 def preempted() -> list[Session]:
     """A session that was killed, and lost two of its steps, and one that trains."""
-    killed = Session(BEGAN, BEGAN + 100, 4, 16, "TPU v5 lite", "killed", "killed while training a")
+    killed = Session(BEGAN, BEGAN + 100, 4, 16, "TPU v5 lite", "killed", "while training a")
     killed.saves, killed.apart = 2, {"saves": 1.0, "compilation": 19.0}
     killed.stages = {
         "auto": Progress(0, 50, 50, 50, 20.0, 50_000, 0.2),
@@ -128,7 +128,7 @@ def test_the_status_of_a_run_comes_first_and_needs_no_checkpoint(
     ]
     sessions = [
         "2027-01-15 08:00:00 0:01:40 16 x TPU v5 lite auto 0 to 50 of 50 2,500 50.0% 2, 0.5 s each"
-        " killed: killed while training a",
+        " killed: while training a",
         "combined 0 to 10 of 400, 2 lost 2,000 50.0%",
         "2027-01-15 08:02:30 0:00:50 8 x TPU v5 lite combined 8 to 12 of 400 533 40.0%"
         " running: training combined",

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import pytest
+from etils import epath
 from rich.console import Console
 from tensorboardX.record_writer import RecordWriter
 
@@ -24,9 +25,12 @@ from memjax.data import TrainBatches, prepare
 from memjax.performance.bench.profile import tpu_compiler_loaded
 from memjax.progress import Reporter
 from memjax.testing import tiny_config, write_corpus
+from memjax.training import loop
 from memjax.training.compiled_steps import StageSteps
+from memjax.training.flops import model_flops
 from memjax.training.init_state import Run, check_origin, data_offset, init_train_state
 from memjax.training.loop import NonFiniteError, train_stage
+from memjax.training.status import Status, read_status
 
 
 def run_of(config: Config, workdir: Path) -> Run:
@@ -262,6 +266,27 @@ def test_metrics_of_a_step_are_read_when_the_next_one_is_under_way(
     assert sorted(step for what, step in watched if what == "read") == [*range(1, 9)]
     for place, (what, step) in enumerate(watched):
         assert what == "dispatch" or step == 8 or ("dispatch", step + 1) in watched[:place]
+
+
+# Status
+
+
+def test_mfu_is_that_of_the_peak_of_the_devices(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "peak_flops", lambda kind: {"cpu": 1e9}[kind])
+    config = dataclasses.replace(changed(config, "autoencoder", steps=3), checkpoint_every=100)
+    run = dataclasses.replace(run_of(config, tmp_path), status=Status(epath.Path(tmp_path)))
+    with run.status as status:
+        train_stage(run, "autoencoder")
+    assert status.apart > 0
+    (session,) = read_status(tmp_path)
+    progress = session.stages["autoencoder"]
+    assert (progress.first, progress.last, progress.total) == (0, 3, 3)
+    assert progress.tokens == run.tokens("autoencoder", 3)
+    flops = model_flops(config, config.stages["autoencoder"]).total
+    assert progress.mfu == pytest.approx(3 * flops / progress.seconds / 1e9)
+    assert session.saves == 1 and set(session.apart) == {"saves", "compilation"}
 
 
 # Profiles

@@ -92,7 +92,7 @@ def test_steps_that_a_later_session_repeats_do_not_count(tmp_path: Path, clock: 
         status.stepped("a", 6, 0, 6.0)
     sessions = read_status(tmp_path)
     assert [session.state for session in sessions] == ["killed", "killed", "finished"]
-    assert sessions[0].reason == "killed, or its machine was taken, while training a"
+    assert sessions[0].reason == "without a last write, while training a"
     assert [session.stages["a"].kept for session in sessions] == [4, 4, 6]
     used = shares(sessions)
     assert used == Shares(counted=22.0, lost=54.0, apart={}, starting=4.0, between=100.0)
@@ -175,7 +175,7 @@ def test_what_a_monitor_ends_has_its_reason(
     assert (session.state, session.reason) == (state, "process 1 is gone")
 
 
-def test_it_is_written_rarely_and_at_the_ends_of_stages(tmp_path: Path, clock: Clock) -> None:
+def test_it_is_written_rarely_and_at_saves_and_new_activities(tmp_path: Path, clock: Clock) -> None:
     status = status_of(tmp_path, clock)
 
     def last() -> int:
@@ -190,9 +190,11 @@ def test_it_is_written_rarely_and_at_the_ends_of_stages(tmp_path: Path, clock: C
         clock.now += EVERY - 1
         status.stepped("a", step, 0, 1.0)
         assert last() == {1: 0, 2: 2}[step]
-    status.stepped("a", 3, 0, 1.0)
-    status.doing("evaluating")
-    assert last() == 3
+    for step, write in [(3, status.saved), (4, lambda: status.doing("evaluating"))]:
+        status.stepped("a", step, 0, 1.0)
+        assert last() < step
+        write()
+        assert last() == step
 
 
 def test_a_write_that_fails_or_hangs_ends_nothing(
