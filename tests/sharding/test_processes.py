@@ -353,16 +353,19 @@ def test_a_slow_loader_is_named_and_its_seconds_are_in_the_metrics(
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_ends_all_and_says_where_it_was(broken: list[Ended]) -> None:
+def test_an_error_in_one_process_ends_all_and_says_where_it_was(
+    folder: Path, broken: list[Ended]
+) -> None:
     first, second = broken
     assert second.status == 2
     assert "memjax: the disk is gone" in second.said
     assert first.status == 1
     failed = (
-        f"process 0 ends: process 1 ({socket.gethostname()}, pid {second.pid}) failed:"
-        " OSError: the disk is gone"
+        f"process 1 ({socket.gethostname()}, pid {second.pid}) failed: OSError: the disk is gone"
     )
-    assert failed in first.said
+    assert f"process 0 ends: {failed}" in first.said
+    (session,) = read_status(folder / "broken")
+    assert (session.state, session.reason) == ("failed", failed)
     assert "Traceback" not in first.said + second.said
 
 
