@@ -9,7 +9,7 @@ from memjax.files import write_json
 from memjax.progress import Reporter
 
 if TYPE_CHECKING:
-    from memjax.config import Mesh
+    from memjax.config import Config, Mesh
     from memjax.performance.aot.compiling import Report
 
 PROGRAMS = ("train", "evaluate", "generate")
@@ -21,14 +21,16 @@ ARGUMENTS = Arguments(
         mesh={},
         stage={},
         program={"what": ", ".join(PROGRAMS), "choices": PROGRAMS, "default": ["train"]},
+        search={},
         out={"what": "Write the reports to this file, as JSON", "metavar": "FILE"},
     ),
     configs=("config",),
     notes="""
     Prints per chip: memory against HBM, FLOPs, collectives with their bytes over ICI and DCN, and
     the roofline, which is the highest model FLOPs utilisation (MFU) that the slowest resource
-    allows. Needs the TPU compiler: pip install libtpu. The exit status is 1 if a program
-    does not fit.
+    allows. --search compiles the training step with several meshes (or --mesh), policies of remat
+    and numbers of microbatches, and prints the flags of the best. Needs the TPU compiler: pip
+    install libtpu. The exit status is 1 if a program does not fit.
     """,
 )
 
@@ -58,6 +60,8 @@ def run(given: Namespace) -> int:
     mesh = parse_mesh(given.mesh)
     config = read_config("config", given.config, given.overrides["config"])
     stage = given.stage or config.curriculum[-1]
+    if given.search:
+        return _search(given, config, stage, mesh)
     from memjax.performance.aot.compiling import compile_program
 
     reporter, reports = Reporter(), []
@@ -68,6 +72,45 @@ def run(given: Namespace) -> int:
     if given.out:
         write_json(given.out, [report.to_json() for report in reports])
     return int(any(report.problem for report in reports))
+
+
+def _search(given: Namespace, config: "Config", stage: str, mesh: "Mesh | None") -> int:
+    """Prints every layout, the best one as a table, and its flags."""
+    UsageError.require(
+        given.program == ["train"],
+        f"--program: {','.join(given.program)}, expected train. Leave it out, as --search compiles"
+        " training steps",
+    )
+    from memjax.performance.aot.search import search, usual_meshes
+
+    reporter, found = Reporter(), []
+    meshes = [mesh] if mesh else usual_meshes(given.topology)
+    with reporter.console.status(f"compiling {stage} for {given.topology}"):
+        for layout, report in search(config, stage, given.topology, meshes):
+            found.append((layout, report))
+            bound = report.bound
+            result = (
+                report.problem.partition(";")[0]
+                if bound is None
+                else (
+                    f"MFU at most {bound.mfu:.1%}, bound by {bound.binds}; {gib(report.peak)} of"
+                    f" {gib(report.hbm)}"
+                )
+            )
+            reporter.log(f"{layout}: {result}")
+    if given.out:
+        write_json(
+            given.out,
+            [report.to_json() | {"flags": layout.flags(stage)} for layout, report in found],
+        )
+    fitting = [one for one in found if one[1].bound is not None]
+    if not fitting:
+        reporter.log("no layout fits; use more chips or fewer rows")
+        return 1
+    layout, report = max(fitting, key=lambda one: one[1].bound.mfu)
+    show(report, reporter)
+    reporter.log(f"memjax train --config={given.config} {layout.flags(stage)}")
+    return 0
 
 
 def show(report: "Report", reporter: Reporter) -> None:

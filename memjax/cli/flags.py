@@ -87,6 +87,7 @@ FLAGS: Mapping[str, Flag] = {
         "MESH",
         "Mesh: ddp, fsdp, fsdp_tp, or axes such as data=2,fsdp=8,tensor=4. By default config.mesh.",
     ),
+    "search": flag("switch", "", "Find the mesh, remat and microbatches with the highest MFU."),
     "profile": flag("steps", "STEPS", "Record steps with the profiler: {}."),
     "seed": flag("int", "N", "Random seed.", 0),
     "seeds": flag("ints", "N,...", "Random seeds; the work is repeated for each.", 0),

@@ -47,10 +47,13 @@ class Report:
     hbm: int
     """HBM of a chip that a program may use."""
     problem: str = ""
-    """Reason that the program does not fit, and advice; the fields below are then empty."""
+    """Reason that the program does not fit, and advice.
+
+    Of the fields below it then has `peak`, where the compiler reports it, and `seconds`."""
     arguments: int = 0
     temporary: int = 0
     peak: int = 0
+    """Memory of a chip in use at once; of a program that does not fit, what it needs."""
     model_flops: float = 0.0
     hardware_flops: float = 0.0
     hbm_moved: int = 0
@@ -110,17 +113,13 @@ def compile_program(
             lowered = traced.lower()
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            problem = _too_large(error, config, stage)
-            return report(problem=problem, seconds=time.monotonic() - began)
+            problem, needed = _too_large(error, config, stage)
+            return report(problem=problem, peak=needed, seconds=time.monotonic() - began)
         text = _text(lowered, compiled)
     seconds, parsed = time.monotonic() - began, hlo.parse(text)
     memory, found = compiled.memory_analysis(), collectives(parsed)
     traffic, moved = total(found), hbm_bytes(parsed)
-    # Held-out sequences are encoded whatever training reads.
-    stored = program == "train" and reads_memories(config, stage, programs.trainable)
-    scored = stage if program == "train" else dataclasses.replace(stage, scored_chunks={})
-    needed = model_flops(config, scored, stored)
-    useful = {"train": needed.total, "evaluate": needed.forward}.get(program, 0.0) / where.chips
+    useful = _model_flops(programs, program) / where.chips
     work = Work(useful, counted / where.chips, moved, traffic.ici, traffic.dcn)
     return report(
         arguments=memory.argument_size_in_bytes,
@@ -133,6 +132,37 @@ def compile_program(
         bound=roofline(work, where.chip) if useful else None,
         seconds=seconds,
     )
+
+
+def compute_bound(config: Config, name: str, topology_name: str) -> float:
+    """Return the MFU of a training step that its FLOPs alone allow; nothing is compiled.
+
+    It is the share of its FLOPs that the model needs: others compute activations again.
+
+    Args:
+      config: the run.
+      name: the stage.
+      topology_name: such as v5e-256.
+
+    Raises:
+      ConfigError: as in `compile_program`.
+    """
+    find_stage(config, name)
+    programs = StagePrograms(config, name, make_mesh(config.mesh, devices(topology_name)))
+    with jax.set_mesh(programs.mesh):
+        jitted, arguments = programs.train()
+        counted = counted_flops(jitted.trace(*arguments).jaxpr)
+    return _model_flops(programs, "train") / counted
+
+
+def _model_flops(programs: StagePrograms, program: str) -> float:
+    """Return the FLOPs that the model needs for a program, on all chips; 0 for `generate`."""
+    config, stage = programs.config, programs.stage
+    # Held-out sequences are encoded whatever training reads.
+    stored = program == "train" and reads_memories(config, stage, programs.trainable)
+    scored = stage if program == "train" else dataclasses.replace(stage, scored_chunks={})
+    needed = model_flops(config, scored, stored)
+    return {"train": needed.total, "evaluate": needed.forward}.get(program, 0.0)
 
 
 def _text(lowered: Any, compiled: Any) -> str:
@@ -148,8 +178,10 @@ def _text(lowered: Any, compiled: Any) -> str:
             return max(files, key=lambda file: file.stat().st_size).read_text(encoding="utf-8")
 
 
-def _too_large(error: Exception, config: Config, stage: Stage) -> str:
-    """Return the compiler's out-of-memory error as one line, with advice.
+def _too_large(error: Exception, config: Config, stage: Stage) -> tuple[str, int]:
+    """Return the compiler's out-of-memory error as one line, with advice, and the bytes needed.
+
+    Bytes are 0 where the compiler does not report them.
 
     Raises:
       JaxRuntimeError: the error is another one.
@@ -169,4 +201,10 @@ def _too_large(error: Exception, config: Config, stage: Stage) -> str:
     if config.model.remat != "nothing_saveable":
         advice.insert(0, f"config.model.remat='nothing_saveable' (now {config.model.remat!r})")
     amount = f"{used} of {there} HBM per chip" if used else "more HBM than a chip has"
-    return f"out of memory: needs {amount}; try {', or '.join(advice)}"
+    return f"out of memory: needs {amount}; try {', or '.join(advice)}", _bytes(used)
+
+
+def _bytes(amount: str) -> int:
+    """Return the bytes of an amount such as 23.5G; 0 of none."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(amount.rstrip("KMGT")) * units.get(amount[-1], 1)) if amount else 0

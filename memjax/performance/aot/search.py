@@ -1,0 +1,103 @@
+"""Search of the layout in which a training step has the highest bound of its MFU.
+
+A layout is a mesh, the activations that are computed again, and the number of microbatches. The
+compiler decides: memory and traffic are its own numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from memjax.config import Config, Mesh
+from memjax.config.choices import REMAT_POLICIES
+from memjax.performance.aot.compiling import Report, compile_program, compute_bound
+from memjax.performance.aot.topologies import devices, topology
+from memjax.performance.stage_programs import find_stage
+from memjax.sharding import batch_shards, check_rows, make_mesh
+
+
+class Layout(NamedTuple):
+    """The settings that a search varies; none of them changes the trained model."""
+
+    mesh: Mesh
+    remat: str
+    microbatches: int
+
+    def __str__(self) -> str:
+        """Return the layout in words."""
+        sizes = f"data={self.mesh.data},fsdp={self.mesh.fsdp},tensor={self.mesh.tensor}"
+        return f"{sizes}, remat {self.remat}, microbatches {self.microbatches}"
+
+    def of(self, config: Config, stage: str) -> Config:
+        """Return a config with this layout for one of its stages."""
+        changed = dataclasses.replace(config.stages[stage], grad_accum_steps=self.microbatches)
+        return dataclasses.replace(
+            config,
+            mesh=self.mesh,
+            model=dataclasses.replace(config.model, remat=self.remat),
+            stages={**config.stages, stage: changed},
+        )
+
+    def flags(self, stage: str) -> str:
+        """Return the flags that give a command this layout."""
+        mesh = dataclasses.asdict(self.mesh)
+        settings = {f"mesh.{axis}": mesh[axis] for axis in ("data", "fsdp", "tensor")} | {
+            "model.remat": self.remat,
+            f"stages.{stage}.grad_accum_steps": self.microbatches,
+        }
+        return " ".join(f"--config.{key}={value}" for key, value in settings.items())
+
+
+def usual_meshes(topology_name: str) -> list[Mesh]:
+    """Return meshes that split parameters over all chips of a slice, a quarter, and a sixteenth."""
+    where = topology(topology_name)
+    parts = [where.slice_chips // share for share in (1, 4, 16)]
+    return [Mesh(data=where.chips // part, fsdp=part) for part in parts if part > 1]
+
+
+def search(
+    config: Config, stage: str, topology_name: str, meshes: Sequence[Mesh]
+) -> Iterator[tuple[Layout, Report]]:
+    """Compile the training step in layouts that may be the best, and yield each with its report.
+
+    Policies of remat are tried in the order of the FLOPs that they leave, the fewest first. With
+    each mesh the fewest microbatches that fit are used: more of them only add traffic. Layouts
+    that cannot be better than the best so far, by their FLOPs alone, are left out.
+
+    Args:
+      config: the run.
+      stage: the stage; its batch size is kept.
+      topology_name: such as v5e-256.
+      meshes: those to try. One that splits parameters over fewer chips must come later, as it
+        needs more memory.
+
+    Raises:
+      ConfigError: as in `compile_program`.
+    """
+    rows, where = find_stage(config, stage).batch_size, devices(topology_name)
+    for mesh in meshes:
+        check_rows(rows, 1, make_mesh(mesh, where), f"config.stages.{stage}.batch_size")
+    bounds = {
+        remat: compute_bound(Layout(meshes[0], remat, 1).of(config, stage), stage, topology_name)
+        for remat in REMAT_POLICIES
+    }
+    best = 0.0
+    for remat in sorted(bounds, key=bounds.__getitem__, reverse=True):
+        if bounds[remat] <= best:
+            return
+        least = 1.0
+        for mesh in meshes:
+            shards = batch_shards(make_mesh(mesh, where))
+            counts = [n for n in range(1, rows // shards + 1) if rows % (shards * n) == 0]
+            fits = False
+            while not fits and (enough := [n for n in counts if n >= least]):
+                layout = Layout(mesh, remat, enough[0])
+                report = compile_program(layout.of(config, stage), stage, topology_name)
+                yield layout, report
+                fits = not report.problem
+                if report.bound is not None:
+                    best = max(best, report.bound.mfu)
+                # What exceeds the memory are activations, which shrink with the microbatch.
+                least = layout.microbatches * (1 if fits else max(1.01, report.peak / report.hbm))
