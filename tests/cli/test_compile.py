@@ -5,12 +5,14 @@ import json
 
 import pytest
 
+from memjax.cli.arguments import read_config
 from memjax.cli.compile import gib, parse_mesh
 from memjax.cli.main import main
 from memjax.config import Mesh
 from memjax.performance.aot.collectives import Traffic
 from memjax.performance.aot.compiling import Report
 from memjax.performance.aot.roofline import Work, roofline
+from memjax.performance.aot.search import Layout
 from memjax.sharding.chips import CHIPS
 
 CHIP = CHIPS["v5e"]
@@ -75,6 +77,35 @@ def test_a_program_that_does_not_fit_is_named_and_the_status_is_one(compiled, ca
     assert [program for *_, program in compiled] == ["train", "generate"]
     assert {mesh for _, _, mesh, _ in compiled} == {None}
     assert "v5e-8: needs 40 GiB of 15.75 GiB" in capsys.readouterr().out
+
+
+def test_a_search_ends_with_the_flags_of_the_best_layout(monkeypatch, tmp_path, capsys):
+    out, tried = tmp_path / "layouts.json", []
+    fixed = "train", "combined", "v5e-8", 8, {"data": 1, "fsdp": 8}, 16, 512, 1, CHIP.hbm
+
+    def search(config, stage, topology, meshes):
+        tried.extend(meshes)
+        yield Layout(Mesh(1, 8), "none", 1), Report(*fixed, problem="needs 20G; use more chips")
+        yield Layout(Mesh(1, 8), "dots_saveable", 2), Report(*fixed, **FITS)
+
+    monkeypatch.setattr("memjax.performance.aot.search.search", search)
+    assert main([*FLAGS, "--search", f"--out={out}"]) == 0
+    assert tried == [Mesh(1, 8), Mesh(4, 2), Mesh(8, 1)]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "data=1,fsdp=8,tensor=1, remat none, microbatches 1: needs 20G" in shown
+    assert "microbatches 2: MFU at most 50.0%, bound by compute" in shown
+    flags = Layout(Mesh(1, 8), "dots_saveable", 2).flags("combined")
+    assert f"memjax train --config=configs/quickstart.py:small {flags}" in shown
+    assert [one["flags"] for one in json.loads(out.read_text())][1] == flags
+    # What it prints is what training understands.
+    pairs = [flag.removeprefix("--config.").split("=", 1) for flag in flags.split()]
+    config = read_config("config", "configs/quickstart.py:small", pairs)
+    assert config.model.remat == "dots_saveable" and config.mesh == Mesh(1, 8)
+
+
+def test_a_search_is_of_training_steps(capsys):
+    assert main([*FLAGS, "--search", "--program=generate"]) == 2
+    assert "--program: generate, expected train" in capsys.readouterr().err
 
 
 def test_a_mesh_is_a_name_or_its_axes():

@@ -5,6 +5,7 @@ The programs are those of `memjax.training.compiled_steps`, the same as in train
 
 import dataclasses
 import functools
+import math
 import re
 import tempfile
 import time
@@ -153,6 +154,25 @@ def compute_bound(config: Config, name: str, topology_name: str) -> float:
         jitted, arguments = programs.train()
         counted = counted_flops(jitted.trace(*arguments).jaxpr)
     return _model_flops(programs, "train") / counted
+
+
+def state_bytes(config: Config, name: str, topology_name: str) -> int:
+    """Return the bytes of a chip that the state of a stage takes; nothing is compiled.
+
+    Args:
+      config: the run.
+      name: the stage.
+      topology_name: such as v5e-256.
+
+    Raises:
+      ConfigError: as in `compile_program`.
+    """
+    find_stage(config, name)
+    programs = StagePrograms(config, name, make_mesh(config.mesh, devices(topology_name)))
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(programs.state)
+    )
 
 
 def _model_flops(programs: StagePrograms, program: str) -> float:

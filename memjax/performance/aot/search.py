@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from memjax.config import Config, Mesh
 from memjax.config.choices import REMAT_POLICIES
-from memjax.performance.aot.compiling import Report, compile_program, compute_bound
+from memjax.performance.aot.compiling import Report, compile_program, compute_bound, state_bytes
 from memjax.performance.aot.topologies import devices, topology
 from memjax.performance.stage_programs import find_stage
 from memjax.sharding import batch_shards, check_rows, make_mesh
@@ -51,10 +51,10 @@ class Layout(NamedTuple):
 
 
 def usual_meshes(topology_name: str) -> list[Mesh]:
-    """Return meshes that split parameters over all chips of a slice, a quarter, and a sixteenth."""
+    """Return meshes with parameters split over a slice, a quarter and a sixteenth, and whole."""
     where = topology(topology_name)
-    parts = [where.slice_chips // share for share in (1, 4, 16)]
-    return [Mesh(data=where.chips // part, fsdp=part) for part in parts if part > 1]
+    parts = [where.slice_chips // share for share in (1, 4, 16, where.slice_chips)]
+    return [Mesh(data=where.chips // part, fsdp=part) for part in dict.fromkeys(parts) if part]
 
 
 def search(
@@ -79,8 +79,15 @@ def search(
     rows, where = find_stage(config, stage).batch_size, devices(topology_name)
     for mesh in meshes:
         check_rows(rows, 1, make_mesh(mesh, where), f"config.stages.{stage}.batch_size")
+    usual = Layout(meshes[0], REMAT_POLICIES[0], 1)
+    hbm = topology(topology_name).chip.hbm
+    meshes = [
+        mesh
+        for mesh in meshes
+        if state_bytes(usual._replace(mesh=mesh).of(config, stage), stage, topology_name) < hbm
+    ]
     bounds = {
-        remat: compute_bound(Layout(meshes[0], remat, 1).of(config, stage), stage, topology_name)
+        remat: compute_bound(usual._replace(remat=remat).of(config, stage), stage, topology_name)
         for remat in REMAT_POLICIES
     }
     best = 0.0

@@ -86,8 +86,14 @@ def test_what_its_flops_alone_keep_below_the_best_is_not_compiled(compiled, monk
 
 
 def test_meshes_split_parameters_over_all_chips_or_fewer():
-    assert usual_meshes("v5e-256") == [Mesh(1, 256), Mesh(4, 64), Mesh(16, 16)]
-    assert usual_meshes("2xv5e-8") == [Mesh(2, 8), Mesh(8, 2)]
+    assert usual_meshes("v5e-256") == [Mesh(1, 256), Mesh(4, 64), Mesh(16, 16), Mesh(256, 1)]
+    assert usual_meshes("2xv5e-8") == [Mesh(2, 8), Mesh(8, 2), Mesh(16, 1)]
+
+
+def test_a_mesh_whose_chips_cannot_hold_the_state_is_not_tried(compiled, monkeypatch):
+    monkeypatch.setattr(searching, "state_bytes", lambda config, *args: 2**35 // config.mesh.fsdp)
+    list(search(CONFIG, "combined", "v5e-8", [*MESHES, Mesh(8, 1)]))
+    assert {mesh for mesh, *_ in compiled} == {MESHES[0]}
 
 
 def test_flags_give_a_command_the_layout():
@@ -112,7 +118,8 @@ def test_a_policy_is_bound_by_what_it_computes_again():
 
 
 @pytest.mark.slow
-def test_the_best_of_a_small_step_is_that_of_its_own_compilation():
+def test_the_best_of_a_small_step_is_that_of_its_own_compilation(monkeypatch):
+    monkeypatch.setattr(searching, "REMAT_POLICIES", ("none", "nothing_saveable"))
     found = list(search(CONFIG, "combined", "v5e-8", [MESHES[0]]))
     layout, report = max(found, key=lambda one: one[1].bound.mfu)
     alone = compile_program(layout.of(CONFIG, "combined"), "combined", "v5e-8")
