@@ -1,6 +1,6 @@
 """Memories of documents: append, select, read, save and open.
 
-The file is that of store_file.py.
+The file is that of store_file.py; a folder of such files is that of store_folder.py.
 
 Shapes: N chunk, n chunk that is appended.
 """
@@ -8,14 +8,13 @@ Shapes: N chunk, n chunk that is appended.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
 from memjax.checkpoints.rounding import rounded, widened
 from memjax.checkpoints.store_file import Contents, read_store, write_store
+from memjax.checkpoints.store_folder import append_part, read_folder
 from memjax.checkpoints.store_records import (
     CHUNKS_LIMIT,
     DOCUMENTS_LIMIT,
@@ -32,22 +31,9 @@ from memjax.checkpoints.store_records import (
     leaf_rows,
     name_bytes,
 )
+from memjax.checkpoints.store_rows import Part, joined, selected, taken, whole
 from memjax.files import local
 from memjax.models.memory import Memories
-
-
-class _Part(NamedTuple):
-    leaves: Tensors
-    """As they are stored, with scales."""
-    spans: Int[np.ndarray, "N 5"]
-
-    @classmethod
-    def empty(cls, provenance: EncoderProvenance, dtype: str) -> "_Part":
-        leaves = {
-            name: np.empty((0, *shape), kind)
-            for name, (kind, shape) in leaf_rows(provenance, dtype).items()
-        }
-        return cls(leaves, np.empty((0, len(SPAN_FIELDS)), INTEGER))
 
 
 class MemoryStore:
@@ -67,22 +53,25 @@ class MemoryStore:
         provenance: EncoderProvenance,
         dtype: str = "bfloat16",
         documents: Sequence[StoredDocument] = (),
-        part: _Part | None = None,
+        parts: Sequence[Part] = (),
+        spans: Int[np.ndarray, "N 5"] | None = None,
     ):
         """Make a store, by default an empty one.
 
         Args:
           provenance: the encoder and the tokenizer.
           dtype: `float32`, `bfloat16`, `float8_e4m3`, or `int8` or `int4` with a scale per vector.
-          documents: all documents of `part`.
-          part: leaves as they are stored, and spans.
+          documents: all documents of `spans`.
+          parts: leaves as they are stored.
+          spans: as the property; required with `parts`.
 
         Raises:
           StoreError: the dtype is unknown.
         """
         self.provenance, self.dtype, self.documents = provenance, dtype, list(documents)
-        self._parts = [part or _Part.empty(provenance, dtype)]
-        self._chunks = len(self._parts[0].spans)
+        self._parts = list(parts) or [_empty(provenance, dtype)]
+        self._spans = [np.empty((0, len(SPAN_FIELDS)), INTEGER) if spans is None else spans]
+        self._chunks = len(self._spans[0])
         self._counted = self._names = 0  # Documents, and bytes of their names.
 
     def __repr__(self) -> str:
@@ -97,30 +86,40 @@ class MemoryStore:
     def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> "MemoryStore":
         """Return a store of some chunks, selected as NumPy selects rows.
 
+        Memories of a slice stay where they are; others are copied.
+
         Raises:
           IndexError: a number is out of range.
         """
-        index = _rows(index, len(self))
-        leaves, spans = self._whole()
+        index, parts = _rows(index, len(self)), self.parts
         if self.provenance.kind == "bank":
-            leaves = {name: leaf[index] for name, leaf in leaves.items()}
-        part = _Part(leaves, spans[index])
-        return MemoryStore(self.provenance, self.dtype, self.documents, part)
+            ascends = isinstance(index, slice) and (index.step or 1) > 0
+            parts = selected(parts, index) if ascends else [Part(taken(parts, index))]
+        return MemoryStore(self.provenance, self.dtype, self.documents, parts, self.spans[index])
 
     @property
     def spans(self) -> Int[np.ndarray, "N 5"]:
         """Document, first token, tokens, first byte and byte after the last, per chunk."""
-        return self._whole().spans
+        if len(self._spans) > 1:
+            self._spans = [np.concatenate(self._spans)]
+        self._spans[0].setflags(write=False)
+        return self._spans[0]
 
     @property
     def stored(self) -> Mapping[str, np.ndarray]:
-        """Leaves as they are stored; those of int8 and int4 have a second, `NAME.scale`."""
-        return self._whole().leaves
+        """Leaves as they are stored; those of int8 and int4 have a second, `NAME.scale`.
+
+        Of a store of several files this is a copy.
+        """
+        leaves = whole(self.parts)
+        for leaf in leaves.values():
+            leaf.setflags(write=False)
+        return leaves
 
     @property
     def nbytes(self) -> int:
         """Bytes of the stored leaves."""
-        return sum(leaf.nbytes for leaf in self.stored.values())
+        return sum(leaf.nbytes for part in self._parts for leaf in part.leaves.values())
 
     @property
     def memories(self) -> Memories:
@@ -137,13 +136,12 @@ class MemoryStore:
         Raises:
           IndexError: a number is out of range.
         """
-        leaves, spans = self._whole()
         bank = self.provenance.kind == "bank"
-        rows = len(spans) if bank else len(self.documents)
+        rows = len(self) if bank else len(self.documents)
         index = _rows(index, rows)
         numbers = np.arange(rows)[index]
-        count = len(numbers) if bank else int(np.isin(spans[:, 0], numbers).sum())
-        own = {name: leaf[index] for name, leaf in leaves.items()}
+        count = len(numbers) if bank else int(np.isin(self.spans[:, 0], numbers).sum())
+        own = taken(self.parts, index)
         wide = {
             name: widened(own[name], own.get(name + SCALE_SUFFIX), shape[-1])
             for name, shape in self.provenance.leaves.items()
@@ -200,7 +198,8 @@ class MemoryStore:
         check_spans(numbered - [number, 0, 0, 0, 0], [own], self.provenance.chunk_length)
         leaves = self._rounded(memories, len(spans), new)
         self.documents += [own] if new else []
-        self._parts.append(_Part(leaves, numbered))
+        self._parts.append(Part(leaves))
+        self._spans.append(numbered)
         self._chunks += len(spans)
         return number
 
@@ -217,27 +216,41 @@ class MemoryStore:
         )
         self._check_new(other.documents, len(other))
         spans = np.add(other.spans, [len(self.documents), 0, 0, 0, 0])
-        self._parts.append(_Part({**other.stored}, spans))
+        self._parts += other.parts
+        self._spans.append(spans)
         self.documents += other.documents
         self._chunks += len(spans)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the store to a file; a store that is there stays whole until it is replaced.
+        """Write the store to one file; a store that is there stays whole until it is replaced.
 
         Raises:
           StoreError: `path` exists and is not a store, or the store cannot be written.
         """
-        leaves, spans = self._whole()
-        contents = Contents(self.provenance, self.dtype, self.documents, leaves, spans)
-        write_store(local(path), contents)
+        write_store(local(path), self.contents)
 
-    def _whole(self) -> _Part:
-        """Return all parts as one, which they then are."""
-        if len(self._parts) > 1:
-            self._parts = [jax.tree.map(lambda *arrays: np.concatenate(arrays), *self._parts)]
-        for array in jax.tree.leaves(self._parts):
-            array.setflags(write=False)
-        return self._parts[0]
+    def save_part(self, folder: str | os.PathLike) -> None:
+        """Add the store to a store of several files, as its last part.
+
+        Args:
+          folder: a folder that `memjax compress` wrote; it stays as it is until the part is there.
+
+        Raises:
+          StoreError: it is none, is unfinished, or is of another encoder or dtype.
+        """
+        append_part(local(folder), self.contents)
+
+    @property
+    def contents(self) -> Contents:
+        """All that a file of the store holds."""
+        leaves = {**self.stored}
+        return Contents(self.provenance, self.dtype, self.documents, leaves, self.spans)
+
+    @property
+    def parts(self) -> list[Part]:
+        """Leaves as they are stored, by file; those in memory that follow each other are one."""
+        self._parts = joined(self._parts)
+        return list(self._parts)
 
     def _rounded(self, memories: Memories, chunks: int, new: bool) -> Tensors:
         """Return memories as they are stored, checked against the encoder's."""
@@ -290,6 +303,11 @@ class MemoryStore:
         )
 
 
+def _empty(provenance: EncoderProvenance, dtype: str) -> Part:
+    rows = leaf_rows(provenance, dtype)
+    return Part({name: np.empty((0, *shape), kind) for name, (kind, shape) in rows.items()})
+
+
 def _rows(index: slice | Sequence[int] | np.ndarray, count: int) -> slice | np.ndarray:
     """Return the numbers, from 0 to `count` - 1, that NumPy selects; a slice stays one."""
     if isinstance(index, slice):
@@ -304,16 +322,25 @@ def open_store(
     """Open a store; its memories stay on disk until they are read.
 
     Args:
-      path: a file that `save` wrote.
+      path: a file that `save` wrote, or a folder of several that `memjax compress` wrote.
       expected: the encoder and the tokenizer that the store must be of; None accepts any. A store
         may have fewer vectors per chunk than the encoder, and shorter chunks.
       verify: whether to read all of it and compare its checksum.
 
     Raises:
-      StoreError: the file is absent, damaged, not a store, or of another encoder or tokenizer.
+      StoreError: the store is absent, damaged, incomplete, of several encoders, or of another
+        encoder or tokenizer.
     """
     path = Path(path).expanduser()
-    provenance, dtype, documents, leaves, spans = read_store(path, verify)
+    found = read_folder(path, verify) if path.is_dir() else [read_store(path, verify)]
     if expected is not None:
-        provenance.require_same(expected, str(path), fewer=True)
-    return MemoryStore(provenance, dtype, documents, _Part(leaves, spans))
+        found[0].provenance.require_same(expected, str(path), fewer=True)
+    documents = [document for part in found for document in part.documents]
+    before = np.cumsum([0] + [len(part.documents) for part in found])
+    spans = [
+        np.add(part.spans, [first, 0, 0, 0, 0]) if first else part.spans
+        for part, first in zip(found, before.tolist(), strict=False)
+    ]
+    parts = [Part(part.leaves, opened=True) for part in found]
+    whole_spans = spans[0] if len(spans) == 1 else np.concatenate(spans)
+    return MemoryStore(found[0].provenance, found[0].dtype, documents, parts, whole_spans)

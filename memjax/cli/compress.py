@@ -2,10 +2,16 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memjax.cli.arguments import Arguments, UsageError, refuse, take
 from memjax.cli.flags import STAGE_PATH
 from memjax.progress import Reporter
+
+if TYPE_CHECKING:
+    from memjax.checkpoints.store import MemoryStore
+    from memjax.inference.chunking import Chunks
+    from memjax.inference.trained_model import TrainedModel
 
 DTYPES = ("float32", "bfloat16", "float8_e4m3", "int8", "int4")
 CORPUS_DTYPES = DTYPES[:2]
@@ -22,7 +28,8 @@ ARGUMENTS = Arguments(
     },
     flags=take(
         out={
-            "what": "File of the store, or folder of the corpus's memories, to write",
+            "what": "File of the store, folder of its parts (ends in /), or folder of the corpus's"
+            " memories, to write",
             "required": True,
         },
         dtype={"choices": DTYPES, "default": "bfloat16"},
@@ -43,6 +50,10 @@ ARGUMENTS = Arguments(
     int8 and int4 have a scale per vector. A store of --vectors=K or --chunk_length=L is read as any
     other; its text is given back well by a stage that was trained on fewer vectors
     (dials.fewest_vectors) or shorter chunks (dials.shortest_chunk).
+
+    --out=FOLDER/ writes a store in parts of about a megabyte of text. The same command completes it
+    after a kill, and a command with further text adds parts; all that reads a store reads the
+    folder. The loss by rounding is then that of the first part of the text.
 
     A prepared corpus becomes a folder of the memories of all its sequences, as float32 or bfloat16,
     for training with a frozen encoder: config.data.memories=FOLDER. The stage that trains on it
@@ -93,32 +104,64 @@ def prepared_folder(source: str) -> Path | None:
 
 def _compress_texts(given: Namespace) -> None:
     # These import JAX: after the flags are checked.
-    from memjax.checkpoints import CheckpointError
-    from memjax.checkpoints.store_records import StoreError
-    from memjax.evaluation.instruments.rounding_loss import rounding_loss
-    from memjax.files import check_writable
+    from memjax.checkpoints.store import open_store
+    from memjax.checkpoints.store_folder import bytes_of, is_folder
     from memjax.inference import load
-    from memjax.inference.chunking import cut, read_sources
 
     out = Path(given.out)
+    folder = given.out.endswith("/") or is_folder(out)
+    if folder:
+        refuse(ARGUMENTS, given, ("limit",), "with a folder of parts")
+    else:
+        _check_new(out)
+    reporter, model = Reporter(), load(given.path)
+    # An error before the text is read.
+    length = model.stored_as(given.vectors, given.chunk_length).chunk_length
+    with reporter.active():
+        chunks = (_write_folder if folder else _write_file)(given, model, length)
+    _describe(open_store(out, verify=False), str(out), bytes_of(out), reporter)
+    _measure_rounding(given, model, chunks, reporter)
+
+
+def _check_new(out: Path) -> None:
+    from memjax.checkpoints.store_records import StoreError
+    from memjax.files import check_writable
+
     StoreError.require(
         not out.exists(),
         f"--out={out}: exists, expected a new file. Delete it, or name another.",
     )
     check_writable(out)
-    reporter, model = Reporter(), load(given.path)
-    # An error before the text is read.
-    length = model.stored_as(given.vectors, given.chunk_length).chunk_length
-    tokenizer, batch = model.required_tokenizer, given.batch_size or 256
-    with reporter.active():
-        sources = read_sources(given.source)
-        chunks = cut(sources, tokenizer, length, given.limit or 0, model.padding_side)
-        store = model.compress(chunks, dtype=given.dtype, batch=batch, vectors=given.vectors)
-    store.save(out)
-    taken, memories, text = out.stat().st_size, store.nbytes, store.text_bytes
+
+
+def _write_file(given: Namespace, model: "TrainedModel", length: int) -> "Chunks":
+    """Write a store of one file, and return its chunks."""
+    from memjax.inference.chunking import cut, read_sources
+
+    sources, tokenizer = read_sources(given.source), model.required_tokenizer
+    chunks = cut(sources, tokenizer, length, given.limit or 0, model.padding_side)
+    batch = given.batch_size or 256
+    store = model.compress(chunks, dtype=given.dtype, batch=batch, vectors=given.vectors)
+    store.save(given.out)
+    return chunks
+
+
+def _write_folder(given: Namespace, model: "TrainedModel", length: int) -> "Chunks | None":
+    """Write the parts of a store that are missing, and return the chunks of the first."""
+    from memjax.inference.compression_parts import TextParts, compress_parts
+
+    texts = TextParts(given.source)
+    how = {"vectors": given.vectors, "chunk_length": given.chunk_length}
+    compress_parts(model, texts, given.out, dtype=given.dtype, batch=given.batch_size or 256, **how)
+    return texts.chunks(0, model, length) if given.eval_examples else None
+
+
+def _describe(store: "MemoryStore", name: str, taken: int, reporter: Reporter) -> None:
+    """Print the sizes of a store of `taken` bytes."""
+    memories, text = store.nbytes, store.text_bytes
     shapes = ", ".join(str(list(shape)) for shape in store.provenance.leaves.values())
     reporter.log(
-        f"{out}: {len(store)} chunks of {len(store.documents)} documents, {shapes} {store.dtype}"
+        f"{name}: {len(store)} chunks of {len(store.documents)} documents, {shapes} {store.dtype}"
         " each"
     )
     own, whole, raw = (f"{8 * size / store.tokens:.1f}" for size in (memories, taken, text))
@@ -130,12 +173,21 @@ def _compress_texts(given: Namespace) -> None:
         "bits per token": f"{own} (the whole store {whole}, the text {raw})",
     }
     reporter.table("", ("", ""), facts.items(), left=2)
+
+
+def _measure_rounding(
+    given: Namespace, model: "TrainedModel", chunks: "Chunks | None", reporter: Reporter
+) -> None:
+    """Print the decoder's loss from memories as they are and as they are stored."""
+    from memjax.checkpoints import CheckpointError
+    from memjax.evaluation.instruments.rounding_loss import rounding_loss
+
     try:
         model.reconstructor.codec()
     except CheckpointError as error:
         reporter.log(f"this stage does not reconstruct text: {error}")
         return
-    if given.eval_examples:
+    if given.eval_examples and chunks:
         loss = rounding_loss(
             model, chunks, given.dtype, given.eval_examples, vectors=given.vectors or 0
         )

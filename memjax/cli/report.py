@@ -34,8 +34,10 @@ def run(given: Namespace) -> None:
     # The metrics of a run in a bucket are on this machine.
     path = Path(given.path.partition("://")[2] or given.path)
     reporter = Reporter()
-    if path.is_file() or (path.suffix == ".store" and not path.is_dir()):
-        # It imports JAX: after the flags are checked.
+    # These import JAX: after the flags are checked.
+    from memjax.checkpoints.store_folder import is_folder
+
+    if path.is_file() or is_folder(path) or (path.suffix == ".store" and not path.is_dir()):
         from memjax.experiment.report.store_page import write_store_page
 
         with reporter.active():

@@ -66,8 +66,8 @@ class Work:
     sketches: bool = True
 
 
-def split_blocks(source: Source) -> tuple[Block, ...]:
-    """Return all of a source in blocks of about BLOCK_BYTES.
+def split_blocks(source: Source, size: int = 0) -> tuple[Block, ...]:
+    """Return all of a source in blocks of about `size` bytes of text, by default BLOCK_BYTES.
 
     Blocks are larger where there would be many more than MOST_BLOCKS. They depend on the files
     alone.
@@ -77,7 +77,7 @@ def split_blocks(source: Source) -> tuple[Block, ...]:
         for entry in source.mtime_signature()
         if len(entry) > 1 and isinstance(entry[1], int)
     )
-    return tuple(source.blocks(max(BLOCK_BYTES, on_disk // MOST_BLOCKS)))
+    return tuple(source.blocks(max(size or BLOCK_BYTES, on_disk // MOST_BLOCKS)))
 
 
 def texts(source: Source, blocks: Iterable[Block]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from memjax.checkpoints.store_records import (
     StoredDocument,
     StoreError,
 )
-from memjax.data import Tokenizer, open_source
+from memjax.data import Document, Tokenizer, open_source
 
 
 class Source(NamedTuple):
@@ -44,10 +44,16 @@ def read_sources(paths: Sequence[str]) -> Iterator[Source]:
     """
     found = False
     for path in paths:
-        for document in open_source(path):
-            yield Source(_label(document.id), document.text, document.start)
+        for source in documents_of(open_source(path)):
+            yield source
             found = True
     StoreError.require(found, f"{', '.join(paths)}: nothing but white space, expected text.")
+
+
+def documents_of(documents: Iterable[Document]) -> Iterator[Source]:
+    """Yield documents of a corpus under the names that a store keeps."""
+    for document in documents:
+        yield Source(_label(document.id), document.text, document.start)
 
 
 def _label(name: str) -> str:

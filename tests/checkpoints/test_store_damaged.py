@@ -86,7 +86,7 @@ def changed(info, path, value=None, absent=False):
 
 def test_damage_is_found_and_named(path):
     refused(path.parent / "absent", "No such file or directory, expected a store of `memjax comp")
-    refused(path.parent, "not a file")
+    refused(path.parent, "a folder without store.json")
     raw = path.read_bytes()
     for cut in (0, 5, 8, 100, len(raw) - 1):
         path.write_bytes(raw[:cut])

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from memjax import released
 from memjax.checkpoints.store import MemoryStore, open_store
+from memjax.checkpoints.store_folder import bytes_of
 from memjax.checkpoints.store_records import StoreError
 from memjax.data import Tokenizer
 from memjax.evaluation import numbers
@@ -117,7 +118,7 @@ def write_store_page(
     notes = [_stages(trained, store, given.how), *filter(None, (note, reason, far))]
     contents = Contents(given, original, sample, nearest, notes)
     tokenizer, side = trained.required_tokenizer, trained.padding_side
-    text = page_text(path.name, path.stat().st_size, store, tokenizer, side, contents)
+    text = page_text(path.name, bytes_of(path), store, tokenizer, side, contents)
     return write_page(page, text)
 
 
@@ -128,7 +129,7 @@ def page_text(
 
     Args:
       name: the title.
-      size: bytes of its file.
+      size: bytes of its files.
       store: the store, of at least one chunk.
       tokenizer: its tokenizer.
       side: the side of padding in its chunks.
