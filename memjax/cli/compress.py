@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from memjax.cli.arguments import Arguments, UsageError, refuse, take
 from memjax.cli.flags import STAGE_PATH
+from memjax.cli.joined import joined
 from memjax.progress import Reporter
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ ARGUMENTS = Arguments(
 
     --out=FOLDER/ writes a store in parts of about a megabyte of text. The same command completes it
     after a kill, and a command with further text adds parts; all that reads a store reads the
-    folder. The loss by rounding is then that of the first part of the text.
+    folder. Several processes (docs/devices.md) divide the parts. The loss by rounding is then that
+    of the first part of the text.
 
     A prepared corpus becomes a folder of the memories of all its sequences, as float32 or bfloat16,
     for training with a frozen encoder: config.data.memories=FOLDER. The stage that trains on it
@@ -103,24 +105,32 @@ def prepared_folder(source: str) -> Path | None:
 
 
 def _compress_texts(given: Namespace) -> None:
-    # These import JAX: after the flags are checked.
-    from memjax.checkpoints.store import open_store
-    from memjax.checkpoints.store_folder import bytes_of, is_folder
-    from memjax.inference import load
+    with joined(given) as reporter:
+        # These import JAX: after the flags are checked.
+        import jax
 
-    out = Path(given.out)
-    folder = given.out.endswith("/") or is_folder(out)
-    if folder:
-        refuse(ARGUMENTS, given, ("limit",), "with a folder of parts")
-    else:
-        _check_new(out)
-    reporter, model = Reporter(), load(given.path)
-    # An error before the text is read.
-    length = model.stored_as(given.vectors, given.chunk_length).chunk_length
-    with reporter.active():
-        chunks = (_write_folder if folder else _write_file)(given, model, length)
-    _describe(open_store(out, verify=False), str(out), bytes_of(out), reporter)
-    _measure_rounding(given, model, chunks, reporter)
+        from memjax.checkpoints.store import open_store
+        from memjax.checkpoints.store_folder import bytes_of, is_folder
+        from memjax.inference import load
+
+        out = Path(given.out)
+        folder = given.out.endswith("/") or is_folder(out)
+        if folder:
+            refuse(ARGUMENTS, given, ("limit",), "with a folder of parts")
+        else:
+            UsageError.require(
+                jax.process_count() == 1,
+                f"--out: {given.out!r}, a file, expected a folder of parts, which several processes"
+                " can write. End it with /",
+            )
+            _check_new(out)
+        model = load(given.path)
+        # An error before the text is read.
+        length = model.stored_as(given.vectors, given.chunk_length).chunk_length
+        with reporter.active():
+            chunks = (_write_folder if folder else _write_file)(given, model, length)
+        _describe(open_store(out, verify=False), str(out), bytes_of(out), reporter)
+        _measure_rounding(given, model, chunks, reporter)
 
 
 def _check_new(out: Path) -> None:

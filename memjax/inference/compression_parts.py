@@ -1,4 +1,7 @@
-"""Compression of texts into a store of several files, which resumes where it was stopped."""
+"""Compression of texts into a store of several files, which resumes where it was stopped.
+
+Processes divide the parts: each writes its own.
+"""
 
 import os
 from collections.abc import Sequence
@@ -12,6 +15,7 @@ from memjax.data.sources.base import Block, Source
 from memjax.inference.chunking import Chunks, cut, documents_of
 from memjax.inference.trained_model import TrainedModel
 from memjax.progress import track
+from memjax.sharding import leads, own, wait
 
 PART_BYTES = 1_000_000
 """Bytes of text per part, about; more where there would be more than `blocks.MOST_BLOCKS` parts."""
@@ -76,10 +80,19 @@ def compress_parts(
     """
     provenance = model.stored_as(vectors, chunk_length)
     empty, length = MemoryStore(provenance, dtype), provenance.chunk_length
+    if not leads():
+        wait("the store is begun")
     folder = StoreFolder.begin(Path(out), provenance, dtype, texts.digest, len(texts))
-    for number in track(folder.todo(), "parts"):
+    if leads():
+        wait("the store is begun")
+    todo = folder.todo()
+    wait("no part is written yet")
+    for number in track(own(todo), "parts"):
         chunks = texts.chunks(number - folder.parts.start, model, length)
         how = {"dtype": dtype, "batch": batch, "vectors": vectors}
         store = empty if chunks is None else model.compress(chunks, **how)
         folder.write(number, store.contents)
-    folder.finish()
+    wait("all parts are written")
+    if leads():
+        folder.finish()
+    wait("the store is whole")

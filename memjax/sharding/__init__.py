@@ -31,6 +31,7 @@ from memjax.sharding.rules import (
     spec_of,
     state_shardings,
 )
+from memjax.sharding.shares import gather, leads, own, share, sharing, wait
 
 __all__ = [
     "Placement",
@@ -46,16 +47,22 @@ __all__ = [
     "connect",
     "constrain",
     "first_process",
+    "gather",
     "gather_params",
+    "leads",
     "local_rows",
     "make_mesh",
     "on_mesh",
+    "own",
     "placements",
     "put_batch",
     "replicated",
     "report_params",
     "require_equal",
     "shardings",
+    "share",
+    "sharing",
     "spec_of",
     "state_shardings",
+    "wait",
 ]

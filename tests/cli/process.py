@@ -1,0 +1,36 @@
+"""A command in one of several processes: run by test_compress_processes.py.
+
+    python process.py PARTS compress PATH SOURCE --out=FOLDER/
+
+Parts of stores are small. The process is killed when it is about to write part number PARTS of its
+own, counted from 0; -1 is never.
+"""
+
+import os
+import signal
+import sys
+
+from memjax.checkpoints.store_folder import StoreFolder
+from memjax.cli.main import main
+from memjax.inference import compression_parts
+
+PART_BYTES = 1000
+
+
+def die_after(parts: int) -> None:
+    """Ends this process in place of a later part."""
+    write, left = StoreFolder.write, [parts]
+
+    def disturbed(folder: StoreFolder, *part: object) -> None:
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        write(folder, *part)
+
+    StoreFolder.write = disturbed
+
+
+if __name__ == "__main__":
+    compression_parts.PART_BYTES = PART_BYTES
+    die_after(int(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,61 @@
+"""Real processes write the parts of one store, and a second call completes what one left."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from memjax.checkpoints.store import open_store
+from memjax.checkpoints.store_records import StoreError
+from memjax.testing import write_corpus
+from memjax.testing.scripts import load_script
+
+HERE = Path(__file__).parent
+PROCESSES = load_script(HERE.parent / "sharding" / "test_processes.py")
+
+
+def compress(args, kills):
+    """The command in as many processes as there are numbers of parts that they live to write."""
+    command = [["compress", *args] for _ in kills]
+    started = [[str(kill), *own] for kill, own in zip(kills, command, strict=True)]
+    script = str(HERE / "process.py")
+    return PROCESSES.together(HERE, script, started, MEMJAX_DEAD_AFTER_SECONDS="6")
+
+
+def lines_of(process):
+    """What a command says: not the lines about the connection, which are of a library in C++."""
+    return [line for line in process.said.splitlines() if "[Gloo]" not in line]
+
+
+def files_of(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_store_of_a_killed_process_is_completed_by_the_others(made, tmp_path):
+    text = write_corpus(tmp_path / "text.jsonl", documents=30)
+    args = [str(made / "stages" / "autoencoder"), str(text), "--batch_size=8", "--eval_examples=4"]
+    (alone,) = PROCESSES.all_done(compress([*args, f"--out={tmp_path / 'alone'}/"], [-1]))
+    expected, out = files_of(tmp_path / "alone"), tmp_path / "pair"
+    parts = len(expected) - 1
+    assert parts > 5
+
+    first, second = compress([*args, f"--out={out}/"], [-1, 1])
+    assert (first.status, second.status) == (1, -signal.SIGKILL)
+    assert f"pid {second.pid})" in first.said and "Run the same command" in first.said
+    own = (parts + 1) // 2
+    assert len(list(out.glob("part-*"))) == own + 1
+    with pytest.raises(StoreError, match="are missing, expected a whole store"):
+        open_store(out)
+
+    ended = PROCESSES.all_done(compress([*args, f"--out={out}/"], [-1, -1]))
+    assert files_of(out) == expected
+    said = [line.replace("pair", "alone") for line in lines_of(ended[0])]
+    assert said == lines_of(alone) and not lines_of(ended[1])
+
+    for process in compress([*args, f"--out={tmp_path / 'file'}"], [-1, -1]):
+        assert process.status == 2
+        assert "a file, expected a folder of parts, which several processes can write" in " ".join(
+            process.said.split()
+        )
+    assert not (tmp_path / "file").exists()
