@@ -13,6 +13,7 @@ from memjax.files import write_json
 from memjax.inference import TrainedModel, texts
 from memjax.objectives import uncertainty
 from memjax.progress import Reporter
+from memjax.sharding import leads
 
 TEXTS = 16
 """Texts on a page, unless --limit is given."""
@@ -45,7 +46,8 @@ def attribute(
             name: attribution.attribute(codec, model.params, shown, name, batch, seed)
             for name in names
         }
-    _write(page, model, shown, attribution.scored(codec, shown), found, reporter)
+    if leads():
+        _write(page, model, shown, attribution.scored(codec, shown), found, reporter)
     if rows is None:
         return
     with reporter.active():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memjax.cli.arguments import Arguments, UsageError, file_beside, take
 from memjax.cli.flags import STAGE_PATH, Flag
+from memjax.cli.joined import joined
 from memjax.progress import Reporter
 
 if TYPE_CHECKING:
@@ -79,15 +80,20 @@ def run(given: Namespace) -> None:
         not given.task_folder or Path(given.task_folder).is_dir(),
         f"--task_folder: {given.task_folder!r}, expected a folder.",
     )
+    with joined(given) as reporter:
+        _evaluate(given, harness, recall, reporter)
+
+
+def _evaluate(given: Namespace, harness: list[str], recall: bool, reporter: Reporter) -> None:
     # These import JAX: after the flags are checked.
     from memjax.evaluation.harness import require_harness, versions
     from memjax.evaluation.text_scorer import text_scorer
     from memjax.files import check_writable, write_json
     from memjax.inference import load
+    from memjax.sharding import leads
 
     if harness:
         require_harness()
-    reporter = Reporter()
     trained = load(given.path)
     out = file_beside(given, trained.folder, FILE)
     check_writable(out)
@@ -98,7 +104,8 @@ def run(given: Namespace) -> None:
             written |= _harness(model, harness, given)
         if recall:
             written[LONG_RECALL] = _long_recall(model, given, reporter)
-    write_json(out, written, indent=1)
+    if leads():
+        write_json(out, written, indent=1)
     reporter.log(f"all numbers in {out}")
 
 
@@ -107,12 +114,13 @@ def _harness(model: "TextScorer", tasks: list[str], given: Namespace) -> dict[st
     from lm_eval.utils import handle_non_serializable, make_table
 
     from memjax.evaluation.harness import evaluate
+    from memjax.sharding import leads
 
     folder = given.task_folder or ""
     found = evaluate(model, tasks, folder, folder, given.limit, given.num_fewshot)
-    print(make_table(found))
-    if found.get("groups"):
-        print(make_table(found, "groups"))
+    for groups in ("results", "groups") if leads() else ():
+        if found.get(groups):
+            print(make_table(found, groups))
     kept = {name: found[name] for name in KEPT if name in found}
     return json.loads(json.dumps(kept, default=handle_non_serializable))
 

@@ -9,7 +9,7 @@ from memjax.progress import SILENT, Reporter
 
 
 @contextlib.contextmanager
-def joined(given: Namespace) -> Iterator[Reporter]:
+def joined(given: Namespace, stderr: bool = False) -> Iterator[Reporter]:
     """Connect the processes of a command, which divide its work in the block.
 
     Yields:
@@ -17,6 +17,7 @@ def joined(given: Namespace) -> Iterator[Reporter]:
 
     Args:
       given: words and flags, the same in all processes.
+      stderr: whether messages go to standard error.
 
     Raises:
       ProcessesError: the processes cannot connect, or have other words or flags.
@@ -24,8 +25,8 @@ def joined(given: Namespace) -> Iterator[Reporter]:
     # These import JAX: after the flags are checked.
     from memjax.sharding import ProcessMonitor, connect, first_process, require_equal, sharing
 
-    connect()
-    reporter = Reporter()
+    reporter = Reporter(stderr=stderr)
+    connect(reporter.log)
     with ProcessMonitor(reporter.log), sharing():
         require_equal(json.dumps(vars(given), default=str), "the command")
         yield reporter if first_process() else SILENT

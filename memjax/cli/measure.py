@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from memjax.cli.arguments import Arguments, UsageError, close_match, file_beside, refuse, take
 from memjax.cli.flags import STAGE_PATH
+from memjax.cli.joined import joined
 from memjax.evaluation.instruments import suite
 from memjax.progress import Reporter
 
@@ -69,11 +70,19 @@ def run(given: Namespace) -> None:
     )
     if not given.save:
         refuse(ARGUMENTS, given, ONLY_SAVE, "without --save")
+    with joined(given) as reporter:
+        _measure(given, names, measures, reporter)
+
+
+def _measure(
+    given: Namespace, names: Sequence[str], measures: Sequence[str], reporter: Reporter
+) -> None:
     # These import JAX: after the flags are checked.
     from memjax.files import check_writable
     from memjax.inference import load
+    from memjax.sharding import leads
 
-    reporter, model = Reporter(), load(given.path)
+    model = load(given.path)
     out = file_beside(given, model.folder, suite.FILE)
     check_writable(out)
     if names:
@@ -91,7 +100,8 @@ def run(given: Namespace) -> None:
                 found = suite.run_instruments(subject, [name])
             for table in suite.tables_of(found):
                 reporter.table(*table)
-            suite.write_found(out, found)
+            if leads():
+                suite.write_found(out, found)
         reporter.log(f"all numbers, with curves, in {out}")
     if measures:
         from memjax.cli.attribution import attribute

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from memjax.cli.arguments import Arguments, UsageError, take
 from memjax.cli.flags import Flag
+from memjax.cli.joined import joined
 from memjax.progress import Reporter
 
 if TYPE_CHECKING:
@@ -126,22 +127,32 @@ def run(given: Namespace) -> None:
             "--protocol: steps=0, expected only with one hf:MODEL and --save.",
         )
         _embed(given.encoder[0], given, Path(given.save))
-    else:
-        _probe(given)
+        return
+    with joined(given) as reporter:
+        # It imports JAX: after the flags are checked.
+        from memjax.sharding import place
+
+        UsageError.require(
+            not pretrained or place()[1] == 1,
+            f"ENCODER: {pretrained[:1]} in several processes, expected one. Write its vectors to a"
+            " file by --save.",
+        )
+        _probe(given, reporter)
 
 
-def _probe(given: Namespace) -> None:
+def _probe(given: Namespace, reporter: Reporter) -> None:
     # These import JAX: after the flags are checked.
     from memjax.evaluation.instruments.probe import CONTROLS, WITH_ENCODER, probe
     from memjax.evaluation.instruments.probe_decoders import Protocol
     from memjax.evaluation.instruments.tables import probe_table
     from memjax.files import sealed, write_json
     from memjax.objectives.uncertainty import to_json
+    from memjax.sharding import leads
 
     settings = dict(given.protocol)
     chosen = settings.pop("controls")
     protocol = Protocol(**settings)
-    reporter, results = Reporter(), []
+    results = []
     for name in given.encoder:
         encoder, train, held_out = _vectors(name, given, reporter)
         possible = [control for control in CONTROLS if encoder or control not in WITH_ENCODER]
@@ -162,7 +173,7 @@ def _probe(given: Namespace) -> None:
             f"Still learning after {protocol.steps} steps, so the vectors may hold more:"
             f" {', '.join(sorted(learning))}"
         )
-    if given.out:
+    if given.out and leads():
         write_json(given.out, sealed(contents), indent=1)
         reporter.log(f"{given.out}: all results, and every decoder's curve")
 

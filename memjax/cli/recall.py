@@ -6,6 +6,7 @@ from argparse import Namespace
 
 from memjax.cli.arguments import Arguments, UsageError, refuse, take
 from memjax.cli.flags import STAGE_PATH
+from memjax.cli.joined import joined
 from memjax.progress import Reporter
 
 ARGUMENTS = Arguments(
@@ -50,19 +51,24 @@ def run(given: Namespace) -> None:
     else:
         refuse(ARGUMENTS, given, ("limit",), "with --chunk")
     ranges = _ranges(given.chunk) if given.chunk is not None else []
+    with joined(given, stderr=True) as reporter:
+        _recall(given, ranges, reporter)
+
+
+def _recall(given: Namespace, ranges: list[tuple[int, int, int]], reporter: Reporter) -> None:
     # These import JAX: after the flags are checked.
     from memjax.checkpoints.store import open_store
     from memjax.inference import load
     from memjax.inference.expansion import accuracy_against
+    from memjax.sharding import leads
 
     model = load(given.path)
     store = open_store(given.memory, expected=model.provenance)
     store = store if given.document is None else store.of_document(given.document)
-    reporter = Reporter(stderr=True)
     if given.find is not None:
         with reporter.active():
             found = model.find(store, given.find, given.limit, batch=given.batch_size)
-        for number, overlap in found:
+        for number, overlap in found if leads() else ():
             document, _, _, first, last = store.spans[number].tolist()
             where = f"{store.documents[document].name}, bytes {first} to {last}"
             sys.stdout.write(f"{number:>8}  {overlap:.2f}  {where}\n")
@@ -75,6 +81,8 @@ def run(given: Namespace) -> None:
     with reporter.active():
         how = {"objective": given.recall_objective, "batch": given.batch_size}
         found = model.recall_tokens(store, chunks, **how)
+    if not leads():
+        return
     texts = model.chunk_texts(store, chunks, found)
     for number, after, text in zip(chunks, [*chunks[1:], -1], texts, strict=True):
         follows = after == number + 1 or text.endswith("\n")

@@ -5,6 +5,7 @@ from argparse import Namespace
 
 from memjax.cli.arguments import Arguments, take
 from memjax.cli.flags import STAGE_PATH
+from memjax.cli.joined import joined
 from memjax.progress import Reporter
 
 ARGUMENTS = Arguments(
@@ -32,13 +33,18 @@ ARGUMENTS = Arguments(
 
 def run(given: Namespace) -> None:
     """Reconstructs the text of a store, and measures its accuracy if the original is given."""
+    with joined(given, stderr=True) as reporter:
+        _reconstruct(given, reporter)
+
+
+def _reconstruct(given: Namespace, reporter: Reporter) -> None:
     # These import JAX: after the flags are checked.
     from memjax.checkpoints.store import open_store
     from memjax.files import write_text
     from memjax.inference import load
     from memjax.inference.expansion import accuracy_against, text_of
+    from memjax.sharding import leads
 
-    reporter = Reporter(stderr=True)
     model = load(given.path)
     store = open_store(given.store, expected=model.provenance)
     store = store if given.document is None else store.of_document(given.document)
@@ -52,6 +58,8 @@ def run(given: Namespace) -> None:
         )
     with reporter.active():
         found = model.reconstruct_tokens(store, batch=given.batch_size)
+    if not leads():
+        return
     text = text_of(model.required_tokenizer, store, found)
     if given.out:
         write_text(given.out, text)

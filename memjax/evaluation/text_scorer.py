@@ -20,6 +20,7 @@ from memjax.inference.likelihood import BATCH, Scorer
 from memjax.inference.strategy import bucket
 from memjax.inference.trained_model import TrainedModel
 from memjax.progress import bar
+from memjax.sharding import gather, own
 
 TOKENS = 256
 """Tokens of a generation, at most, where a request has no limit."""
@@ -185,12 +186,13 @@ class TextScorer:
                 if not settings.sampling.temperature:
                     # Batch similar lengths; random numbers depend on the original position.
                     group = sorted(group, key=lambda i, prompts=prompts: -len(prompts[i]))
-                for start in range(0, len(group), self.scorer.batch):
+                for start in own(range(0, len(group), self.scorer.batch)):
                     part = group[start : start + self.scorer.batch]
                     texts = self._write([prompts[i] for i in part], settings, start, seed)
                     written.update(zip(part, texts, strict=True))
                     shown.advance(len(part))
-        return [written[number] for number in range(len(requests))]
+        everyone = {number: text for part in gather(written) for number, text in part.items()}
+        return [everyone[number] for number in range(len(requests))]
 
     def _write(
         self, prompts: list[np.ndarray], settings: GenerationSettings, first_row: int, seed: int

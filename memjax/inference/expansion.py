@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Bool, Int
 
 from memjax.checkpoints.store import MemoryStore
 from memjax.checkpoints.store_records import StoredDocument, StoreError
@@ -20,7 +20,7 @@ from memjax.data.sources.lines import SEPARATOR
 from memjax.inference.chunking import Chunks
 from memjax.inference.codec import MemoryCodec
 from memjax.inference.compression import grouped, groups, padded
-from memjax.inference.texts import batches
+from memjax.inference.texts import over_batches
 from memjax.models.memory import VECTORS
 from memjax.objectives.uncertainty import Estimate, ratio
 
@@ -46,20 +46,22 @@ def expand(
     numbers = groups(store.spans[:, 0], codec.held)
     if not len(numbers):
         return generated
-    for start, picked in enumerate(batches(numbers, batch, "expand")):
+
+    def filled(picked: Int[np.ndarray, "B H"]) -> Bool[np.ndarray, "B H L"]:
+        real = np.arange(length) < grouped(store.spans[:, 2], picked, 0)[..., None]
+        return real[..., ::-1] if side == "left" else real
+
+    def reconstruct(picked: Int[np.ndarray, "B H"]) -> Int[Array, "B H L"]:
         vectors = store.read(np.maximum(picked.reshape(-1), 0)).leaves[VECTORS]
         memory = vectors.reshape(len(picked), -1, vectors.shape[-1])
         # The decoder gets the number of tokens, and none of them.
-        real = np.arange(length) < grouped(store.spans[:, 2], picked, 0)[..., None]
-        real = real[..., ::-1] if side == "left" else real
-        asked = np.where(real, ids.first_content, ids.pad).astype(np.int32)
+        asked = np.where(filled(picked), ids.first_content, ids.pad).astype(np.int32)
         asked = padded(asked, codec.length // codec.held, ids.pad)
         flat = asked.reshape(len(picked), codec.length)
-        found = np.asarray(_reconstruct(codec, params, memory, flat)).reshape(asked.shape)
-        found = found[..., :length]
-        own = slice(0, len(numbers) - start * len(picked))
-        there = picked[own] >= 0
-        generated[picked[own][there]] = np.where(real, found, ids.pad)[own][there]
+        return _reconstruct(codec, params, memory, flat).reshape(asked.shape)[..., :length]
+
+    found = np.where(filled(numbers), over_batches(reconstruct, numbers, batch, "expand"), ids.pad)
+    generated[numbers[numbers >= 0]] = found[numbers >= 0]
     return generated
 
 

@@ -20,6 +20,7 @@ from memjax.inference.sampling import GenerationError
 from memjax.inference.strategy import DecodingStrategy, Params, Piece, bucket
 from memjax.objectives import SpecialIds
 from memjax.progress import track
+from memjax.sharding import gather, place
 
 BATCH = 32
 """Pieces per batch."""
@@ -152,10 +153,24 @@ class Scorer:
         self, pieces: Sequence[tuple[int, Piece]]
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (owner, nats [J], whether each token is the most likely one [J]) of every piece,
-        similar lengths together. A batch is fetched while the next one is computed.
+        similar lengths together. Processes divide the batches.
+        """
+        found = self._scored_here(pieces)
+        if place()[1] == 1:
+            yield from found
+        else:
+            yield from itertools.chain.from_iterable(gather(list(found)))
+
+    def _scored_here(
+        self, pieces: Sequence[tuple[int, Piece]]
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield the pieces of `_scored` in the batches of this process. A batch is fetched while
+        the next one is computed.
         """
         program, waiting = compiled(self.strategy), None
-        for owners, batch in itertools.chain(self._batches(pieces), [((), None)]):
+        number, processes = place()
+        batches = itertools.islice(self._batches(pieces), number, None, processes)
+        for owners, batch in itertools.chain(batches, [((), None)]):
             before = waiting
             waiting = (owners, program(self.params, batch)) if owners else None
             if before is not None:

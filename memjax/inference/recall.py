@@ -23,7 +23,7 @@ from memjax.inference.phrases import rank
 from memjax.inference.prefix import require_memories
 from memjax.inference.sampling import GenerationError
 from memjax.inference.strategy import Params
-from memjax.inference.texts import each_batch
+from memjax.inference.texts import over_batches
 from memjax.layers.attend import PrefixCache
 from memjax.layers.attention import KeyValues
 from memjax.models.memory import VECTORS, Memories
@@ -102,9 +102,9 @@ def recall_tokens(
         found = _recall(module, ids, blank, length, params, prefix, place)
         return found.reshape(len(picked), length)
 
-    parts = list(each_batch(recall, numbers, batch, "recall"))
+    found = over_batches(recall, numbers, batch, "recall")
     real = np.arange(length) < store.spans[numbers, 2][:, None]
-    return np.where(real, np.concatenate(parts)[: len(numbers)], ids.pad).astype(np.int32)
+    return np.where(real, found, ids.pad).astype(np.int32)
 
 
 def _checked(store: MemoryStore, chunks: Sequence[int]) -> Int[np.ndarray, " n"]:

@@ -29,6 +29,7 @@ from memjax.errors import MemjaxError
 from memjax.inference.codec import MemoryCodec
 from memjax.objectives import SpecialIds
 from memjax.progress import track
+from memjax.sharding import gather, share
 
 if TYPE_CHECKING:
     from memjax.inference.trained_model import TrainedModel
@@ -177,6 +178,8 @@ def over_batches(
 ) -> Any:
     """Return `function` of all texts on the host, computed batch by batch.
 
+    Processes that divide work compute their shares of the texts, and each returns all.
+
     Args:
       function: a function from a batch [B, ...] to an array [B, ...], or to a tree of them.
       texts: [N, ...].
@@ -184,5 +187,12 @@ def over_batches(
       name: names the progress bar.
       dtype: of the arrays that are returned, [N, ...] each; by default their own.
     """
-    parts = each_batch(function, texts, size, name)
-    return jax.tree.map(lambda *part: np.concatenate(part, dtype=dtype)[: len(texts)], *parts)
+    rows = share(len(texts))
+    parts = list(each_batch(function, texts[rows.start : rows.stop], size, name)) if rows else []
+
+    def joined(*part: np.ndarray) -> np.ndarray:
+        return np.concatenate(part, dtype=dtype)[: len(rows)]
+
+    own = jax.tree.map(joined, *parts) if parts else None
+    first, *others = (part for part in gather(own) if part is not None)
+    return jax.tree.map(lambda *part: np.concatenate(part), first, *others) if others else first

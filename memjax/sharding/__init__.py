@@ -31,7 +31,7 @@ from memjax.sharding.rules import (
     spec_of,
     state_shardings,
 )
-from memjax.sharding.shares import gather, leads, own, share, sharing, wait
+from memjax.sharding.shares import alone, gather, leads, own, place, share, sharing, wait
 
 __all__ = [
     "Placement",
@@ -39,6 +39,7 @@ __all__ = [
     "ProcessesError",
     "abstract",
     "agreed",
+    "alone",
     "barrier",
     "batch_parts",
     "batch_sharding",
@@ -54,6 +55,7 @@ __all__ = [
     "make_mesh",
     "on_mesh",
     "own",
+    "place",
     "placements",
     "put_batch",
     "replicated",

@@ -42,7 +42,9 @@ class ProcessesError(MemjaxError):
 
 
 def connect(log: Callable[[str], None] = print) -> None:
-    """Connect the processes of this program before JAX initialises devices; no-op if alone.
+    """Connect the processes of this program before JAX initialises devices.
+
+    Nothing happens if they are connected, or if this process is alone.
 
     On Cloud TPU, GKE and Slurm, JAX discovers the other processes. Elsewhere set
     JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. A
@@ -54,6 +56,8 @@ def connect(log: Callable[[str], None] = print) -> None:
     Raises:
       ProcessesError: some of the three variables are missing or wrong, or the port is in use.
     """
+    if jax.distributed.is_initialized():
+        return
     given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     missing = [name for name in _VARIABLES if name not in given]
     ProcessesError.require(

@@ -33,6 +33,16 @@ def sharing() -> Iterator[None]:
         _SHARING.reset(token)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let each process do what it is given while the block runs, inside of `sharing` too."""
+    token = _SHARING.set(False)
+    try:
+        yield
+    finally:
+        _SHARING.reset(token)
+
+
 def place() -> tuple[int, int]:
     """Return the number of this process and the number of processes that divide work."""
     return (jax.process_index(), jax.process_count()) if _SHARING.get() else (0, 1)

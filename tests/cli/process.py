@@ -1,9 +1,10 @@
-"""A command in one of several processes: run by test_compress_processes.py.
+"""Commands in one of several processes: run by test_compress_processes.py and test_joined.py.
 
     python process.py PARTS compress PATH SOURCE --out=FOLDER/
+    python process.py PARTS measure PATH ... -- recall PATH ...
 
-Parts of stores are small. The process is killed when it is about to write part number PARTS of its
-own, counted from 0; -1 is never.
+Commands follow each other as if each were started by itself. Parts of stores are small. The process
+is killed when it is about to write part number PARTS of its own, counted from 0; -1 is never.
 """
 
 import os
@@ -30,7 +31,18 @@ def die_after(parts: int) -> None:
     StoreFolder.write = disturbed
 
 
+def commands(words: list[str]) -> list[list[str]]:
+    """Words between those that are `--`."""
+    if "--" not in words:
+        return [words]
+    at = words.index("--")
+    return [words[:at], *commands(words[at + 1 :])]
+
+
 if __name__ == "__main__":
     compression_parts.PART_BYTES = PART_BYTES
     die_after(int(sys.argv[1]))
-    sys.exit(main(sys.argv[2:]))
+    for args in commands(sys.argv[2:]):
+        status = main(args)
+        if status:
+            sys.exit(status)

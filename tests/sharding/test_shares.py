@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from memjax.sharding import gather, leads, own, share, shares, sharing, wait
+from memjax.sharding import alone, gather, leads, own, share, shares, sharing, wait
 
 
 @pytest.fixture
@@ -38,6 +38,10 @@ def test_outside_a_block_a_process_does_all(processes):
     value = {"a": np.arange(3.0)}
     assert gather(value)[0] is value
     wait("nobody")
+    with sharing(), alone():
+        assert share(5) == range(5)
+    with sharing(), alone(), sharing():
+        assert share(5) == range(1, 2)
 
 
 def test_values_of_any_size_and_dtype_come_back(processes, monkeypatch):

@@ -9,6 +9,7 @@ Shapes: N text, B text of a batch, T token of a text, M vector of a text, E its 
 width, V vocabulary; R row, L token of a row.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from memjax.files import atomic_file
 from memjax.inference.codec import MemoryCodec, Params
 from memjax.inference.texts import batches, check_texts, over_batches
 from memjax.objectives.terms import Scores
+from memjax.sharding import leads
 
 MEASURES = {
     "occlusion_l1": "sum over the vocabulary of the logits' change without the memory",
@@ -159,10 +161,10 @@ def write_attributions(
             f" multiple of {length} tokens, the model's text length"
         )
     pieces = rows.row_tokens // length
-    with atomic_file(path) as temporary:
-        out = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float32, shape=(len(rows), rows.row_tokens)
-        )
+    with atomic_file(path) if leads() else contextlib.nullcontext() as temporary:
+        out, shape = None, (len(rows), rows.row_tokens)
+        if temporary:
+            out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         # The last batch is padded, so that all batches have one shape.
         for at in batches(np.arange(len(rows)), max(1, batch // pieces), "attribute"):
             texts = np.stack([rows[i] for i in at]).reshape(-1, length)
@@ -170,9 +172,11 @@ def write_attributions(
             values = _attribute(system, params, texts, numbers, measure, batch, seed)
             values = normalise(values, scored(system, texts)) if normalised else values
             first, size = at[0], len(at)
-            out[first : first + size] = values.reshape(size, -1)[: len(rows) - first]
-        out.flush()
-        del out
+            if out is not None:
+                out[first : first + size] = values.reshape(size, -1)[: len(rows) - first]
+        if out is not None:
+            out.flush()
+            del out
 
 
 def _attribute(

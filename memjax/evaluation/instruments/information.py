@@ -318,7 +318,7 @@ def _of_training(
 
     def of_batch(numbers: np.ndarray) -> tuple[jax.Array, ...]:
         # The last batch is filled up: those texts are not counted twice.
-        kept = numbers[0] + np.arange(len(numbers)) < len(texts)
+        kept = numbers == numbers[0] + np.arange(len(numbers))
         return _training_batch(system, params, texts[numbers], kept)
 
     sums, labels, weights = over_batches(of_batch, np.arange(len(texts)), batch, "training texts")

@@ -41,6 +41,7 @@ from memjax.evaluation.instruments.vectors import Vectors, VectorsError, check_a
 from memjax.inference import texts as text_sources
 from memjax.inference.codec import TextSums
 from memjax.objectives.uncertainty import Estimate, mean, ratio
+from memjax.sharding import shares
 
 CONTROLS = ("constant", "untrained", "shuffled", "random_tokens")
 WITH_ENCODER = ("untrained", "random_tokens")
@@ -122,7 +123,7 @@ def probe(
     """Train decoders on the vectors of some texts and report their scores on other texts.
 
     A tenth of the training texts is set aside to determine the stop; held-out texts determine
-    nothing.
+    nothing. Processes divide the decoders.
 
     Args:
       train: vectors and tokens to train on.
@@ -163,43 +164,45 @@ def probe(
         " their vectors",
     )
     vocabulary = max(train.vocabulary, held_out.vocabulary)
-    sums: dict[str, list[TextSums]] = {}
-    readings: dict[str, Reading] = {}
+    trained: dict[str, tuple[Vectors, Vectors, bool]] = {"own": (train, held_out, False)}
+    if "constant" in controls:
+        trained["constant"] = train, held_out, True
+    if encoder and "untrained" in controls:
+        fresh = encoder.untrained(seeds[0])
+        known, asked = (vectors_of(fresh, part.all_tokens()) for part in (train, held_out))
+        trained["untrained"] = known, asked, False
+    scored: dict[str, tuple[Vectors, np.ndarray | None]] = {}
+    if "shuffled" in controls:
+        scored["shuffled"] = held_out, others(len(held_out), seeds[0])
+    if encoder and "random_tokens" in controls:
+        tokens = text_sources.random(
+            len(held_out), train.length, encoder.model.vocab_size, encoder.model.ids, seeds[0]
+        )
+        scored["random_tokens"] = vectors_of(encoder, tokens), None
 
-    def read(
-        name: str, readers: Sequence[Reader], texts: Vectors, other: np.ndarray | None = None
-    ) -> None:
-        sums[name] = [score_texts(reader, texts, other) for reader in readers]
-        readings[name] = _reading(seeds, readers, sums[name], vocabulary)
+    def trial(name: str, seed: int) -> dict[tuple[str, int], tuple[Fitted, TextSums]]:
+        """Return one decoder, without its parameters, and its scores of each kind of vectors."""
+        texts, asked, constant = trained[name]
+        label = f"{name}, seed {seed}"
+        reader = train_reader(texts, protocol, seed, constant, vocabulary, label)
+        fitted = dataclasses.replace(reader.fitted, params={})
+        found = {name: score_texts(reader, asked)}
+        for other in scored if name == "own" else ():
+            found[other] = score_texts(reader, *scored[other])
+        return {(kind, seed): (fitted, sums) for kind, sums in found.items()}
 
-    def train_and_read(
-        name: str, train: Vectors, held_out: Vectors, constant: bool = False
-    ) -> list[Reader]:
-        readers = [
-            train_reader(train, protocol, seed, constant, vocabulary, f"{name}, seed {seed}")
-            for seed in seeds
-        ]
-        read(name, readers, held_out)
-        return readers
-
-    own = train_and_read("own", train, held_out)
-    for name in controls:
-        if name == "constant":
-            train_and_read(name, train, held_out, constant=True)
-        elif name == "shuffled":
-            read(name, own, held_out, others(len(held_out), seeds[0]))
-        elif encoder and name == "untrained":
-            fresh = encoder.untrained(seeds[0])
-            train_and_read(
-                name,
-                vectors_of(fresh, train.all_tokens()),
-                vectors_of(fresh, held_out.all_tokens()),
-            )
-        elif encoder:
-            tokens = text_sources.random(
-                len(held_out), train.length, encoder.model.vocab_size, encoder.model.ids, seeds[0]
-            )
-            read(name, own, vectors_of(encoder, tokens))
+    mine = {}
+    tasks = shares.own([(name, seed) for name in trained for seed in seeds])
+    with shares.alone():
+        for task in tasks:
+            mine |= trial(*task)
+    parts = {key: part for one in shares.gather(mine) for key, part in one.items()}
+    kinds = {name: [parts[name, seed] for seed in seeds] for name in ("own", *controls)}
+    sums = {name: [one for _, one in runs] for name, runs in kinds.items()}
+    readings = {
+        name: _reading(seeds, [fitted for fitted, _ in runs], sums[name], vocabulary)
+        for name, runs in kinds.items()
+    }
     return ProbeResult(
         encoder=train.info.encoder or train.name,
         protocol=protocol,
@@ -313,17 +316,17 @@ def others(count: int, seed: int = 0) -> Int[np.ndarray, " T"]:
 
 
 def _reading(
-    seeds: Sequence[int], readers: Sequence[Reader], sums: Sequence[TextSums], vocabulary: int
+    seeds: Sequence[int], fits: Sequence[Fitted], sums: Sequence[TextSums], vocabulary: int
 ) -> Reading:
     runs = tuple(
         Run(
             **vars(held(one, vocabulary)),
             seed=seed,
-            steps=reader.fitted.steps,
-            converged=reader.fitted.converged,
-            curve=reader.fitted.curve,
+            steps=fitted.steps,
+            converged=fitted.converged,
+            curve=fitted.curve,
         )
-        for seed, reader, one in zip(seeds, readers, sums, strict=True)
+        for seed, fitted, one in zip(seeds, fits, sums, strict=True)
     )
     return Reading(
         **vars(held(_over_seeds(sums), vocabulary)),
