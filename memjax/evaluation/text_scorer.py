@@ -20,7 +20,7 @@ from memjax.inference.likelihood import BATCH, Scorer
 from memjax.inference.strategy import bucket
 from memjax.inference.trained_model import TrainedModel
 from memjax.progress import bar
-from memjax.sharding import gather, own
+from memjax.sharding import gather, local_mesh, own
 
 TOKENS = 256
 """Tokens of a generation, at most, where a request has no limit."""
@@ -118,9 +118,8 @@ class TextScorer:
     @functools.cached_property
     def generator(self) -> Generator:
         """The generator of the model; it drops the oldest part of a text beyond its capacity."""
-        return Generator(
-            self.scorer.module, self.scorer.params, self.scorer.ids, self.scorer.compat
-        )
+        scorer = self.scorer
+        return Generator(scorer.module, scorer.params, scorer.ids, scorer.compat, mesh=local_mesh())
 
     @property
     def prefix(self) -> np.ndarray:

@@ -20,7 +20,7 @@ from memjax.inference.sampling import GenerationError
 from memjax.inference.strategy import DecodingStrategy, Params, Piece, bucket
 from memjax.objectives import SpecialIds
 from memjax.progress import track
-from memjax.sharding import gather, place
+from memjax.sharding import gather, on_local_devices, place
 
 BATCH = 32
 """Pieces per batch."""
@@ -172,7 +172,8 @@ class Scorer:
         batches = itertools.islice(self._batches(pieces), number, None, processes)
         for owners, batch in itertools.chain(batches, [((), None)]):
             before = waiting
-            waiting = (owners, program(self.params, batch)) if owners else None
+            with on_local_devices():
+                waiting = (owners, program(self.params, batch)) if owners else None
             if before is not None:
                 yield from zip(before[0], *jax.device_get(before[1]), strict=False)
 

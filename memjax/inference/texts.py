@@ -29,7 +29,7 @@ from memjax.errors import MemjaxError
 from memjax.inference.codec import MemoryCodec
 from memjax.objectives import SpecialIds
 from memjax.progress import track
-from memjax.sharding import gather, share
+from memjax.sharding import batch_shards, gather, local_mesh, on_local_devices, share
 
 if TYPE_CHECKING:
     from memjax.inference.trained_model import TrainedModel
@@ -148,9 +148,12 @@ def check_texts(system: MemoryCodec, texts: np.ndarray) -> None:
 def batches(texts: np.ndarray, size: int, name: str) -> Iterator[np.ndarray]:
     """Yield `texts` [*, T] in batches of exactly `size`, or of all if there are fewer.
 
-    The last batch is filled up with its own first text. `name` names the progress bar.
+    Both numbers are rounded up to a multiple of the devices that split a batch. The last batch is
+    filled up with its own first text. `name` names the progress bar.
     """
-    size = min(size, len(texts))
+    mesh = local_mesh()
+    shards = batch_shards(mesh) if mesh else 1
+    size = -(-min(size, len(texts)) // shards) * shards
     for start in track(range(0, len(texts), size), name):
         batch = texts[start : start + size]
         yield (
@@ -163,8 +166,16 @@ def batches(texts: np.ndarray, size: int, name: str) -> Iterator[np.ndarray]:
 def each_batch(
     function: Callable[[np.ndarray], Any], texts: np.ndarray, size: int, name: str
 ) -> Iterator[Any]:
-    """Yield `function` of each of `batches`, on the host, fetched while the next is computed."""
-    results = (function(batch) for batch in batches(texts, size, name))
+    """Yield `function` of each of `batches`, on the host, fetched while the next is computed.
+
+    All devices of this process split a batch.
+    """
+
+    def compute(batch: np.ndarray) -> Any:
+        with on_local_devices():
+            return function(batch)
+
+    results = map(compute, batches(texts, size, name))
     for result, _ in itertools.pairwise(itertools.chain(results, [None])):
         yield jax.device_get(result)
 

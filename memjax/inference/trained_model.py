@@ -30,6 +30,7 @@ from memjax.models import build
 from memjax.models.elastic import reads_fewer
 from memjax.models.initialize import initial_params
 from memjax.models.memory import VECTORS, Memories
+from memjax.sharding import local_layouts, local_mesh
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class TrainedModel(StageModel, Recalling):
         self._check_side()
         encoder = (lambda: self.provenance) if self.tokenizer else None
         how = {"overflow": overflow, "encoder": encoder, "chunk_length": chunk_length}
-        make = functools.partial(Generator, **how)
+        make = functools.partial(Generator, **how, mesh=local_mesh())
         arguments = (self.module, self.params, self.ids, self.settings.compat)
         return self._make(make, arguments, GenerationError)
 
@@ -362,7 +363,7 @@ def _require_opened(memories: object) -> None:
 
 
 def load(path: str | os.PathLike, stage: str = "", step: Step = None) -> TrainedModel:
-    """Load a trained model.
+    """Load a trained model, whole on each device of this process.
 
     Args:
       path: one of
@@ -386,7 +387,7 @@ def load(path: str | os.PathLike, stage: str = "", step: Step = None) -> Trained
     return TrainedModel(
         module=build(found.config, found.settings),
         tokenizer=found.read_tokenizer(),
-        params=found.read(None),
+        params=found.read(local_layouts if local_mesh() else None),
         config=found.config,
         stage=found.name,
         step=found.step,

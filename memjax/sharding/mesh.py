@@ -5,6 +5,7 @@ several TPU slices are arranged so that only `data` crosses slices: the slow net
 carries only the sum over `data`, once per step.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -54,6 +55,26 @@ def make_mesh(
             within, (slices, 1, 1), devices, allow_split_physical_axes=True
         )
     return jax.sharding.Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@functools.lru_cache(maxsize=1)
+def local_mesh() -> jax.sharding.Mesh | None:
+    """Return the mesh over all devices of this process, which split batches; None if it has one."""
+    devices = jax.local_devices()
+    return make_mesh(devices=devices) if len(devices) > 1 else None
+
+
+def local_layouts(tree: Any) -> Any:
+    """Return, per leaf, the layout that is whole on each of several devices of this process."""
+    mesh = local_mesh()
+    assert mesh, "one device"
+    return jax.tree.map(lambda _: replicated(mesh), tree)
+
+
+def on_local_devices() -> contextlib.AbstractContextManager[Any]:
+    """Lay out what is computed in a block over all devices of this process."""
+    mesh = local_mesh()
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def _sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -40,9 +41,40 @@ def commands(made, elastic, store, book, out):
     ]
 
 
-def run(script, count):
-    joined = [word for args in script for word in ["--", *args]][1:]
-    return PROCESSES.together(HERE, str(HERE / "process.py"), [["-1", *joined]] * count)
+class Found(NamedTuple):
+    """The files and the lines of one call of all commands."""
+
+    out: Path
+    said: list[list[str]]
+    """Of each process: not the lines about the connection, which are of a library in C++."""
+
+
+@pytest.fixture(scope="module")
+def find(made, elastic, tmp_path_factory):
+    """Calls all commands in some processes, each with some devices; `elastic` has memories that a
+    stage recalls."""
+    folder = tmp_path_factory.mktemp("joined")
+    book, store = folder / "book.txt", folder / "book.store"
+    book.write_text(" ".join(f"{' '.join(WORDS[i % 9 :][:9])}." for i in range(200)))
+    memjax.load(elastic / "stages" / "reading").compress([" ".join(WORDS)]).save(store)
+
+    def found(processes, devices):
+        out = folder / f"{processes}x{devices}"
+        out.mkdir()
+        script = commands(made, elastic, store, book, out)
+        joined = [word for args in script for word in ["--", *args]][1:]
+        args = [["-1", *joined]] * processes
+        ended = PROCESSES.together(HERE, str(HERE / "process.py"), args, devices)
+        lines = [process.said.splitlines() for process in PROCESSES.all_done(ended)]
+        return Found(out, [[line for line in own if "[Gloo]" not in line] for own in lines])
+
+    return found
+
+
+@pytest.fixture(scope="module")
+def one(find):
+    """One process of one device."""
+    return find(1, 1)
 
 
 def assert_same(ours, theirs, where=""):
@@ -63,29 +95,16 @@ def assert_same(ours, theirs, where=""):
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(made, elastic, tmp_path):
-    """`elastic` has memories that a stage recalls."""
-    book, store = tmp_path / "book.txt", tmp_path / "book.store"
-    book.write_text(" ".join(f"{' '.join(WORDS[i % 9 :][:9])}." for i in range(200)))
-    memjax.load(elastic / "stages" / "reading").compress([" ".join(WORDS)]).save(store)
-    outs = [tmp_path / name for name in ("one", "two")]
-    scripts = [commands(made, elastic, store, book, out) for out in outs]
-    for out in outs:
-        out.mkdir()
-    (one,) = PROCESSES.all_done(run(scripts[0], 1))
-    first, second = PROCESSES.all_done(run(scripts[1], 2))
-    names = sorted(path.name for path in outs[0].iterdir())
-    assert names == sorted(path.name for path in outs[1].iterdir()) and len(names) == 7, names
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (1, 8)])
+def test_processes_and_devices_find_what_one_finds(find, one, processes, devices):
+    several = find(processes, devices)
+    names = sorted(path.name for path in one.out.iterdir())
+    assert names == sorted(path.name for path in several.out.iterdir()) and len(names) == 7, names
     for name in names:
-        ours, theirs = ((out / name) for out in outs)
+        ours, theirs = ((found.out / name) for found in (several, one))
         if name.endswith(".json"):
             assert_same(*(json.loads(path.read_text()) for path in (ours, theirs)), name)
-    rows = [np.load(out / "rows.npy") for out in outs]
+    rows = [np.load(found.out / "rows.npy") for found in (several, one)]
     np.testing.assert_allclose(*rows, rtol=1e-5, atol=1e-5)
-    assert (outs[0] / "text").read_text() == (outs[1] / "text").read_text()
-    said = [
-        [line for line in process.said.splitlines() if "[Gloo]" not in line]
-        for process in (one, first, second)
-    ]
-    assert said[2] == []
-    assert len(said[0]) == len(said[1])
+    assert (several.out / "text").read_text() == (one.out / "text").read_text()
+    assert len(several.said[0]) == len(one.said[0]) and not any(several.said[1:])

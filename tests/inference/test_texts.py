@@ -1,6 +1,7 @@
 """Texts: held-out, of another corpus, random; and batches of equal size."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,26 @@ def test_batches_are_of_one_size_and_lose_nothing(count, size):
     np.testing.assert_array_equal(both[0], rows)
     np.testing.assert_array_equal(both[1], rows[:, 0] > 3)
     assert texts.over_batches(lambda x: x, rows, size, "texts", np.float64).dtype == np.float64
+
+
+def test_processes_compute_their_shares_and_have_all(monkeypatch):
+    rows, parts = np.arange(14.0).reshape(7, 2), []
+    for own in (range(3), range(3, 3), range(3, 7)):
+        monkeypatch.setattr(texts, "share", lambda count, own=own: own)
+        monkeypatch.setattr(texts, "gather", lambda part: parts.append(part) or [rows])
+        texts.over_batches(lambda x: 2 * x, rows, 2, "texts")
+    assert parts[1] is None and [len(part) for part in (parts[0], parts[2])] == [3, 4]
+    monkeypatch.setattr(texts, "gather", lambda part: parts)
+    np.testing.assert_array_equal(texts.over_batches(lambda x: 2 * x, rows, 2, "texts"), 2 * rows)
+
+
+def test_batches_are_rounded_up_to_the_devices_of_a_process(monkeypatch):
+    mesh = SimpleNamespace(shape={"data": 4, "fsdp": 1, "tensor": 1})
+    monkeypatch.setattr(texts, "local_mesh", lambda: mesh)
+    rows = np.arange(7)
+    for size, sizes in ((3, [4, 4]), (4, [4, 4]), (100, [8])):
+        assert [len(batch) for batch in texts.batches(rows, size, "texts")] == sizes
+    np.testing.assert_array_equal(texts.over_batches(lambda x: x, rows, 3, "texts"), rows)
 
 
 def test_a_batch_is_computed_before_the_last_one_is_fetched():
