@@ -11,6 +11,8 @@ starts. Without `,FOLDER` the config is that of Llama-3.2-1B in the folder Llama
 have four chunks of 256 tokens; the encoder is 512 wide and has 16 layers and 8 heads. 34,000 steps
 of copying with a batch size of 16, at a learning rate that falls from 5e-5 to 0.
 
+What is trained is float32. A frozen decoder keeps the type of its folder, such as bfloat16.
+
 The variants differ in what is trained:
 
 - all: everything, as in the published runs (llm_copy.py).
@@ -34,6 +36,7 @@ learn it.
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import ml_collections
 
@@ -54,6 +57,8 @@ LLAMA = p.llama(
     tie_embeddings=True,
 )
 """The settings of Llama-3.2-1B."""
+DTYPE = "bfloat16"
+"""The type of its weights."""
 VOCABULARY, RESERVED = 128_256, 8
 """The vocabulary of Llama 3, with rows for added ids, padded to a multiple of devices."""
 ADAPTED = r"^backbone/blocks/(mix/(query|key|value)|mlp/(gate|up|down))/kernel$"
@@ -63,6 +68,12 @@ ADAPTED = r"^backbone/blocks/(mix/(query|key|value)|mlp/(gate|up|down))/kernel$"
 def adapters(rank: int) -> c.Rules:
     """Return rules that train encoder, bridge, and adapters in the decoder."""
     return ((ADAPTED, rank), *c.FREEZING["encoder_and_bridge"])
+
+
+def frozen_dtypes(dtype: str) -> c.Rules:
+    """Return rules that keep a frozen decoder in its own type, and a frozen encoder in float32."""
+    own = {} if dtype == "float32" else {"^(encoder|bridge)/": "float32"}
+    return (*own.items(), (".*", dtype))
 
 
 CHANGES = {
@@ -94,14 +105,16 @@ def get_config(argument: str = "all") -> ml_collections.ConfigDict:
             f"pretrained.py has no variant {variant!r}; it has {', '.join(VARIANTS)}, each also"
             " with ,FOLDER"
         )
-    decoder, vocabulary = decoder_settings(folder) if folder else (LLAMA, VOCABULARY)
-    settings = {
+    decoder, vocabulary, dtype = decoder_settings(folder) if folder else (LLAMA, VOCABULARY, DTYPE)
+    settings: dict[str, Any] = {
         "steps": 34_000,
         "batch_size": 16,
         "learning_rate": 5e-5,
         "warmup_steps": 100,
         "init_from": f"hf:{folder or FOLDER}",
     }
+    if "trainable" in CHANGES[variant]:
+        settings["frozen_dtypes"] = frozen_dtypes(dtype)
     stage = p.stage("memory_model", "plain_copy", decoder, **settings | CHANGES[variant])
     encoder, chunk_length = (
         (p.llama(64, 2, 4), 16) if variant == "small" else (p.llama(512, 16, 8), 256)

@@ -3,6 +3,14 @@
 from memjax.checkpoints.manager import Checkpoints
 from memjax.checkpoints.reading import CheckpointError, load_params
 from memjax.checkpoints.schedule import Schedule
-from memjax.checkpoints.transplant import parts_of, transplant
+from memjax.checkpoints.transplant import parts_of, paths_of, transplant
 
-__all__ = ["CheckpointError", "Checkpoints", "Schedule", "load_params", "parts_of", "transplant"]
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Schedule",
+    "load_params",
+    "parts_of",
+    "paths_of",
+    "transplant",
+]

@@ -22,6 +22,12 @@ def parts_of(part: str) -> list[tuple[str, str]]:
     return [(pair[0].strip("/"), pair[-1].strip("/")) for pair in pairs]
 
 
+def paths_of(part: str, params: Tree) -> set[str]:
+    """Return the paths among `params` that `init_part` names; empty names all."""
+    prefixes = tuple(f"{here}/" if here else "" for _, here in parts_of(part))
+    return {path for path in flatten_dict(params, sep="/") if path.startswith(prefixes)}
+
+
 def transplant(
     target: Tree, source: Tree, part: str, origin: str, fill_layers: bool = False
 ) -> Tree:

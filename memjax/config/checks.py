@@ -404,6 +404,8 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
             f"config.{prefix}trainable[{pattern!r}]={value!r}, expected True, False or a rank"
             f" from 1 to {_COUNT}",
         )
+    for pattern, value in stage.frozen_dtypes:
+        ConfigError.require_one_of(f"config.{prefix}frozen_dtypes[{pattern!r}]", value, DTYPES)
     require(
         "untrained_layers" not in stage.compat or bool(stage.init_from),
         f"config.{prefix}compat names untrained_layers, which needs config.{prefix}init_from:"

@@ -217,7 +217,7 @@ class Model:
     dtype: str = "float32"
     """Type of matrix products.
 
-    Parameters, the residual stream, norms, softmax and losses are always float32.
+    Trained parameters, the residual stream, norms, softmax and losses are always float32.
     """
     attention: str = "auto"
     """Implementation: `xla`, `splash` (a TPU kernel that never stores the scores), or `auto`.
@@ -332,6 +332,12 @@ class Stage:
 
     The matrix is then frozen, and a trainable product of two matrices of rank r is added to it
     (Hu et al. 2021, arXiv 2106.09685). Frozen parameters are split off before differentiation.
+    """
+    frozen_dtypes: Rules = ((".*", "float32"),)
+    """Type that each frozen parameter is stored in: `float32` or `bfloat16`, half as large.
+
+    Trained parameters and adapters are float32. Products are computed in `model.dtype` all the
+    same. Initial weights of a wider type are rounded.
     """
     init_from: str = ""
     """Source of the initial weights; empty is from scratch.

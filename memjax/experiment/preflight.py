@@ -20,6 +20,7 @@ from memjax.sharding.mesh import memory
 from memjax.training.compiled_steps import StageSteps
 from memjax.training.encode_corpus import check_frozen
 from memjax.training.init_state import abstract_params, open_source_stage
+from memjax.training.optimizer import as_stored
 
 ROWS = 256
 """Padded training rows in which every objective must have a target."""
@@ -72,14 +73,14 @@ def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
     for name in config.curriculum + config.controls:
         stage = config.stages[name]
         steps = StageSteps(config, name, mesh)
-        params = abstract_params(steps.module, config)
-        _check_memory(config, name, params, mesh)
+        _check_memory(config, name, steps.shapes, mesh)
         ConfigError.require(
             steps.trainable, f"config.stages.{name}.trainable leaves no parameter to train"
         )
         check_frozen(config, name, steps.trainable)
         if config.data.attributions:
             open_attributions(config.data.attributions)
+        params = as_stored(abstract_params(steps.module, config), stage)
         if stage.init_from in config.stages:
             source = abstract_params(build(config, config.stages[stage.init_from]), config)
             fill_layers = "untrained_layers" in stage.compat
@@ -96,12 +97,12 @@ def _check_memory(config: Config, name: str, params: Any, mesh: jax.sharding.Mes
     """Raise ConfigError if a device cannot hold its parameters and its share of a batch of ids."""
     device, stage = mesh.local_devices[0], config.stages[name]
     places = jax.tree.leaves(shardings(params, config.mesh.rules, mesh))
-    shapes = [
-        place.shard_shape(leaf.shape)
+    sizes = [
+        leaf.dtype.itemsize * math.prod(place.shard_shape(leaf.shape))
         for leaf, place in zip(jax.tree.leaves(params), places, strict=True)
     ]
-    ids = stage.batch_size * config.data.sequence_length // mesh.size
-    needed, there = 4 * (ids + sum(map(math.prod, shapes))), memory(device)
+    ids = 4 * stage.batch_size * config.data.sequence_length // mesh.size
+    needed, there = ids + sum(sizes), memory(device)
     ConfigError.require(
         needed <= there,
         f"config.stages.{name}: {needed:,} bytes of parameters and ids per device, expected at most"

@@ -58,8 +58,9 @@ class StoredStage:
     data: Path
     """Where its run keeps tokenizer and rows."""
     read: Callable[[Place | None], dict[str, Any]]
-    """Parameters in float32. Takes a map from the tree of shapes and dtypes to a sharding per leaf;
-    None puts all leaves on this machine's first device."""
+    """Parameters, in the types that they are stored in; those of an export are float32. Takes a map
+    from the tree of shapes and dtypes to a sharding per leaf; None puts all leaves on this
+    machine's first device."""
     read_tokenizer: Callable[[], Tokenizer | None]
     """The tokenizer, compared with `fingerprint`; None where the weights came without one."""
     autoencoder: str = ""

@@ -26,8 +26,10 @@ def lookup(
     A table that is split over devices is gathered first, and each device accumulates the gradient
     of its own tokens: no device receives the tokens of another.
     """
-    rows = jnp.take(gather_params(table.astype(dtype), ROW_PARALLEL, (None, None)), ids, axis=0)
-    return constrain(rows, "batch")
+    # Gathered in the narrower of the two types; of a narrow table, only the rows are widened.
+    narrow = table.astype(dtype) if jnp.dtype(dtype).itemsize < table.dtype.itemsize else table
+    rows = jnp.take(gather_params(narrow, ROW_PARALLEL, (None, None)), ids, axis=0)
+    return constrain(rows.astype(dtype), "batch")
 
 
 def _forward(
@@ -55,7 +57,7 @@ lookup.defvjp(_forward, _backward)
 
 
 class Embed(nn.Module):
-    """Token table: float32 parameters [V, D], outputs of `dtype`."""
+    """Token table: parameters [V, D], outputs of `dtype`."""
 
     vocab_size: int
     width: int

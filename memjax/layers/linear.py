@@ -24,7 +24,7 @@ def last_init(config: Backbone) -> nn.initializers.Initializer:
 
 
 class Linear(nn.Module):
-    """Computes y = x @ kernel (+ bias) with float32 parameters and a product in `dtype`.
+    """Computes y = x @ kernel (+ bias) with a product in `dtype`, whatever that of parameters is.
 
     Leading axes are folded into one first. The weight's gradient is then a plain product of two
     matrices; contracting two axes at once makes XLA write transposed copies of the activations

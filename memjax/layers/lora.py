@@ -30,6 +30,8 @@ ADAPTABLE = re.compile(
 def adapter_shapes(params: Tree, rules: Rules, key: str) -> Tree:
     """Return the abstract adapters that the rules define for `params`, arrays or abstract.
 
+    Adapters are float32, whatever the type of their matrix.
+
     Raises:
       ConfigError: a rank is given to no matrix at all, or is greater than a matrix has.
     """
@@ -38,15 +40,15 @@ def adapter_shapes(params: Tree, rules: Rules, key: str) -> Tree:
         rank = match_rules(rules, path, key)
         if isinstance(rank, bool):
             continue
-        (*layers, into, out), dtype = flat[path].shape, flat[path].dtype
+        *layers, into, out = flat[path].shape
         ConfigError.require(
             rank <= min(into, out),
             f"{key}: got rank {rank} for {path!r} of shape {flat[path].shape}, expected at most"
             f" {min(into, out)}",
         )
         at = path.removesuffix("/kernel")
-        adapters[f"{at}/lora_in"] = jax.ShapeDtypeStruct((*layers, into, rank), dtype)
-        adapters[f"{at}/lora_out"] = jax.ShapeDtypeStruct((*layers, rank, out), dtype)
+        for half, shape in (("in", (*layers, into, rank)), ("out", (*layers, rank, out))):
+            adapters[f"{at}/lora_{half}"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     unmatched = [pattern for pattern, value in rules if not isinstance(value, bool)]
     ConfigError.require(
         adapters or not unmatched,
@@ -83,7 +85,7 @@ def is_adapter(path: str) -> bool:
 def merge_lora(params: dict[str, Any]) -> dict[str, Any]:
     """Return parameters with every adapter merged, kernel + lora_in @ lora_out, and removed.
 
-    The other parameters are the same arrays.
+    A merged matrix is float32. The other parameters are the same arrays.
     """
     flat = flatten_dict(params, sep="/")
     adapted = [path.removesuffix("/lora_in") for path in flat if path.endswith("/lora_in")]

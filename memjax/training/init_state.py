@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import optax
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from memjax.checkpoints import CheckpointError, parts_of, transplant
+from memjax.checkpoints import CheckpointError, parts_of, paths_of, transplant
 from memjax.checkpoints.identity import ENCODER_SETTINGS
 from memjax.checkpoints.reading import read_config
 from memjax.config import FUNCTION_QUIRKS, Config, Stage, differences
@@ -30,7 +30,7 @@ from memjax.models.initialize import initial_params
 from memjax.objectives import SpecialIds
 from memjax.progress import Reporter
 from memjax.sharding import ProcessMonitor, make_mesh, replicated, shardings, state_shardings
-from memjax.training.optimizer import Tree, merge, split
+from memjax.training.optimizer import Tree, as_stored, merge, split
 from memjax.training.status import Status
 from memjax.training.step import TrainState
 
@@ -87,14 +87,17 @@ def abstract_params(
     Args:
       module: the model.
       config: the run.
-      stage: the stage whose LoRA factors are included; None includes none.
+      stage: the stage whose LoRA factors and types of frozen parameters are included; None includes
+        no factors, and all parameters are float32.
       key: the setting of the rules that give ranks, for messages.
 
     Raises:
       ConfigError: a rule gives a rank to no matrix, or a rank that a matrix cannot have.
     """
     shapes = _init_shapes(module, jax.eval_shape(lambda: example(module, config)).shape)
-    return shapes if stage is None else merge(shapes, adapter_shapes(shapes, stage.trainable, key))
+    if stage is None:
+        return shapes
+    return as_stored(merge(shapes, adapter_shapes(shapes, stage.trainable, key)), stage)
 
 
 @functools.lru_cache(maxsize=32)
@@ -128,34 +131,26 @@ def init_train_state(
     """
     config, stage = run.config, run.config.stages[name]
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
-    shapes = abstract_params(module, config)
+    shapes = as_stored(abstract_params(module, config), stage)
     places = run.places(shapes)
     source = open_source_stage(run.config, name, run.remote or run.workdir)
-    pretrained = source.pretrained if source is not None else None
-    # Pretrained weights are not drawn, and stay in their files until the others are drawn.
-    taken = start_pretrained(pretrained, config, name, shapes) if pretrained else {}
-    flat = flatten_dict(taken, sep="/")
-    stored = {path: leaf for path, leaf in flat.items() if isinstance(leaf, Stored)}
-
-    def init(key: jax.Array) -> Tree:
-        return _without(initial_params(module, config, stage, key), stored)
-
-    # Every device draws its own part, so that no device holds all parameters.
-    params = jax.jit(init, out_shardings=_without(places, stored))(key)
-    if pretrained is not None:
-        flat_places = flatten_dict(places, sep="/")
-        read = {path: pretrained.read(leaf, flat_places[path]) for path, leaf in stored.items()}
-        params = merge(params, unflatten_dict(read, sep="/"))
+    start, taken = shapes, set()
+    if source is not None and source.pretrained is not None:
+        start = start_pretrained(source.pretrained, config, name, shapes)
+        taken = {path for path, x in flatten_dict(start, sep="/").items() if isinstance(x, Stored)}
     elif source is not None:
         _check_source(run, source, stage)
-        fill_layers = "untrained_layers" in stage.compat
-        given = transplant(
-            params, source.read(run.places), stage.init_part, source.path, fill_layers
-        )
-        # A copy: the first step takes the state's memory, and must not take the source's.
-        params = jax.tree.map(
-            lambda x, place: jax.device_put(x, place, may_alias=False), given, places
-        )
+        # A stack that the source fills in part is drawn whole.
+        taken = set() if _fills_layers(stage) else paths_of(stage.init_part, shapes)
+
+    def init(key: jax.Array) -> Tree:
+        return _without(as_stored(initial_params(module, config, stage, key), stage), taken)
+
+    # Every device draws its own part, so that no device holds all parameters.
+    drawn = jax.jit(init, out_shardings=_without(places, taken))(key)
+    params = merge(start, drawn)
+    if source is not None:
+        params = _fill(params, shapes, source, stage, run.places)
     if adapters := adapter_shapes(shapes, stage.trainable, "trainable"):
         draw = functools.partial(draw_adapters, adapters)
         params = merge(params, jax.jit(draw, out_shardings=run.places(adapters))(key))
@@ -166,6 +161,40 @@ def init_train_state(
     opt_state = jax.jit(optimizer.init, out_shardings=places)(trainable)
     step = jax.device_put(jnp.int32(0), replicated(run.mesh))
     return TrainState(step, trainable, frozen, opt_state)
+
+
+def _fill(
+    params: Tree, shapes: Tree, source: StoredStage, stage: Stage, place: Callable[[Tree], Tree]
+) -> Tree:
+    """Return parameters, some of which are still abstract, with those of a source.
+
+    Args:
+      params: `Stored`, abstract where the source gives an array, and arrays.
+      shapes: shapes and types of all of them.
+      source: where the others are.
+      stage: the stage that starts.
+      place: maps parameters to their shardings.
+    """
+    flat, places = flatten_dict(params, sep="/"), flatten_dict(place(shapes), sep="/")
+    if source.pretrained is not None:
+        stored = {path: leaf for path, leaf in flat.items() if isinstance(leaf, Stored)}
+        return unflatten_dict(flat | source.pretrained.read_each(stored, places), sep="/")
+    given = flatten_dict(
+        transplant(params, source.read(place), stage.init_part, source.path, _fills_layers(stage)),
+        sep="/",
+    )
+    types = {path: leaf.dtype for path, leaf in flatten_dict(shapes, sep="/").items()}
+    # A copy: the first step takes the state's memory, and must not take the source's. One parameter
+    # at a time is held twice.
+    copies = {
+        path: jax.device_put(given.pop(path).astype(types[path]), places[path], may_alias=False)
+        for path in list(given)
+    }
+    return unflatten_dict(copies, sep="/")
+
+
+def _fills_layers(stage: Stage) -> bool:
+    return "untrained_layers" in stage.compat
 
 
 def open_source_stage(config: Config, name: str, workdir: str | Path) -> StoredStage | None:
@@ -252,7 +281,7 @@ def _check_source(run: Run, found: StoredStage, stage: Stage) -> None:
         for key_there, key_here in _settings_of(there, here, family, stage.family):
             theirs, ours = _meaning(source, key_there, there), _meaning(run.config, key_here, here)
             if (
-                "untrained_layers" in stage.compat
+                _fills_layers(stage)
                 and key_here == "encoder"
                 and theirs.final_norm <= ours.final_norm
             ):

@@ -1,9 +1,13 @@
-"""Optimizers, learning-rate factors and weight decay, by ordered rules on parameter paths."""
+"""Trained parameters, types of frozen ones, optimizers, learning-rate factors and weight decay, by
+ordered rules on parameter paths.
+"""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from optax.contrib import MuonDimensionNumbers, muon
@@ -43,10 +47,37 @@ def split(tree: Tree, rules: Rules, key: str) -> tuple[Tree, Tree]:
     matrices that they adapt are frozen.
     """
     flat = flatten_dict(tree, sep="/")
-    chosen = {path for path in flat if is_adapter(path) or match_rules(rules, path, key) is True}
+    chosen = {path for path in flat if _trains(path, rules, key)}
     yes = {path: leaf for path, leaf in flat.items() if path in chosen}
     no = {path: leaf for path, leaf in flat.items() if path not in chosen}
     return unflatten_dict(yes, sep="/"), unflatten_dict(no, sep="/")
+
+
+def _trains(path: str, rules: Rules, key: str) -> bool:
+    return is_adapter(path) or match_rules(rules, path, key) is True
+
+
+def stored_dtype(path: str, stage: Stage) -> np.dtype:
+    """Return the type that a parameter of a stage is stored in: in memory and in checkpoints.
+
+    It is float32 where the parameter is trained, and that of `stage.frozen_dtypes` elsewhere.
+    """
+    if _trains(path, stage.trainable, "trainable"):
+        return np.dtype(np.float32)
+    return jnp.dtype(match_rules(stage.frozen_dtypes, path, "frozen_dtypes"))
+
+
+def as_stored(params: Tree, stage: Stage) -> Tree:
+    """Return parameters of a stage, arrays or abstract, in the types that they are stored in."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict(
+        {path: _cast(leaf, stored_dtype(path, stage)) for path, leaf in flat.items()}, sep="/"
+    )
+
+
+def _cast(leaf: Any, dtype: np.dtype) -> Any:
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+    return leaf.update(dtype=dtype) if abstract else leaf.astype(dtype)
 
 
 def merge(first: Tree, second: Tree) -> Tree:

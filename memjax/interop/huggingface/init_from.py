@@ -4,9 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
 from memjax.checkpoints import CheckpointError, parts_of, transplant
 from memjax.config import Backbone, Config
-from memjax.interop.huggingface.weights import Pretrained
+from memjax.interop.huggingface.weights import Pretrained, Stored
 from memjax.models import find
 
 
@@ -20,10 +24,10 @@ def start_pretrained(
       source: the opened folder.
       config: the run.
       name: the stage.
-      shapes: the parameters of its model, abstract.
+      shapes: the parameters of its model, abstract, in the types that they are stored in.
 
     Raises:
-      CheckpointError: the folder's model differs from the config's.
+      CheckpointError: the folder's model differs from the config's, or has weights of a wider type.
     """
     stage = config.stages[name]
     at = f"config.stages.{name}.init_from={stage.init_from!r}"
@@ -40,7 +44,24 @@ def start_pretrained(
                     f"{at} has tie_embeddings={theirs}, and"
                     f" config.model.decoder.tie_embeddings={ours}; decoder_settings gives what fits"
                 )
-    return transplant(shapes, there, part, at)
+    flat, wanted = (
+        flatten_dict(transplant(shapes, there, part, at), sep="/"),
+        flatten_dict(shapes, sep="/"),
+    )
+    for path, leaf in flat.items():
+        if isinstance(leaf, Stored):
+            flat[path] = dataclasses.replace(leaf, dtype=wanted[path].dtype)
+            _check_dtype(leaf, wanted[path].dtype, path, source, f"config.stages.{name}")
+    return unflatten_dict(flat, sep="/")
+
+
+def _check_dtype(leaf: Stored, dtype: np.dtype, path: str, source: Pretrained, key: str) -> None:
+    """Raise CheckpointError if a type cannot hold every value of a parameter in files."""
+    CheckpointError.require(
+        jnp.promote_types(leaf.dtype, dtype) == dtype,
+        f"{key}.frozen_dtypes: {dtype} for {path!r}, expected float32, as {source.files.folder} has"
+        f" it in {leaf.dtype}. Change the rule",
+    )
 
 
 def _check_stack(ours: Backbone, theirs: Backbone, key: str, at: str) -> None:

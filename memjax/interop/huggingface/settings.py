@@ -38,6 +38,8 @@ class DecoderSettings(NamedTuple):
     """`config.model.decoder`."""
     vocabulary: int
     """Rows of its token table."""
+    dtype: str
+    """Type of its weights: `bfloat16`, or `float32`, which holds every other type."""
 
 
 def folder_of(init_from: str) -> str:
@@ -92,7 +94,8 @@ def decoder_settings(folder: str | os.PathLike) -> DecoderSettings:
         check_range("data.vocab_size", vocabulary, RANGES[Data]["vocab_size"])
     except ConfigError as error:
         raise HuggingFaceError(f"{path}: {error}") from error
-    return DecoderSettings(stack, vocabulary)
+    dtype = said.get("dtype", said.get("torch_dtype"))
+    return DecoderSettings(stack, vocabulary, dtype if dtype == "bfloat16" else "float32")
 
 
 def ratio_of(hidden: int, width: int) -> float:

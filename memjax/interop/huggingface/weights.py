@@ -2,9 +2,9 @@
 torch nor transformers.
 
 The import reads config.json and safetensors files. One part of one tensor at a time is in host
-memory: it is read, converted to float32 and put on its device. The export writes files with their
-original headers: the same names, types and order. Ids that were added to the pretrained vocabulary
-start from the mean vector, and the export leaves them out.
+memory: it is read, converted if another type is wanted, and put on its device. The export writes
+files with their original headers: the same names, types and order. Ids that were added to the
+pretrained vocabulary start from the mean vector, and the export leaves them out.
 
 Shapes: N layer, V vocabulary, D width; linear maps are [out, in] there and [in, out] here.
 """
@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from memjax.config import Backbone, Config, Data, Model, Stage
-from memjax.interop.huggingface.files import Files, open_files, write_like
+from memjax.interop.huggingface.files import DTYPES, Files, open_files, write_like
 from memjax.interop.huggingface.settings import DecoderSettings, HuggingFaceError, decoder_settings
 from memjax.layers.lora import is_adapter
 from memjax.models import CausalLM
@@ -66,6 +66,8 @@ class Stored:
 
     path: str
     shape: tuple[int, ...]
+    dtype: np.dtype
+    """Type to read it in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,70 +85,83 @@ class Pretrained:
         return self.settings.stack
 
     def parameters(self) -> Tree:
-        """`backbone`, `embed` and, unless tied, `head`, with a `Stored` per leaf."""
-        return _parameters(self.stack, self.vocabulary)
+        """`backbone`, `embed` and, unless tied, `head`, with a `Stored` per leaf, of the type that
+        the files have it in. Layers of several types have one that holds all.
+        """
+        flat = _shapes(self.stack, self.vocabulary)
+        return unflatten_dict(
+            {path: Stored(path, shape, self._dtype(path)) for path, shape in flat.items()}, sep="/"
+        )
+
+    def _dtype(self, path: str) -> np.dtype:
+        types = {DTYPES[self.files.tensors[name].dtype] for name in tensor_names(self.stack, path)}
+        return functools.reduce(jnp.promote_types, types)
 
     def read(self, stored: Stored, place: jax.sharding.Sharding | None = None) -> jax.Array:
-        """Return a parameter in float32 with the sharding `place`; by default it is on this
-        process's first device.
+        """Return a parameter with the sharding `place`; by default it is on this process's first
+        device.
 
         Every device gets its part of one tensor after another, so that host memory holds only one
         part beside the result.
         """
         place = place or SingleDeviceSharding(jax.local_devices()[0])
-        names = self.names(stored.path)
+        names = tensor_names(self.stack, stored.path)
         if not stored.path.startswith("backbone/blocks/"):
-            return self._put(names[0], stored.shape, place)
+            return self._put(names[0], stored.shape, stored.dtype, place)
         layer_place = (
             NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
             if isinstance(place, NamedSharding)
             else place
         )
         stack = jax.jit(
-            functools.partial(jnp.zeros, stored.shape, jnp.float32), out_shardings=place
+            functools.partial(jnp.zeros, stored.shape, stored.dtype), out_shardings=place
         )()
         for layer, name in enumerate(names):
-            stack = _set_layer(
-                stack, self._put(name, stored.shape[1:], layer_place), jnp.int32(layer)
-            )
+            one = self._put(name, stored.shape[1:], stored.dtype, layer_place)
+            stack = _set_layer(stack, one, jnp.int32(layer))
             # Wait, so that the next layer is not read before this one is copied.
             stack.block_until_ready()
         return stack
 
+    def read_each(
+        self,
+        stored: Mapping[str, Stored],
+        places: Mapping[str, jax.sharding.Sharding] | None = None,
+    ) -> dict[str, jax.Array]:
+        """Return parameters by path; see `read`.
+
+        Whole tables come before layers: a copy of one, which is large, is then held beside little.
+        """
+        order = sorted(stored, key=lambda path: path.startswith("backbone/blocks/"))
+        return {path: self.read(stored[path], places[path] if places else None) for path in order}
+
     def read_all(self, place: Callable[[Tree], Tree] | None = None) -> dict[str, Any]:
-        """Return all parameters in float32.
+        """Return all parameters, in the types that the files have them in.
 
         Args:
           place: maps the tree of parameters, which have shapes, to a sharding per leaf; by default
             all leaves are on this process's first device.
         """
-        stored = self.parameters()
-        size = 4 * sum(math.prod(x.shape) for x in flatten_dict(stored).values())
+        tree = self.parameters()
+        stored = flatten_dict(tree, sep="/")
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in stored.values())
         there = sum(map(memory, jax.devices() if place else jax.local_devices()[:1]))
         HuggingFaceError.require(
             size <= there,
-            f"{self.files.folder}: {size:,} bytes of parameters in float32, expected at most the"
-            f" {there:,} of the devices. Use a smaller model or more devices",
+            f"{self.files.folder}: {size:,} bytes of parameters, expected at most the {there:,} of"
+            " the devices. Use a smaller model or more devices",
         )
-        return dict(jax.tree.map(self.read, stored, *((place(stored),) if place else ())))
-
-    def names(self, path: str) -> list[str]:
-        """Return the tensors of a parameter, one per layer where it is stacked."""
-        if path in _OTHER:
-            return [_OTHER[path]]
-        name = BLOCK[path.removeprefix("backbone/blocks/")]
-        return [f"model.layers.{layer}.{name}.weight" for layer in range(self.stack.layers)]
+        places = flatten_dict(place(tree), sep="/") if place else None
+        return dict(unflatten_dict(self.read_each(stored, places), sep="/"))
 
     def check(self) -> None:
         """Raise HuggingFaceError if a tensor is missing or its shape differs from config.json."""
-        for path, leaf in flatten_dict(self.parameters(), sep="/").items():
-            shape = leaf.shape[1:] if path.startswith("backbone/blocks/") else leaf.shape
-            shape = shape[::-1] if path.endswith("kernel") else shape
-            for name in self.names(path):
-                rows = (self.settings.vocabulary,) if name in (_TABLE, _HEAD) else shape[:1]
-                self.files.require(name, (*rows, *shape[1:]))
+        for name, shape in tensor_shapes(self.settings).items():
+            self.files.require(name, shape)
 
-    def _put(self, name: str, shape: tuple[int, ...], place: jax.sharding.Sharding) -> jax.Array:
+    def _put(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, place: jax.sharding.Sharding
+    ) -> jax.Array:
         parts: dict[str, np.ndarray] = {}
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -154,18 +169,20 @@ class Pretrained:
             index += (slice(None),) * (len(shape) - len(index))
             # Devices with the same part share its values.
             if str(index) not in parts:
-                parts[str(index)] = self._part(name, index, shape)
+                parts[str(index)] = self._part(name, index, shape, dtype)
             return parts[str(index)]
 
-        return jax.make_array_from_callback(shape, place, part, dtype=jnp.float32)
+        return jax.make_array_from_callback(shape, place, part, dtype=dtype)
 
-    def _part(self, name: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
+    def _part(
+        self, name: str, index: tuple[slice, ...], shape: tuple[int, ...], dtype: np.dtype
+    ) -> np.ndarray:
         """Return the part of a parameter that `index` selects."""
         turned = len(shape) == 2 and name != _TABLE
         there = [slice(*i.indices(size)[:2]) for i, size in zip(index, shape, strict=True)][
             :: -1 if turned else 1
         ]
-        out = np.empty([i.stop - i.start for i in there][:: -1 if turned else 1], np.float32)
+        out = np.empty([i.stop - i.start for i in there][:: -1 if turned else 1], dtype)
         view = out.T if turned else out
         if name in (_TABLE, _HEAD) and there[0].stop > self.settings.vocabulary:
             rows, last = there[0], self.settings.vocabulary
@@ -185,17 +202,34 @@ class Pretrained:
                 name, (slice(start, min(start + _MEAN_ROWS, rows)), slice(None))
             )
             total += block.astype(np.float64).sum(axis=0)
-        return (total / rows).astype(np.float32)
+        return total / rows
+
+
+def tensor_names(stack: Backbone, path: str) -> list[str]:
+    """Return the tensors of a parameter in files, one per layer where it is stacked."""
+    if path in _OTHER:
+        return [_OTHER[path]]
+    name = BLOCK[path.removeprefix("backbone/blocks/")]
+    return [f"model.layers.{layer}.{name}.weight" for layer in range(stack.layers)]
+
+
+def tensor_shapes(settings: DecoderSettings) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in the files of a model with these settings, by name."""
+    found = {}
+    for path, shape in _shapes(settings.stack, settings.vocabulary).items():
+        shape = shape[1:] if path.startswith("backbone/blocks/") else shape
+        shape = shape[::-1] if path.endswith("kernel") else shape
+        found |= dict.fromkeys(tensor_names(settings.stack, path), shape)
+    return found
 
 
 @functools.lru_cache(maxsize=8)
-def _parameters(stack: Backbone, vocabulary: int) -> Tree:
+def _shapes(stack: Backbone, vocabulary: int) -> Mapping[str, tuple[int, ...]]:
     module = CausalLM(Model(decoder=stack), 1, vocabulary)
     shapes: Any = jax.eval_shape(
         module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
     )
-    flat = flatten_dict(shapes["params"], sep="/")
-    return unflatten_dict({path: Stored(path, leaf.shape) for path, leaf in flat.items()}, sep="/")
+    return {path: leaf.shape for path, leaf in flatten_dict(shapes["params"], sep="/").items()}
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -283,7 +317,8 @@ def save_pretrained(params: Tree, like: str | os.PathLike, out: str | os.PathLik
             raise HuggingFaceError(f"parameter {path!r} {given}; {like} needs it in {leaf.shape}")
         stacked = path.startswith("backbone/blocks/")
         sources |= {
-            name: (path, i if stacked else None) for i, name in enumerate(pretrained.names(path))
+            name: (path, i if stacked else None)
+            for i, name in enumerate(tensor_names(pretrained.stack, path))
         }
     if pretrained.stack.tie_embeddings:
         sources[_HEAD] = ("embed/embedding", None)

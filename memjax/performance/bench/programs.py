@@ -26,7 +26,7 @@ from memjax.sharding.chips import peak_flops
 from memjax.training.compiled_steps import layouts
 from memjax.training.encode_corpus import check_frozen, reads_memories
 from memjax.training.flops import model_flops, token_flops
-from memjax.training.optimizer import Tree, merge, split
+from memjax.training.optimizer import Tree, as_stored, merge, split
 from memjax.training.step import TrainState, train_step
 
 PROGRAMS = ("train", "gradients", "evaluate", "encode", "decode", "generate", "two_passes")
@@ -191,7 +191,8 @@ class _BenchPrograms(StagePrograms):
         def init(key: jax.Array) -> TrainState:
             params = self.module.init(key, example(self.module, self.config))["params"]
             adapters = draw_adapters(adapter_shapes(params, rules, "trainable"), key)
-            trainable, frozen = split(merge(params, adapters), rules, "trainable")
+            stored = as_stored(merge(params, adapters), self.stage)
+            trainable, frozen = split(stored, rules, "trainable")
             return TrainState(jnp.int32(0), trainable, frozen, self.optimizer.init(trainable))
 
         drawn = jax.jit(init, out_shardings=layouts(self.state))

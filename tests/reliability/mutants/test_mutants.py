@@ -40,6 +40,7 @@ from memjax.experiment.report import write_report
 from memjax.experiment.report.run import read_run
 from memjax.experiment.run import check_workdir
 from memjax.files import sealed
+from memjax.interop.huggingface.weights import tensor_names
 from memjax.interop.stage import open_stage
 from memjax.models.memory import bank
 from memjax.objectives import load_config
@@ -217,7 +218,7 @@ def load_huggingface(folder: Path) -> Any:
     stage = open_stage(f"hf:{folder}")
     pretrained = stage.pretrained
     leaves = flatten_dict(pretrained.parameters(), sep="/").values()
-    names = [name for leaf in leaves for name in pretrained.names(leaf.path)]
+    names = [name for leaf in leaves for name in tensor_names(pretrained.stack, leaf.path)]
     return (
         to_json(stage.config),
         stage.fingerprint,
