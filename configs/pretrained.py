@@ -1,4 +1,4 @@
-"""A pretrained language model, Llama or Qwen3, that learns to read memories of a small encoder.
+"""A pretrained language model, such as Llama, that learns to read memories of a small encoder.
 
 Badger 2026, pretrained decoders.
 
@@ -43,24 +43,27 @@ import ml_collections
 from memjax import config as c
 from memjax.config import published as p
 from memjax.data.tokenizers.base import FILES
-from memjax.interop.huggingface.settings import decoder_settings
+from memjax.interop.huggingface.settings import DecoderSettings, decoder_settings
 
 FOLDER = "Llama-3.2-1B"
-LLAMA = p.llama(
-    2048,
-    16,
-    32,
-    kv_heads=8,
-    norm_eps=1e-5,
-    rope_theta=500_000.0,
-    rope_scaling=(32.0, 1.0, 4.0, 8192.0),
-    tie_embeddings=True,
+LLAMA = DecoderSettings(
+    p.llama(
+        2048,
+        16,
+        32,
+        kv_heads=8,
+        norm_eps=1e-5,
+        rope_theta=500_000.0,
+        rope_scaling=(32.0, 1.0, 4.0, 8192.0),
+        tie_embeddings=True,
+    ),
+    vocabulary=128_256,
+    dtype="bfloat16",
+    window=0,
 )
-"""The settings of Llama-3.2-1B."""
-DTYPE = "bfloat16"
-"""The type of its weights."""
-VOCABULARY, RESERVED = 128_256, 8
-"""The vocabulary of Llama 3, with rows for added ids, padded to a multiple of devices."""
+"""Llama-3.2-1B, as its config.json describes it."""
+RESERVED = 8
+"""Rows for added ids, so that the vocabulary of Llama 3 stays a multiple of devices."""
 ADAPTED = r"^backbone/blocks/(mix/(query|key|value)|mlp/(gate|up|down))/kernel$"
 """Matrices with adapters: all of a block except the output of its attention."""
 
@@ -105,7 +108,8 @@ def get_config(argument: str = "all") -> ml_collections.ConfigDict:
             f"pretrained.py has no variant {variant!r}; it has {', '.join(VARIANTS)}, each also"
             " with ,FOLDER"
         )
-    decoder, vocabulary, dtype = decoder_settings(folder) if folder else (LLAMA, VOCABULARY, DTYPE)
+    found = decoder_settings(folder) if folder else LLAMA
+    decoder, vocabulary, dtype = found.stack, found.vocabulary, found.dtype
     settings: dict[str, Any] = {
         "steps": 34_000,
         "batch_size": 16,

@@ -115,6 +115,7 @@ LARGEST_CHUNKS = 2**12
 ATTENTION_SETTINGS = (
     "head_dim",
     "qk_norm",
+    "attention_bias",
     "norm_eps",
     "rope_theta",
     "rope_scaling",

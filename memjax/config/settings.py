@@ -94,6 +94,8 @@ class Backbone:
     """Channels per attention head, an even number; 0 is width // heads."""
     qk_norm: bool = False
     """Normalise the queries and keys of every head before their rotation."""
+    attention_bias: bool = False
+    """Add a learned vector to queries, keys and values."""
     norm_eps: float = 0.0
     """Term added to the variance in every norm; 0 is the default: 1e-6 (rms) or 1e-5 (layer)."""
     features: tuple[str, ...] = ()

@@ -373,7 +373,7 @@ def load(path: str | os.PathLike, stage: str = "", step: Step = None) -> Trained
         - the folder of one stage in it, `runs/NAME/stages/STAGE`;
         - an export, of `memjax export` or `TrainedModel.save`;
         - the name of a released model: `small-en`;
-        - `hf:FOLDER`, a Llama or Qwen3 of Hugging Face.
+        - `hf:FOLDER`, a Llama, Mistral, Qwen2 or Qwen3 of Hugging Face.
       stage: the stage of a workdir; by default the last of its curriculum.
       step: the step of a stage's checkpoint, or `best`, the one that config.checkpoint_best kept;
         by default the last.

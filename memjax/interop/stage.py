@@ -6,7 +6,7 @@
 | the folder of a stage, `runs/NAME/stages/STAGE` | that one |
 | an export of `memjax export` | the one in it |
 | the name of a released model | the one in it |
-| `hf:FOLDER`, a Llama or Qwen3 of Hugging Face | `pretrained`, a causal language model |
+| `hf:FOLDER`, a model of Hugging Face | `pretrained`, a causal language model |
 
 Workdirs and stages may be in a bucket: of gs://BUCKET/FOLDER checkpoints are read there, and the
 rest (config.json, tokenizer, metrics) here, in ./BUCKET/FOLDER.

@@ -3,6 +3,7 @@
 Shapes: B batch, T position, D width, H head, G key and value head, E head width.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -49,8 +50,8 @@ class Attention(nn.Module):
     """Scaled dot-product attention over valid positions; softmax in float32.
 
     Attributes:
-      config: width, heads, head_dim, gate, causality, qk_norm and RoPE, and the parts of a decoder
-        that reads memories by their places.
+      config: width, heads, head_dim, gate, causality, biases, qk_norm and RoPE, and the parts of a
+        decoder that reads memories by their places.
       dtype: dtype of matrix products.
       attention: implementation (see `attend`); it does not change the function.
       vectors: K, vectors of every memory that is read. The keys of several at one place would be
@@ -65,9 +66,11 @@ class Attention(nn.Module):
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
         kv_width = (config.kv_heads or config.heads) * config.attention_head_dim
-        self.query = Linear(config.attention_dim, dtype=dtype, layout=COLUMN_PARALLEL)
-        self.key = Linear(kv_width, dtype=dtype, layout=COLUMN_PARALLEL)
-        self.value = Linear(kv_width, dtype=dtype, layout=COLUMN_PARALLEL)
+        projection = functools.partial(
+            Linear, use_bias=config.attention_bias, dtype=dtype, layout=COLUMN_PARALLEL
+        )
+        self.query = projection(config.attention_dim)
+        self.key, self.value = projection(kv_width), projection(kv_width)
         if config.output_gate:
             self.gate = Linear(config.attention_dim, dtype=dtype, layout=COLUMN_PARALLEL)
         if config.qk_norm:

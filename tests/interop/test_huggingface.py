@@ -408,8 +408,8 @@ def test_settings_are_those_of_config_json():
         stack.attention_dim,
     ) == (32, 4, 2, 16, 64)
     assert stack.qk_norm and stack.tie_embeddings and stack.hidden_width == 72
-    stack, vocabulary, dtype = decoder_settings(GOLDEN / TIED)
-    assert dtype == "float32"
+    stack, vocabulary, dtype, window = decoder_settings(GOLDEN / TIED)
+    assert dtype == "float32" and window == 0
     assert vocabulary == 71
     assert stack == dataclasses.replace(
         Backbone(),
@@ -476,8 +476,8 @@ def test_rope_scaling_replaces_rope_parameters(tmp_path):
     ("changes", "said"),
     [
         (
-            {"model_type": "mistral"},
-            "model_type='mistral' is not supported; it can be llama, qwen3",
+            {"model_type": "gemma"},
+            "model_type='gemma' is not supported; it can be llama, mistral, qwen2, qwen3",
         ),
         ({"architectures": ["LlamaForSequenceClassification"]}, "expected LlamaForCausalLM"),
         (

@@ -31,6 +31,12 @@ def start_pretrained(
     """
     stage = config.stages[name]
     at = f"config.stages.{name}.init_from={stage.init_from!r}"
+    window, length = source.settings.window, config.data.sequence_length
+    CheckpointError.require(
+        not window or length <= window,
+        f"config.data.sequence_length={length}, expected at most {window}, the sliding_window of"
+        f" {source.files.folder}. Use shorter sequences",
+    )
     there = source.parameters()
     part = stage.init_part or ",".join(sorted(there))
     for given, taken in parts_of(part):

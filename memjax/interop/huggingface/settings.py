@@ -1,4 +1,4 @@
-"""The Hugging Face config.json of a Llama or Qwen3 as settings of a decoder."""
+"""The Hugging Face config.json of a Llama, Mistral, Qwen2 or Qwen3 as settings of a decoder."""
 
 import math
 import os
@@ -11,8 +11,15 @@ from memjax.config.checks import RANGES, check_backbone, check_range
 from memjax.errors import MemjaxError
 from memjax.files import read_json, require_shape
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 """Architectures by model_type."""
+_MISTRAL_WINDOW, _MISTRAL_LONGEST = 4096, 131_072
+"""Window and longest sequence of a Mistral whose config.json names none, as in transformers."""
 CONFIG = "config.json"
 _SHAPE = {
     "model_type": str,
@@ -25,9 +32,12 @@ _SHAPE = {
 """The shape of its settings; those that are counted are checked one by one."""
 
 
+_NAMES = "Llama, Mistral, Qwen2 or Qwen3"
+
+
 class HuggingFaceError(MemjaxError):
-    """A folder holds no Llama or Qwen3 that memjax supports; the message names the file and the
-    unsupported value.
+    """A folder holds no model that memjax supports; the message names the file and the unsupported
+    value.
     """
 
 
@@ -40,6 +50,8 @@ class DecoderSettings(NamedTuple):
     """Rows of its token table."""
     dtype: str
     """Type of its weights: `bfloat16`, or `float32`, which holds every other type."""
+    window: int
+    """Tokens that a token attends to, in models with longer sequences; 0 is all."""
 
 
 def folder_of(init_from: str) -> str:
@@ -54,7 +66,7 @@ def decoder_settings(folder: str | os.PathLike) -> DecoderSettings:
       HuggingFaceError: there is no config.json, a key is missing, or a value is not supported.
     """
     path = Path(folder) / CONFIG
-    expected = "Give the settings of a Llama or Qwen3, beside its safetensors files"
+    expected = f"Give the settings of a {_NAMES}, beside its safetensors files"
     found = read_json(path, HuggingFaceError, dict, expected)
     # Null is the default.
     said = {key: value for key, value in found.items() if value is not None}
@@ -84,6 +96,7 @@ def decoder_settings(folder: str | os.PathLike) -> DecoderSettings:
         norm="rms",
         head_dim=head_dim if head_dim * heads != width else 0,
         qk_norm=said["model_type"] == "qwen3",
+        attention_bias=said["model_type"] == "qwen2",
         norm_eps=epsilon if epsilon != Backbone().epsilon else 0.0,
         rope_theta=base,
         rope_scaling=scaling,
@@ -95,7 +108,8 @@ def decoder_settings(folder: str | os.PathLike) -> DecoderSettings:
     except ConfigError as error:
         raise HuggingFaceError(f"{path}: {error}") from error
     dtype = said.get("dtype", said.get("torch_dtype"))
-    return DecoderSettings(stack, vocabulary, dtype if dtype == "bfloat16" else "float32")
+    dtype = dtype if dtype == "bfloat16" else "float32"
+    return DecoderSettings(stack, vocabulary, dtype, _window(found, path))
 
 
 def ratio_of(hidden: int, width: int) -> float:
@@ -130,6 +144,7 @@ def _check(said: Mapping[str, Any], path: Path) -> None:
         "use_sliding_window": False,
         "hidden_act": "silu",
         "partial_rotary_factor": 1.0,
+        "no_rope_layers": None,
     }
     for key, value in wanted.items():
         if said.get(key, value) != value:
@@ -141,6 +156,17 @@ def _check(said: Mapping[str, Any], path: Path) -> None:
         raise HuggingFaceError(
             f"{path}: layer_types names {', '.join(sorted(layers))}; it can be full_attention"
         )
+
+
+def _window(found: Mapping[str, Any], path: Path) -> int:
+    """Return the window of a Mistral, 0 if it holds the longest sequence. Null is none, and an
+    absent one the default. Other models have one only with use_sliding_window, which is refused.
+    """
+    if found["model_type"] != "mistral" or found.get("sliding_window", 0) is None:
+        return 0
+    wide = {"sliding_window": _MISTRAL_WINDOW, "max_position_embeddings": _MISTRAL_LONGEST}
+    window, longest = (_positive(wide | dict(found), key, path) for key in wide)
+    return window if window < longest else 0
 
 
 def _rotary(said: Mapping[str, Any], path: Path) -> tuple[float, tuple[float, ...]]:

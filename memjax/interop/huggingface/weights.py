@@ -1,5 +1,5 @@
-"""Import and export of pretrained Llama and Qwen3 models in Hugging Face folders; needs neither
-torch nor transformers.
+"""Import and export of pretrained language models in Hugging Face folders, of the architectures in
+settings.py; needs neither torch nor transformers.
 
 The import reads config.json and safetensors files. One part of one tensor at a time is in host
 memory: it is read, converted if another type is wanted, and put on its device. The export writes
@@ -37,8 +37,11 @@ STAGE = "pretrained"
 BLOCK = {
     "mix_norm/scale": "input_layernorm",
     "mix/query/kernel": "self_attn.q_proj",
+    "mix/query/bias": "self_attn.q_proj",
     "mix/key/kernel": "self_attn.k_proj",
+    "mix/key/bias": "self_attn.k_proj",
     "mix/value/kernel": "self_attn.v_proj",
+    "mix/value/bias": "self_attn.v_proj",
     "mix/query_norm/scale": "self_attn.q_norm",
     "mix/key_norm/scale": "self_attn.k_norm",
     "mix/out/kernel": "self_attn.o_proj",
@@ -141,7 +144,16 @@ class Pretrained:
         Args:
           place: maps the tree of parameters, which have shapes, to a sharding per leaf; by default
             all leaves are on this process's first device.
+
+        Raises:
+          HuggingFaceError: the model has a sliding window, or is larger than the devices.
         """
+        window = self.settings.window
+        HuggingFaceError.require(
+            not window,
+            f"{self.files.folder}: sliding_window={window}, expected null, as sequences of any"
+            " length are read. Start a stage of shorter ones from it (init_from)",
+        )
         tree = self.parameters()
         stored = flatten_dict(tree, sep="/")
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in stored.values())
@@ -210,7 +222,8 @@ def tensor_names(stack: Backbone, path: str) -> list[str]:
     if path in _OTHER:
         return [_OTHER[path]]
     name = BLOCK[path.removeprefix("backbone/blocks/")]
-    return [f"model.layers.{layer}.{name}.weight" for layer in range(stack.layers)]
+    end = "bias" if path.endswith("/bias") else "weight"
+    return [f"model.layers.{layer}.{name}.{end}" for layer in range(stack.layers)]
 
 
 def tensor_shapes(settings: DecoderSettings) -> dict[str, tuple[int, ...]]:
