@@ -28,9 +28,10 @@ OTHERS = {
     "help",
     "local",
     "long",
+    "minutes",
     "repo",
 }
-"""Flags of other tools and of every command, and names of CSS."""
+"""Flags of other tools, of scripts and of every command, and names of CSS."""
 
 
 def messages() -> Iterator[str]:
