@@ -23,6 +23,7 @@ def compilation_cache(workdir: epath.Path) -> Iterator[None]:
       workdir: a folder on disk or in a bucket; entries lie in its folder `compilation_cache`.
     """
     wanted = {
+        "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(workdir / FOLDER),
         # By default JAX leaves out programs that compile within a second.
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -18,7 +18,11 @@ from memjax.testing import tiny_config, write_corpus
 from memjax.training.compilation_cache import FOLDER, compilation_cache
 
 HITS, MISSES = (f"/jax/compilation_cache/cache_{what}" for what in ("hits", "misses"))
-SETTINGS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+SETTINGS = (
+    "jax_enable_compilation_cache",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 
 
 @pytest.fixture
@@ -38,6 +42,16 @@ def settings() -> list[object]:
     return [getattr(jax.config, name) for name in SETTINGS]
 
 
+@pytest.fixture(params=[True, False])
+def enabled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """JAX's own switch, which JAX_ENABLE_COMPILATION_CACHE sets."""
+    before = settings()[0]
+    jax.config.update(SETTINGS[0], request.param)
+    yield
+    jax.config.update(SETTINGS[0], before)
+
+
+@pytest.mark.usefixtures("enabled")
 def test_programs_of_the_block_alone_are_kept(
     tmp_path: Path, counts: collections.Counter[str]
 ) -> None:
