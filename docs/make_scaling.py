@@ -28,6 +28,7 @@ from memjax.config import MESHES, Config, Mesh  # noqa: E402
 from memjax.experiment.reproduce.run import commit  # noqa: E402
 from memjax.objectives import load_config  # noqa: E402
 from memjax.performance.aot.compiling import compile_program  # noqa: E402
+from memjax.performance.aot.search import search  # noqa: E402
 from memjax.performance.aot.topologies import topology  # noqa: E402
 
 DATA, PAGE, TEMPLATE = (
@@ -76,6 +77,15 @@ def weak_scaling() -> list[Entry]:
 def reading() -> list[Entry]:
     """Return decoders with the positions of the text, and before them one without."""
     return [Entry(variant, slices) for slices in ("v5e-256", "v5p-128") for variant in READING]
+
+
+def searched() -> list[Entry]:
+    """Return steps whose remat and microbatches the compiler's numbers choose."""
+    return [
+        Entry(f"{size}-512x8", slices, program="search")
+        for slices in ("v5e-256", "v5p-128")
+        for size in scaling.DECODERS
+    ]
 
 
 def entries(everything: bool = False) -> list[Entry]:
@@ -143,6 +153,21 @@ def compile_entry(entry: Entry) -> dict[str, Any]:
     return {**report.to_json(), "variant": entry.variant, "layout": entry.mesh}
 
 
+def search_entry(entry: Entry) -> dict[str, Any]:
+    """Return the report of the layout with the highest bound, the layout and its flags."""
+    tried = search(config_of(entry), "combined", entry.topology, [mesh_of(entry.mesh)])
+    layout, report = max(
+        (one for one in tried if one[1].bound is not None), key=lambda one: one[1].bound.mfu
+    )
+    return {
+        **report.to_json(),
+        "variant": entry.variant,
+        "remat": layout.remat,
+        "microbatches": layout.microbatches,
+        "flags": layout.flags("combined"),
+    }
+
+
 def write_page(found: dict[str, Any]) -> None:
     """Write the tables of the available entries."""
     there = [found[entry.key] for entry in entries(everything=True) if entry.key in found]
@@ -180,6 +205,11 @@ def write_page(found: dict[str, Any]) -> None:
         ],
         "reading": [found[entry.key] for entry in reading() if entry.key in found],
         "programs": [one for one in there if one["program"] != "train"],
+        "searched": [
+            (found[entry.key], found.get(entry._replace(program="train").key))
+            for entry in searched()
+            if entry.key in found
+        ],
     }
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -187,7 +217,7 @@ def write_page(found: dict[str, Any]) -> None:
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         tables=tables,
         tokens_per_chip=TOKENS_PER_CHIP,
-        commits=sorted({one["commit"] for one in there}),
+        commits=sorted({one["commit"] for one in found.values()}),
         main=MAIN,
         weak=WEAK,
         reading=READING,
@@ -199,10 +229,12 @@ def main() -> None:
     """Compile missing entries and write the page."""
     found: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
-    for entry in entries("--all" in sys.argv[1:]) if "--page" not in sys.argv[1:] else []:
+    wanted = [*entries("--all" in sys.argv[1:]), *searched()]
+    for entry in wanted if "--page" not in sys.argv[1:] else []:
         if entry.key in found or not all(word in entry.key for word in words):
             continue
-        found[entry.key] = compile_entry(entry) | {"commit": commit()}
+        make = search_entry if entry.program == "search" else compile_entry
+        found[entry.key] = make(entry) | {"commit": commit()}
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(
             entry.key,
