@@ -416,9 +416,14 @@ def _check_stage(stage: Stage, prefix: str, earlier: tuple[str, ...]) -> None:
         not stage.init_part or bool(stage.init_from),
         f"config.{prefix}init_part needs config.{prefix}init_from",
     )
+    for source in stage.sources:
+        require(
+            source.path in earlier or of_another_run(source.path),
+            f"config.{prefix}{source.key}={source.path!r} is neither an earlier stage"
+            f" ({', '.join(earlier) or 'none'}), nor a released model"
+            f" ({', '.join(released.names()) or 'none'}), nor a folder path",
+        )
     require(
-        not stage.init_from or stage.init_from in earlier or of_another_run(stage.init_from),
-        f"config.{prefix}init_from={stage.init_from!r} is neither an earlier stage"
-        f" ({', '.join(earlier) or 'none'}), nor a released model"
-        f" ({', '.join(released.names()) or 'none'}), nor a folder path",
+        all(stage.init_parts),
+        f"config.{prefix}init_parts names an empty part; use init_from for a whole model",
     )

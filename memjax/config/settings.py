@@ -6,7 +6,7 @@ A variant of an experiment is another config file, not another setting.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from memjax.config.choices import FEATURES, SHARDING, Rules
 from memjax.errors import MemjaxError
@@ -354,6 +354,11 @@ class Stage:
     A part is a path in the model (`encoder`), or SOURCE:TARGET where the two paths differ
     (`backbone:encoder/backbone`).
     """
+    init_parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """More sources, each by the part to load from it: `{"encoder": "runs/one/stages/autoencoder"}`.
+
+    Parts are as in `init_part`, sources as in `init_from`, whose parameters they replace.
+    """
     memory: bool = True
     """False gives the decoder no memories: the control."""
     temperature: float = 0.02
@@ -362,6 +367,26 @@ class Stage:
     """Tokens of a passage that form its query in n-gram and n-bag retrieval."""
     compat: tuple[str, ...] = ()
     """Quirks of the published code to reproduce (STAGE_QUIRKS)."""
+
+    @property
+    def sources(self) -> tuple["Source", ...]:
+        """The sources of initial weights; a later one replaces parameters of those before it."""
+        first = (Source("init_from", self.init_from, self.init_part),) if self.init_from else ()
+        others = (
+            Source(f"init_parts.{part}", path, part) for part, path in self.init_parts.items()
+        )
+        return (*first, *others)
+
+
+class Source(NamedTuple):
+    """A source of a stage's initial weights."""
+
+    key: str
+    """The setting of the stage that names it."""
+    path: str
+    """As `Stage.init_from`."""
+    part: str
+    """As `Stage.init_part`."""
 
 
 @dataclasses.dataclass(frozen=True)

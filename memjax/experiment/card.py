@@ -122,11 +122,14 @@ def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 def _lineage(config: Config, name: str) -> Iterator[dict[str, Any]]:
     """The stages whose weights went into this one, the first one first."""
     stage = config.stages[name]
-    if stage.init_from in config.stages:
-        yield from _lineage(config, stage.init_from)
-    source = stage.init_from
-    if source not in config.stages:
-        source = "/".join(Path(source).parts[-3:])
+    taken = []
+    for source in stage.sources:
+        path = source.path
+        if path in config.stages:
+            yield from _lineage(config, path)
+        else:
+            path = "/".join(Path(path).parts[-3:])
+        taken.append(f"{source.part or 'all'} of {path}")
     objectives = ", ".join(
         f"{objective} × {weight:g}" for objective, weight in stage.objectives.items()
     )
@@ -137,7 +140,7 @@ def _lineage(config: Config, name: str) -> Iterator[dict[str, Any]]:
         "objectives": objectives,
         "steps": stage.steps,
         "rows": stage.batch_size,
-        "taken": f"{stage.init_part or 'all'} of {source}" if source else "–",
+        "taken": ", ".join(taken) or "–",
         "frozen": frozen or "–",
     }
 

@@ -141,13 +141,10 @@ def _encoder_origin(run: Run, name: str) -> str | None:
     if can(stage.family, "reconstructs"):
         return name
     _, trainable = _parameters(run, stage)
-    if (
-        "encoder" in trainable
-        or stage.init_from not in run.config.stages
-        or stage.init_part not in ("", "encoder")
-    ):
+    whole = [source.path for source in stage.sources if source.part in ("", "encoder")]
+    if "encoder" in trainable or not whole or whole[-1] not in run.config.stages:
         return None
-    return _encoder_origin(run, stage.init_from)
+    return _encoder_origin(run, whole[-1])
 
 
 def _parameters(run: Run, stage: Stage) -> tuple[Tree, Tree]:
@@ -173,6 +170,7 @@ def _stage(run: Run, name: str, meta: dict[str, Any]) -> dict[str, Any]:
         "init_part": stage.init_part,
         "memory": stage.memory,
         "learning_rate": stage.learning_rate,
+        "init_parts": dict(stage.init_parts),
     } | {key: meta[key] for key in ("before",) if meta.get(key)}
 
 

@@ -19,7 +19,7 @@ from memjax.sharding import shardings
 from memjax.sharding.mesh import memory
 from memjax.training.compiled_steps import StageSteps
 from memjax.training.encode_corpus import check_frozen
-from memjax.training.init_state import abstract_params, open_source_stage
+from memjax.training.init_state import abstract_params, open_sources
 from memjax.training.optimizer import as_stored
 
 ROWS = 256
@@ -56,8 +56,7 @@ def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
       ConfigError: a batch does not divide over the devices, no rule matches a parameter, Muon is
         to update a parameter that is no matrix, an evaluator is of an unknown kind, or Weights &
         Biases is set and not installed.
-      CheckpointError: the source that `init_from` or `init_part` names is missing or does not
-        fit.
+      CheckpointError: a source that `init_from` or `init_parts` names is missing or does not fit.
     """
     ConfigError.require(
         not config.wandb_project or importlib.util.find_spec("wandb"),
@@ -81,16 +80,14 @@ def check_stages(config: Config, mesh: jax.sharding.Mesh) -> None:
         if config.data.attributions:
             open_attributions(config.data.attributions)
         params = as_stored(abstract_params(steps.module, config), stage)
-        if stage.init_from in config.stages:
-            source = abstract_params(build(config, config.stages[stage.init_from]), config)
-            fill_layers = "untrained_layers" in stage.compat
-            transplant(
-                params, source, stage.init_part, f"config.stages.{stage.init_from}", fill_layers
-            )
-        elif stage.init_from:
-            source = open_source_stage(config, name, "")
-            if source is not None and source.pretrained is not None:
-                start_pretrained(source.pretrained, config, name, params)
+        for source in stage.sources:
+            if source.path in config.stages:
+                there = abstract_params(build(config, config.stages[source.path]), config)
+                fill_layers = "untrained_layers" in stage.compat
+                transplant(params, there, source.part, f"config.stages.{source.path}", fill_layers)
+        for source, found in open_sources(config, name, ""):
+            if found.pretrained is not None:
+                start_pretrained(found.pretrained, config, name, source, params)
 
 
 def _check_memory(config: Config, name: str, params: Any, mesh: jax.sharding.Mesh) -> None:

@@ -224,7 +224,8 @@ def _autoencoder_of(config: Config, stage: str, stages: epath.Path) -> str:
     the export that it began with.
     """
     # Of imported weights another stage than the config's may have been trained.
-    name = config.stages[stage].init_from if stage in config.stages else ""
+    started = config.stages[stage] if stage in config.stages else Stage()
+    name = started.init_parts.get("encoder", started.init_from)
     if name in config.stages:
         there = (stages / name / "checkpoints").is_dir()
         return (

@@ -135,7 +135,7 @@ def _check_noise(config: Config) -> None:
         " config.model.compat, which bypasses the bottleneck",
     )
     # An encoder trained with the quirk in another run computes another function without it.
-    taken = any(of_another_run(stage.init_from) for stage in config.stages.values())
+    taken = any(of_another_run(s.path) for stage in config.stages.values() for s in stage.sources)
     ConfigError.require(
         "residual_noise" not in model.compat or model.noise > 0 or taken,
         f"config.model.noise={model.noise}, expected a number greater than 0 for residual_noise of"

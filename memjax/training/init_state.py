@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Container
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from memjax.checkpoints import CheckpointError, parts_of, paths_of, transplant
 from memjax.checkpoints.identity import ENCODER_SETTINGS
 from memjax.checkpoints.reading import read_config
-from memjax.config import FUNCTION_QUIRKS, Config, Stage, differences
+from memjax.config import FUNCTION_QUIRKS, Config, Source, Stage, differences
 from memjax.config.choices import FULL_PACKINGS, PACKINGS
 from memjax.data import Prepared
 from memjax.data.packing import check_side
 from memjax.interop.huggingface.init_from import start_pretrained
-from memjax.interop.huggingface.weights import Stored
 from memjax.interop.stage import StoredStage, open_stage
 from memjax.layers.lora import adapter_shapes, draw_adapters
 from memjax.models import example, find
@@ -133,24 +132,25 @@ def init_train_state(
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
     shapes = as_stored(abstract_params(module, config), stage)
     places = run.places(shapes)
-    source = open_source_stage(run.config, name, run.remote or run.workdir)
-    start, taken = shapes, set()
-    if source is not None and source.pretrained is not None:
-        start = start_pretrained(source.pretrained, config, name, shapes)
-        taken = {path for path, x in flatten_dict(start, sep="/").items() if isinstance(x, Stored)}
-    elif source is not None:
-        _check_source(run, source, stage)
+    sources = open_sources(run.config, name, run.remote or run.workdir)
+    taken: set[str] = set()
+    for source, found in sources:
+        if found.pretrained is not None:
+            taken |= set(start_pretrained(found.pretrained, config, name, source, shapes))
+            continue
+        _check_source(run, source, found, stage)
         # A stack that the source fills in part is drawn whole.
-        taken = set() if _fills_layers(stage) else paths_of(stage.init_part, shapes)
+        taken |= set() if _fills_layers(stage) else paths_of(source.part, shapes)
 
     def init(key: jax.Array) -> Tree:
         return _without(as_stored(initial_params(module, config, stage, key), stage), taken)
 
-    # Every device draws its own part, so that no device holds all parameters.
+    # What a source gives is not drawn. Every device draws its own part, so that no device holds all
+    # parameters.
     drawn = jax.jit(init, out_shardings=_without(places, taken))(key)
-    params = merge(start, drawn)
-    if source is not None:
-        params = _fill(params, shapes, source, stage, run.places)
+    params = merge(shapes, drawn)
+    for source, found in sources:
+        params = _fill(run, name, source, found, params, shapes)
     if adapters := adapter_shapes(shapes, stage.trainable, "trainable"):
         draw = functools.partial(draw_adapters, adapters)
         params = merge(params, jax.jit(draw, out_shardings=run.places(adapters))(key))
@@ -164,59 +164,67 @@ def init_train_state(
 
 
 def _fill(
-    params: Tree, shapes: Tree, source: StoredStage, stage: Stage, place: Callable[[Tree], Tree]
+    run: Run, name: str, source: Source, found: StoredStage, params: Tree, shapes: Tree
 ) -> Tree:
-    """Return parameters, some of which are still abstract, with those of a source.
+    """Return parameters of a stage, some of which are still abstract, with those of a source.
 
     Args:
-      params: `Stored`, abstract where the source gives an array, and arrays.
-      shapes: shapes and types of all of them.
-      source: where the others are.
-      stage: the stage that starts.
-      place: maps parameters to their shardings.
+      run: the run.
+      name: the stage.
+      source: which parameters the source gives.
+      found: the source.
+      params: all parameters; abstract where a source gives them.
+      shapes: their shapes and types.
     """
-    flat, places = flatten_dict(params, sep="/"), flatten_dict(place(shapes), sep="/")
-    if source.pretrained is not None:
-        stored = {path: leaf for path, leaf in flat.items() if isinstance(leaf, Stored)}
-        return unflatten_dict(flat | source.pretrained.read_each(stored, places), sep="/")
+    stage = run.config.stages[name]
+    flat, wanted = flatten_dict(params, sep="/"), flatten_dict(shapes, sep="/")
+    places = flatten_dict(run.places(shapes), sep="/")
+    if found.pretrained is not None:
+        stored = start_pretrained(found.pretrained, run.config, name, source, shapes)
+        return unflatten_dict(flat | found.pretrained.read_each(stored, places), sep="/")
+    read = found.read(run.places)
     given = flatten_dict(
-        transplant(params, source.read(place), stage.init_part, source.path, _fills_layers(stage)),
-        sep="/",
+        transplant(params, read, source.part, found.path, _fills_layers(stage)), sep="/"
     )
-    types = {path: leaf.dtype for path, leaf in flatten_dict(shapes, sep="/").items()}
-    # A copy: the first step takes the state's memory, and must not take the source's. One parameter
-    # at a time is held twice.
-    copies = {
-        path: jax.device_put(given.pop(path).astype(types[path]), places[path], may_alias=False)
-        for path in list(given)
-    }
-    return unflatten_dict(copies, sep="/")
+    del read
+    for path in [path for path in given if given[path] is not flat[path]]:
+        # A copy: the first step takes the state's memory, and must not take the source's. One
+        # parameter at a time is held twice.
+        array = given.pop(path).astype(wanted[path].dtype)
+        flat[path] = jax.device_put(array, places[path], may_alias=False)
+    return unflatten_dict(flat, sep="/")
 
 
 def _fills_layers(stage: Stage) -> bool:
     return "untrained_layers" in stage.compat
 
 
-def open_source_stage(config: Config, name: str, workdir: str | Path) -> StoredStage | None:
-    """Open the stage that `init_from` names; None where it names none.
+def open_sources(
+    config: Config, name: str, workdir: str | Path
+) -> list[tuple[Source, StoredStage]]:
+    """Open the sources of a stage's initial weights (`Stage.sources`).
 
     Args:
       config: the run's config.
       name: the stage that starts.
-      workdir: where the run's checkpoints are, for a stage of the same run.
+      workdir: where the run's checkpoints are, for stages of the same run; they are left out if it
+        is empty.
 
     Raises:
       CheckpointError: there is no trained stage; the message names the key.
     """
-    init_from = config.stages[name].init_from
-    if not init_from:
-        return None
-    path = f"{workdir}/stages/{init_from}" if init_from in config.stages else init_from
-    try:
-        return open_stage(path, vocab_size=config.data.vocab_size)
-    except CheckpointError as error:
-        key = f"config.stages.{name}.init_from={init_from!r}"
-        raise CheckpointError(f"{key}: {error}") from error
+    found = []
+    for source in config.stages[name].sources:
+        own = source.path in config.stages
+        if own and not workdir:
+            continue
+        path = f"{workdir}/stages/{source.path}" if own else source.path
+        try:
+            found.append((source, open_stage(path, vocab_size=config.data.vocab_size)))
+        except CheckpointError as error:
+            key = f"config.stages.{name}.{source.key}={source.path!r}"
+            raise CheckpointError(f"{key}: {error}") from error
+    return found
 
 
 def _without(tree: Tree, paths: Container[str]) -> Tree:
@@ -248,7 +256,7 @@ def check_origin(run: Run, name: str, meta: dict[str, Any], path: str) -> None:
         )
 
 
-def _check_source(run: Run, found: StoredStage, stage: Stage) -> None:
+def _check_source(run: Run, part: Source, found: StoredStage, stage: Stage) -> None:
     """Check settings and tokenizer of a source whose weights fit in shape.
 
     With other heads, another kernel, norm or vocabulary they would be another function.
@@ -264,7 +272,7 @@ def _check_source(run: Run, found: StoredStage, stage: Stage) -> None:
             f" {run.data.tokenizer.fingerprint}; its embeddings mean"
             " other tokens"
         )
-    elif stage.init_from not in run.config.stages and not stage.init_part:
+    elif part.path not in run.config.stages and not part.part:
         ours, theirs = ((c.seed, c.data.sequence_length) for c in (run.config, source))
         if ours == theirs and (rows := data_offset(source, found.settings, found.step)):
             run.reporter.log(
@@ -277,7 +285,7 @@ def _check_source(run: Run, found: StoredStage, stage: Stage) -> None:
         where, remedy = f"config.data.packing={ours!r}", f"Train on rows as {folder} was"
         check_side(PACKINGS[ours][1], theirs, where, remedy, CheckpointError)
     family = found.settings.family
-    for there, here in parts_of(stage.init_part):
+    for there, here in parts_of(part.part):
         for key_there, key_here in _settings_of(there, here, family, stage.family):
             theirs, ours = _meaning(source, key_there, there), _meaning(run.config, key_here, here)
             if (
