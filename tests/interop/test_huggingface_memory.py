@@ -1,7 +1,4 @@
-"""Memory that loading a folder takes, in a process of its own.
-
-At full size, of Llama-3.2-1B, it is tests/reliability/test_full_size.py.
-"""
+"""Memory that loading a folder takes, in a process of its own."""
 
 import json
 import os
