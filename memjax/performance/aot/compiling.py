@@ -92,7 +92,7 @@ def compile_program(
     )
     config = dataclasses.replace(config, mesh=mesh or config.mesh)
     where = topology(topology_name)
-    programs = StagePrograms(config, name, make_mesh(config.mesh, devices(topology_name)))
+    programs = _programs(config, name, topology_name)
     report = functools.partial(
         Report,
         program=program,
@@ -148,8 +148,7 @@ def compute_bound(config: Config, name: str, topology_name: str) -> float:
     Raises:
       ConfigError: as in `compile_program`.
     """
-    find_stage(config, name)
-    programs = StagePrograms(config, name, make_mesh(config.mesh, devices(topology_name)))
+    programs = _programs(config, name, topology_name)
     with jax.set_mesh(programs.mesh):
         jitted, arguments = programs.train()
         counted = counted_flops(jitted.trace(*arguments).jaxpr)
@@ -167,12 +166,16 @@ def state_bytes(config: Config, name: str, topology_name: str) -> int:
     Raises:
       ConfigError: as in `compile_program`.
     """
-    find_stage(config, name)
-    programs = StagePrograms(config, name, make_mesh(config.mesh, devices(topology_name)))
+    programs = _programs(config, name, topology_name)
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(programs.state)
     )
+
+
+def _programs(config: Config, name: str, topology_name: str) -> StagePrograms:
+    find_stage(config, name)
+    return StagePrograms(config, name, make_mesh(config.mesh, devices(topology_name)))
 
 
 def _model_flops(programs: StagePrograms, program: str) -> float:
