@@ -89,6 +89,7 @@ FLAGS: Mapping[str, Flag] = {
     ),
     "search": flag("switch", "", "Find the mesh, remat and microbatches with the highest MFU."),
     "profile": flag("steps", "STEPS", "Record steps with the profiler: {}."),
+    "compilation_cache": flag("switch", "", "Keep compiled programs in the workdir or bucket."),
     "seed": flag("int", "N", "Random seed.", 0),
     "seeds": flag("ints", "N,...", "Random seeds; the work is repeated for each.", 0),
     "scale": flag("text", "", "Model sizes and training lengths."),

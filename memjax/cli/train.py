@@ -9,6 +9,7 @@ ARGUMENTS = Arguments(
     flags=take(
         config={"required": True},
         workdir={"required": True},
+        compilation_cache={},
         profile={"what": "START:STOP of every stage, into WORKDIR/stages/NAME/profile"},
     ),
     configs=("config",),
@@ -23,4 +24,9 @@ def run(given: Namespace) -> None:
     from memjax.sharding import connect
 
     connect()
-    run_experiment(config, given.workdir, profile=given.profile)
+    run_experiment(
+        config,
+        given.workdir,
+        profile=given.profile,
+        compilation_cache=given.compilation_cache,
+    )

@@ -16,20 +16,18 @@ from memjax.config.choices import (
     STAGE_QUIRKS,
     Rules,
 )
+from memjax.config.model import Backbone, Model, reading
 from memjax.config.settings import (
     MESHES,
-    Backbone,
     Config,
     ConfigError,
     Data,
     Evaluator,
     Mesh,
-    Model,
     Optimizer,
     Source,
     Stage,
     match_rules,
-    reading,
     usual_evaluators,
 )
 from memjax.config.tree import differences, from_config_dict, from_json, to_config_dict, to_json

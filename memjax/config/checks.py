@@ -27,17 +27,8 @@ from memjax.config.choices import (
     REPEATS,
     STAGE_QUIRKS,
 )
-from memjax.config.settings import (
-    Backbone,
-    Config,
-    ConfigError,
-    Data,
-    Evaluator,
-    Mesh,
-    Model,
-    Optimizer,
-    Stage,
-)
+from memjax.config.model import Backbone, Model
+from memjax.config.settings import Config, ConfigError, Data, Evaluator, Mesh, Optimizer, Stage
 
 MESH_AXES = ("data", "fsdp", "tensor")
 CHOICES = {
@@ -115,7 +106,6 @@ LARGEST_CHUNKS = 2**12
 ATTENTION_SETTINGS = (
     "head_dim",
     "qk_norm",
-    "attention_bias",
     "norm_eps",
     "rope_theta",
     "rope_scaling",

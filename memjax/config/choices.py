@@ -21,7 +21,7 @@ EXPANSIONS = ("unroll", "repeat", "unroll_each")
 - `unroll_each`: every position reads a window of every vector; of one vector this is `unroll`.
 """
 LAYOUTS = ("fixed", "variable", "text")
-FEATURES = (
+READING_FEATURES = (
     "sigmoid_gate",
     "log_scale",
     "rotary_values",
@@ -29,7 +29,9 @@ FEATURES = (
     "zero_outputs",
     "constant_addresses",
 )
-"""Parts of the reading decoder, each off unless a stack names it:
+"""Features of the reading decoder."""
+FEATURES = (*READING_FEATURES, "attention_bias")
+"""Parts of a transformer, each off unless a stack names it:
 
 - `sigmoid_gate`: the output gate passes through 2 * sigmoid, which begins near 1;
 - `log_scale`: scores are multiplied by the logarithm of the number of keys and a learned factor per
@@ -40,7 +42,8 @@ FEATURES = (
 - `blind_memories`: each memory attends to itself alone (Block-attention, arXiv 2409.15355);
 - `zero_outputs`: the last matrices of attention and MLP begin at zero, and a block as the identity;
 - `constant_addresses`: queries of tokens and keys of memories in place heads are their learned
-  biases alone, so that these heads find a memory by its place, whatever it holds.
+  biases alone, so that these heads find a memory by its place, whatever it holds;
+- `attention_bias`: a learned vector is added to queries, keys and values (Qwen2).
 """
 MEMORY_INJECTIONS = ("token", "embedding", "add")
 DTYPES = ("float32", "bfloat16")

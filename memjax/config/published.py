@@ -14,7 +14,8 @@ from typing import Any
 import ml_collections
 
 from memjax.config.choices import FREEZING
-from memjax.config.settings import Backbone, Config, Data, Model, Stage, usual_evaluators
+from memjax.config.model import Backbone, Model
+from memjax.config.settings import Config, Data, Stage, usual_evaluators
 from memjax.config.tree import to_config_dict
 
 AS_PUBLISHED = "_as_published"

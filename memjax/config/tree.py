@@ -23,7 +23,7 @@ from memjax.files import parse_json
 
 _UNCHECKED_ON_RESUME = re.compile(
     r"(log_every|checkpoint_every|checkpoint_minutes|checkpoints_kept|checkpoint_best|evaluators"
-    r"|wandb_project|compilation_cache|name|mesh)(\.|$)|model\.remat$|stages\..*\.grad_accum_steps$"
+    r"|wandb_project|name|mesh)(\.|$)|model\.remat$|stages\..*\.grad_accum_steps$"
 )
 """Keys that may differ on resume: they affect no batch, and weights by their rounding alone."""
 

@@ -43,7 +43,7 @@ from memjax.files import (
 from memjax.objectives import load_config
 from memjax.progress import SILENT, Reporter
 from memjax.sharding import ProcessMonitor, barrier, first_process, make_mesh, require_equal
-from memjax.training.compilation_cache import compilation_cache
+from memjax.training.compilation_cache import programs_kept
 from memjax.training.init_state import Run
 from memjax.training.loop import train_stage
 from memjax.training.status import EVALUATION, Status
@@ -58,6 +58,7 @@ def run_experiment(
     workdir: str | os.PathLike,
     reporter: Reporter | None = None,
     profile: tuple[int, int] | None = None,
+    compilation_cache: bool = False,
 ) -> dict[str, Any]:
     """Train and evaluate a config, from where it stopped, and return its results.
 
@@ -75,6 +76,7 @@ def run_experiment(
       reporter: prints progress.
       profile: first and last step of every stage to trace with the profiler, into
         `stages/NAME/profile`; None traces nothing.
+      compilation_cache: keep compiled programs in the workdir or bucket, for quick restarts.
 
     Raises:
       WorkdirError: the workdir was made with another config, or another process uses it.
@@ -106,8 +108,7 @@ def run_experiment(
                 claim_workdir(config, workdir)
             barrier("claimed")
             run = Run(config, workdir, data, reporter, watch, remote, profile, status)
-            cached = config.compilation_cache
-            with compilation_cache(place) if cached else contextlib.nullcontext():
+            with programs_kept(place) if compilation_cache else contextlib.nullcontext():
                 return _run(run, began)
 
 

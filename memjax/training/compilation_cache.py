@@ -12,7 +12,7 @@ FOLDER = "compilation_cache"
 
 
 @contextlib.contextmanager
-def compilation_cache(workdir: epath.Path) -> Iterator[None]:
+def programs_kept(workdir: epath.Path) -> Iterator[None]:
     """Read compiled programs from `workdir` and write new ones to it, while the block runs.
 
     Entries are keyed by program, devices and versions, so that a run on another slice compiles its

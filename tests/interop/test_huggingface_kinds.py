@@ -138,9 +138,9 @@ def stage_of(folder: Path, **changes: Any) -> Config:
 def test_biases_are_a_setting_that_a_stage_must_share(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", small("qwen2"))
     check_stages(stage_of(folder), make_mesh())
-    said = r"has attention_bias=True, this run has config\.model\.decoder\.attention_bias=False"
+    said = r"has features=\('attention_bias',\), this run has config\.model\.decoder\.features=\(\)"
     with pytest.raises(CheckpointError, match=said):
-        check_stages(stage_of(folder, attention_bias=False), make_mesh())
+        check_stages(stage_of(folder, features=()), make_mesh())
     module = build(stage_of(folder), stage_of(folder).stages["train"])
     shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 64), np.int32))
     mix = shapes["params"]["backbone"]["blocks"]["mix"]

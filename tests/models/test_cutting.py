@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memjax.config import Backbone, Model, Stage
-from memjax.config.choices import FEATURES
+from memjax.config.choices import READING_FEATURES
 from memjax.models import Autoencoder
 from memjax.models.cutting import drawn_cut, halvings
 from memjax.models.reading_model import ReadingModel
@@ -28,7 +28,7 @@ MODEL = Model(
     expansion="unroll_each",
     encoder=MIXER,
     reconstructor=MIXER,
-    decoder=dataclasses.replace(STACK, heads=4, place_heads=2, features=FEATURES),
+    decoder=dataclasses.replace(STACK, heads=4, place_heads=2, features=READING_FEATURES),
     layout="text",
     chunk_positions=False,
 )

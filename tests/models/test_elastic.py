@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memjax.config import Backbone, Model, Stage
-from memjax.config.choices import FEATURES
+from memjax.config.choices import READING_FEATURES
 from memjax.models import Autoencoder
 from memjax.models.elastic import draw_kept, whole
 from memjax.models.memory import VECTORS
@@ -34,7 +34,7 @@ MODEL = Model(
         place_heads=2,
         output_gate=True,
         qk_norm=True,
-        features=FEATURES,
+        features=READING_FEATURES,
     ),
     layout="text",
     chunk_positions=False,

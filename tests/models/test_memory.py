@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memjax.config import Backbone, Config, Data, Model, Stage
-from memjax.config.choices import FEATURES
+from memjax.config.choices import READING_FEATURES
 from memjax.models import FAMILIES, MemoryModel, RecurrentMemory
 from memjax.models.memory import KINDS
 from memjax.models.reading_model import ReadingModel
@@ -41,7 +41,9 @@ TEXT = dataclasses.replace(
         place_heads=2,
     ),
 )
-BLIND = dataclasses.replace(TEXT, decoder=dataclasses.replace(TEXT.decoder, features=FEATURES))
+BLIND = dataclasses.replace(
+    TEXT, decoder=dataclasses.replace(TEXT.decoder, features=READING_FEATURES)
+)
 MODULES = {
     "reading model": ReadingModel(TEXT, CHUNKS, VOCABULARY),
     "reading model, blind": ReadingModel(BLIND, CHUNKS, VOCABULARY),

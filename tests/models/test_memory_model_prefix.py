@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from memjax.config import MODEL_QUIRKS, REPEATS, Backbone, ConfigError, Model
-from memjax.config.choices import FEATURES
+from memjax.config.choices import READING_FEATURES
 from memjax.layers import Backbone as Stack
 from memjax.layers.shared_prefix import SharedPrefix
 from memjax.models import MemoryModel, earlier_chunks
@@ -57,7 +57,7 @@ MODELS = {
     "grouped heads": with_decoder(kv_heads=1, output_gate=True),
     "attended padding": with_decoder(compat=("attended_padding",)),
     "text": with_decoder("text", **READING),
-    "text, blind": with_decoder("text", **READING | {"features": FEATURES}),
+    "text, blind": with_decoder("text", **READING | {"features": READING_FEATURES}),
     "mixer": with_decoder(kind="mixer", channel_kernel=3),
     "flat mixer": with_decoder(kind="mixer", heads=0),
     **{kind: with_decoder(kind=kind, decay_length=3.0) for kind in REPEATS},

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from memjax.config import Backbone, Config, Data, Model, Stage
-from memjax.config.choices import FEATURES
+from memjax.config.choices import READING_FEATURES
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds, score, total, weighted_loss
 from memjax.testing.families import FAMILY_OBJECTIVES
@@ -32,7 +32,7 @@ STACKS = {
     ),
     "text": Backbone(heads=2, output_gate=True, **SMALL),
 }
-PLACED = {"place_heads": 1, "features": FEATURES, "qk_norm": True}
+PLACED = {"place_heads": 1, "features": READING_FEATURES, "qk_norm": True}
 """Settings of a decoder with positions of the text."""
 ONCE = [
     (family, kind)

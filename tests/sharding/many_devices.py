@@ -23,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from memjax.config import FREEZING, Backbone, Config, Mesh, Optimizer, Stage
-from memjax.config.choices import FEATURES
+from memjax.config.choices import READING_FEATURES
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds
 from memjax.sharding import make_mesh, put_batch
@@ -55,7 +55,7 @@ READER = Backbone(
     output_gate=True,
     qk_norm=True,
     place_heads=2,
-    features=FEATURES,
+    features=READING_FEATURES,
 )
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from memjax.experiment.run import run_experiment
 from memjax.progress import Reporter
 from memjax.testing import tiny_config, write_corpus
-from memjax.training.compilation_cache import FOLDER, compilation_cache
+from memjax.training.compilation_cache import FOLDER, programs_kept
 
 HITS, MISSES = (f"/jax/compilation_cache/cache_{what}" for what in ("hits", "misses"))
 SETTINGS = (
@@ -63,7 +63,7 @@ def test_programs_of_the_block_alone_are_kept(
 
     for expected in ({MISSES}, {HITS}):
         counts.clear()
-        with compilation_cache(epath.Path(tmp_path)):
+        with programs_kept(epath.Path(tmp_path)):
             compile_once()
         assert counts.keys() & {HITS, MISSES} == expected
         assert settings() == before
@@ -72,7 +72,7 @@ def test_programs_of_the_block_alone_are_kept(
     compile_once()
     assert not counts.keys() & {HITS, MISSES}
     assert there == sorted((tmp_path / FOLDER).iterdir()) != []
-    with pytest.raises(KeyError), compilation_cache(epath.Path(tmp_path)):
+    with pytest.raises(KeyError), programs_kept(epath.Path(tmp_path)):
         raise KeyError
     assert settings() == before
 
@@ -80,7 +80,7 @@ def test_programs_of_the_block_alone_are_kept(
 @pytest.mark.slow
 def test_a_second_run_compiles_nothing(tmp_path: Path, counts: collections.Counter[str]) -> None:
     before = settings()
-    config = tiny_config(write_corpus(tmp_path / "corpus.jsonl"), compilation_cache=True)
+    config = tiny_config(write_corpus(tmp_path / "corpus.jsonl"))
     stage = dataclasses.replace(config.stages["autoencoder"], steps=3)
     config = dataclasses.replace(
         config, stages={"autoencoder": stage}, curriculum=("autoencoder",), controls=()
@@ -89,7 +89,7 @@ def test_a_second_run_compiles_nothing(tmp_path: Path, counts: collections.Count
     for misses in (True, False):
         jax.clear_caches()
         counts.clear()
-        run_experiment(config, workdir, Reporter(Console(quiet=True)))
+        run_experiment(config, workdir, Reporter(Console(quiet=True)), compilation_cache=True)
         assert (counts[MISSES] > 0) == misses and (counts[HITS] > 0) != misses
         shutil.rmtree(workdir / "stages")
         (workdir / "results.json").unlink()

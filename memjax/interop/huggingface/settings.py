@@ -96,7 +96,7 @@ def decoder_settings(folder: str | os.PathLike) -> DecoderSettings:
         norm="rms",
         head_dim=head_dim if head_dim * heads != width else 0,
         qk_norm=said["model_type"] == "qwen3",
-        attention_bias=said["model_type"] == "qwen2",
+        features=("attention_bias",) if said["model_type"] == "qwen2" else (),
         norm_eps=epsilon if epsilon != Backbone().epsilon else 0.0,
         rope_theta=base,
         rope_scaling=scaling,

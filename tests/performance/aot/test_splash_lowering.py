@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from memjax.config import Backbone, Data, Mesh, Model, Optimizer, Stage
-from memjax.config.choices import FEATURES
+from memjax.config.choices import READING_FEATURES
 from memjax.layers.attend import LONGEST_BLOCK, WIDEST_AUTO, attend, block_length
 from memjax.layers.shared_prefix import SharedPrefix, attend_shared
 from memjax.objectives import Batch
@@ -180,7 +180,7 @@ def test_chunks_that_share_a_prefix_hold_neither_scores_nor_a_mask(topology):
                 output_gate=True,
                 qk_norm=True,
                 place_heads=1,
-                features=FEATURES,
+                features=READING_FEATURES,
             ),
             dtype="bfloat16",
         ),
