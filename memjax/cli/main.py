@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from os import _exit
 
-from memjax.cli.allocator import keep_freed_memory
+from memjax.allocator import keep_freed_memory
 from memjax.cli.arguments import close_match, help_text, parse
 from memjax.errors import MemjaxError, message
 

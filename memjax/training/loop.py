@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from memjax.allocator import suit
 from memjax.checkpoints import Checkpoints, Schedule
 from memjax.config import to_json
 from memjax.data import TrainBatches, open_attributions
@@ -133,7 +134,7 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
         )
         trace = stack.enter_context(Trace(run.profile, run.folder(name) / "profile"))
         stack.enter_context(jax.set_mesh(mesh))
-        train_step = steps.jit_train_step()
+        jitted = train_step = steps.jit_train_step()
 
         before = meta.get("before", {})
         if not start and folder_of(stage.init_from):
@@ -148,9 +149,10 @@ def train_stage(run: Run, name: str, evaluators: Sequence[Evaluator] = ()) -> di
             with trace.step(step):
                 batch, seconds = run.watch.next(batches)
                 log.waited += seconds
-                first = step == start + 1
-                with run.status.timing(COMPILATION) if first else contextlib.nullcontext():
-                    state, metrics = train_step(state, batch)
+                if step == start + 1:
+                    with run.status.timing(COMPILATION):
+                        train_step = suit(jitted.lower(state, batch).compile())
+                state, metrics = train_step(state, batch)
             trace.stop_after(step, metrics)
             text = None
             if step % config.log_every == 0:

@@ -188,6 +188,19 @@ class Watched:
         self.steps_of: dict[int, int] = {}
         self.metrics: list[Any] = []
 
+    def lower(self, *arguments: Any) -> Any:
+        """Lowers the step; what that compiles to is watched in its place."""
+        lowered = self.step.lower(*arguments)
+
+        def compile_() -> Any:
+            self.step = lowered.compile()
+            return self
+
+        return types.SimpleNamespace(compile=compile_)
+
+    def memory_analysis(self) -> Any:
+        return self.step.memory_analysis()
+
     def __call__(self, state: Any, batch: Any) -> Any:
         self.count += 1
         # What ends a stage, its evaluation and its last checkpoint, may wait.

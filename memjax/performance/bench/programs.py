@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from memjax.allocator import suit
 from memjax.config import Config, ConfigError, Stage
 from memjax.layers.lora import adapter_shapes, draw_adapters
 from memjax.models import can, example
@@ -118,7 +119,7 @@ def make_program(config: Config, stage_name: str, name: str) -> Program:
     with jax.set_mesh(programs.mesh):
         jitted, (first, batch) = getattr(programs, name)()
         began = time.perf_counter()
-        compiled = jitted.lower(first, batch).compile()
+        compiled = suit(jitted.lower(first, batch).compile())
         seconds = time.perf_counter() - began
         state, batch = programs.draw_state(), programs.draw_batch(batch)
     memory, peak = compiled.memory_analysis(), peak_flops(jax.devices()[0].device_kind)
