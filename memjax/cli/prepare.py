@@ -100,3 +100,5 @@ def describe(prepared: "Prepared", reporter: Reporter) -> None:
     if info.get("skipped"):
         facts.append(f"damaged documents left out: {sum(info['skipped'].values())}")
     reporter.log("; ".join(facts))
+    for error in info.get("damaged", ()):
+        reporter.log(f"left out: {error}")

@@ -159,8 +159,8 @@ def do(
 
     Returns:
       `documents`, `characters`, `bytes` and `fingerprint` of the text, `skipped` (from a reason to
-      a number of documents), what `Shard.finish` returns per split, checksums of `sketches`, and
-      the `signature` and `tokenizer` of the work.
+      a number of documents), `damaged` (the errors of the first of them), what `Shard.finish`
+      returns per split, checksums of `sketches`, and the `signature` and `tokenizer` of the work.
 
     Raises:
       CorpusError: a document is damaged.
@@ -200,8 +200,10 @@ def do(
                 with atomic_file(file) as temporary, open(temporary, "wb") as stored:
                     np.save(stored, np.concatenate([sketch([]), *parts]))
                 record["sketches"][file.name] = sha256(file)
+        skipped = work.source.take_skipped()
         record |= {key: getattr(stats, key) for key in TEXT} | {
-            "skipped": work.source.take_skipped(),
+            "skipped": skipped.counts,
+            "damaged": skipped.messages,
             "tokenizer": work.fingerprint,
             "signature": work.signature,
         }

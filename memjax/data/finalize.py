@@ -22,7 +22,7 @@ from memjax.data.blocks import (
 )
 from memjax.data.rows import describe, describe_mixture
 from memjax.data.sketches import near_duplicates, sketch
-from memjax.data.sources.base import CorpusError, Source
+from memjax.data.sources.base import NAMED, CorpusError, Source
 from memjax.data.vocabulary import Parts
 from memjax.files import write_json
 
@@ -42,8 +42,7 @@ def finalize_rows(
     """Write `{split}.json` of all parts and of the whole, and remove files that are not needed.
 
     Returns:
-      `corpus_fingerprint`, `documents`, `characters`, `blocks`, `skipped` (from a reason to a
-      number of damaged documents), `near_duplicates` if there are sketches (`validation`: held-out
+      what `text_stats` returns, `near_duplicates` if there are sketches (`validation`: held-out
       documents with a near-duplicate in training, `of`: all) and `parts` of a mixture.
 
     Raises:
@@ -56,7 +55,7 @@ def finalize_rows(
         ]
         for split in SPLITS
     }
-    metadata = _text_stats(records)
+    metadata = text_stats(records)
     try:
         _check_enough(data, described, metadata["documents"], parts.names)
     except CorpusError:
@@ -79,7 +78,7 @@ def finalize_rows(
         _clear(work.folder, [*made, *(f"{split}.json" for split in SPLITS)])
     if len(works) > 1:
         metadata["parts"] = [
-            {"corpus": name, "weight": weight} | _text_stats([own])
+            {"corpus": name, "weight": weight} | text_stats([own])
             for name, weight, own in zip(parts.names, parts.weights, records, strict=True)
         ]
     return metadata
@@ -100,7 +99,7 @@ def recount(sources: Iterable[Source], version: int) -> dict[str, Any]:
         )
         stats = [TextStats(texts(source, block)).finish() for block in blocks]
         counted.append([{key: getattr(one, key) for key in TEXT} for one in stats])
-    return _text_stats(counted)
+    return text_stats(counted)
 
 
 def _clear(folder: Path, files: Iterable[str]) -> None:
@@ -133,8 +132,13 @@ def _check_enough(
         )
 
 
-def _text_stats(records: Sequence[Sequence[Record]]) -> dict[str, Any]:
-    """Return the statistics of the text of parts, from the records of each one's blocks."""
+def text_stats(records: Sequence[Sequence[Record]]) -> dict[str, Any]:
+    """Return the statistics of the text of parts, from the records of each one's blocks.
+
+    Returns:
+      `corpus_fingerprint`, `documents`, `characters`, `blocks`, `skipped` (from a reason to a
+      number of damaged documents) and `damaged` (the errors of the first NAMED of them).
+    """
     every = [record for own in records for record in own]
     skipped: collections.Counter[str] = collections.Counter()
     for record in every:
@@ -147,6 +151,7 @@ def _text_stats(records: Sequence[Sequence[Record]]) -> dict[str, Any]:
         "characters": sum(record["characters"] for record in every),
         "blocks": len(every),
         "skipped": dict(sorted(skipped.items())),
+        "damaged": [error for record in every for error in record.get("damaged", ())][:NAMED],
     }
 
 

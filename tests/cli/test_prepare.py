@@ -106,6 +106,8 @@ def test_a_table_of_padding_and_damage(tmp_path):
     out = io.StringIO()
     prepared = prepare_workdir(config, tmp_path / "run", 1, Console(file=out, width=160))
     assert "damaged documents left out: 1" in out.getvalue()
+    (error,) = prepared.info["damaged"]
+    assert f"left out: {error[:60]}" in out.getvalue()
     assert f"{prepared.info['train']['padding']:,}" in out.getvalue()
     assert prepared.info["train"]["padding"] > 0
 

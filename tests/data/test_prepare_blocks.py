@@ -283,6 +283,8 @@ def test_a_damaged_document_is_named_or_left_out(data, tmp_path, tokenizer):
     tolerant = Data(**{**vars(data), "skip_damaged": True})
     prepared = prepare(tolerant, tmp_path / "data", said.append, workers=2)
     assert (prepared.info["skipped"], prepared.info["documents"]) == ({"not JSON": 1}, 60)
+    (error,) = prepared.info["damaged"]
+    assert error.startswith(f"{file}:41: not JSON")
     assert any("skipped 1 damaged document (1 not JSON)" in line for line in said)
     with pytest.raises(RowsError, match=r"config\.data\.skip_damaged=True, not False"):
         prepare(data, tmp_path / "data")
@@ -332,7 +334,7 @@ def test_folders_of_the_first_format_are_read(data, tmp_path, monkeypatch):
         rows = before.train.read(range(len(before.train)))
     old = json.loads((folder / "prepared.json").read_text())
     new = ("tokenizer_from", "rows", "skip_damaged", "blocks", "skipped", "near_duplicates")
-    for key in (*new, "sha256"):
+    for key in (*new, "damaged", "sha256"):
         del old[key]
     old |= {"format": 1, "corpus_stamp": old["corpus_stamp"][0]}
     (folder / "prepared.json").write_text(json.dumps(old))

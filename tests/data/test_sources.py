@@ -229,8 +229,10 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path, suffix):
     assert not worker.skipped
     for block in source.blocks(60):
         list(worker.read(block))
-    assert worker.take_skipped() == expected
-    assert worker.take_skipped() == {}
+    counts, messages = worker.take_skipped()
+    assert counts == expected and len(messages) == 8
+    assert messages[0].startswith(f"{source.name}:2: not JSON")
+    assert worker.take_skipped() == ({}, [])
     # They have numbers all the same.
     assert [document.id.rpartition(":")[2] for document in source] == ["1", "6", "11"]
     with pytest.raises(DocumentError, match=r"a\.jsonl(\.gz)?:2: not JSON"):

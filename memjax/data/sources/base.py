@@ -7,12 +7,14 @@ import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from memjax import progress
 from memjax.errors import MemjaxError, few
 
 Entry = TypeVar("Entry")
+NAMED = 20
+"""Damaged documents that are named; all are counted."""
 
 
 class CorpusError(MemjaxError):
@@ -60,6 +62,15 @@ class Block:
     stop: int
 
 
+class Skipped(NamedTuple):
+    """The damaged documents that a source skipped."""
+
+    counts: dict[str, int]
+    """From a reason to a number of documents."""
+    messages: list[str]
+    """The errors of the first NAMED."""
+
+
 def counted(counts: Mapping[str, int]) -> str:
     """Return "3 .pdf, 1 .md" of {".pdf": 3, ".md": 1}, and no more than a few kinds."""
     return few([f"{count} {kind}" for kind, count in sorted(counts.items())])
@@ -76,6 +87,7 @@ class Source(abc.ABC):
         raises.
       skipped: from a reason to the number of documents that this copy of the source has skipped.
         It is not pickled: a process that reads for another returns its own, by `take_skipped`.
+      damaged: the errors of the first NAMED of them, each with the place of the document.
       left_out: which files of a folder are no documents and how many, as text; or nothing.
       signature: see `mtime_signature`.
     """
@@ -87,11 +99,13 @@ class Source(abc.ABC):
         self.name = name
         self.skip_damaged = skip_damaged
         self.skipped: collections.Counter[str] = collections.Counter()
+        self.damaged: list[str] = []
 
-    def take_skipped(self) -> dict[str, int]:
-        """Return from reason to number of documents skipped since the last call."""
-        taken = dict(self.skipped)
+    def take_skipped(self) -> Skipped:
+        """Return the documents skipped since the last call."""
+        taken = Skipped(dict(self.skipped), self.damaged)
         self.skipped.clear()
+        self.damaged = []
         return taken
 
     def visible(
@@ -109,6 +123,8 @@ class Source(abc.ABC):
                 if not self.skip_damaged:
                     raise
                 self.skipped[error.reason] += 1
+                if len(self.damaged) < NAMED:
+                    self.damaged.append(str(error))
                 continue
             if found.text and not found.text.isspace():
                 yield found
@@ -143,5 +159,5 @@ class Source(abc.ABC):
             yield from self.read(block)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the counts of this copy."""
-        return self.__dict__ | {"skipped": collections.Counter()}
+        """Leave out what this copy has skipped."""
+        return self.__dict__ | {"skipped": collections.Counter(), "damaged": []}
