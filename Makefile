@@ -18,11 +18,12 @@ export PYTHONDONTWRITEBYTECODE :=
 TOO_OLD := import sys; sys.exit(sys.version_info < (3, 11) and \
 	"memjax needs Python 3.11 or newer; " + sys.executable + " is %d.%d. " % sys.version_info[:2]
 
-.PHONY: help env quickstart test slow night check docs clean
+.PHONY: help env quickstart test test-beam slow night check docs clean
 
 help:
 	@echo "make quickstart   train a memory model from text to report, in $(WORKDIR)"
 	@echo "make test         lint, formatting, types and tests, in minutes"
+	@echo "make test-beam    the tests of preparation by Apache Beam, in $(VENV)/beam"
 	@echo "make slow         the tests marked slow, which CI runs too"
 	@echo "make night        the tests marked night: damage and soak runs"
 	@echo "make docs         the site, in build/site, from docs/ and docstrings"
@@ -48,6 +49,16 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+
+# An environment of its own: Beam needs older packages than memjax is tested with. Beam's own
+# warnings are no errors.
+test-beam: $(VENV)/beam/.ready
+	$(VENV)/beam/bin/python -m pytest tests/beam --confcutdir=tests/beam -W default --disable-warnings
+
+$(VENV)/beam/.ready: tests/beam/requirements.txt
+	@"$(PYTHON)" -m venv $(VENV)/beam
+	@$(VENV)/beam/bin/python -m pip install -qq -r tests/beam/requirements.txt
+	@touch $@
 
 # An environment of its own: the site is built from sources alone.
 docs: $(VENV)/docs/.ready

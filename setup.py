@@ -65,6 +65,8 @@ setup(
         "aot": ["libtpu"],
         "gcs": ["gcsfs>=2026.9"],
         "data": ["pyarrow>=17.0"],
+        # Beam 2.77 allows no protobuf 7, which sentencepiece 0.2.3 needs.
+        "beam": ["apache-beam>=2.77", "sentencepiece<0.2.3"],
         "hf": [
             "datasets>=3.0",
             "huggingface_hub>=0.24",

@@ -41,6 +41,9 @@ gc.set_threshold(200_000, 50, 1000)
 # Nor are the lines looked up where an operation was traced.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 
+# `make test-beam` runs these, in an environment with other versions.
+collect_ignore = ["beam"]
+
 # A machine that is busy is no fault of a test.
 settings.register_profile("memjax", deadline=None)
 settings.load_profile("memjax")

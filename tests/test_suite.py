@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BESIDE = {"golden", "golden_configs", "launch", "reliability"}
+BESIDE = {"beam", "golden", "golden_configs", "launch", "reliability"}
 """Folders of tests that are no room of memjax."""
 OF_NO_MODULE = {
     "cli/test_released.py",

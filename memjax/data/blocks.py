@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from memjax.data.packing import Layout, in_batches
-from memjax.data.rows import Shard, shard_name
+from memjax.data.rows import ROWS, Shard, ShardFormat
 from memjax.data.sketches import sketch
 from memjax.data.sources.base import Block, CorpusError, Source
 from memjax.data.splits import is_validation
@@ -64,6 +64,7 @@ class Work:
     fingerprint: str
     """Fingerprint of the vocabulary."""
     sketches: bool = True
+    form: ShardFormat = ROWS
 
 
 def split_blocks(source: Source, size: int = 0) -> tuple[Block, ...]:
@@ -132,9 +133,7 @@ def done(work: Work, number: int) -> dict[str, Any] | None:
     It is None if there is none, or if the text or a file has changed since.
     """
     try:
-        file = work.folder / _record_file(work, number)
-        record = read_json(file, CorpusError, {"sha256": str})
-        check_seal(record, file, "", CorpusError)
+        record = read_record(work, number)
         if record["tokenizer"] != work.fingerprint:
             return None
         if record["signature"] != work.signature:
@@ -142,7 +141,7 @@ def done(work: Work, number: int) -> dict[str, Any] | None:
             if stats.fingerprint != record["fingerprint"]:
                 return None
             record["signature"] = work.signature
-            write_json(file, sealed(record), indent=None)
+            _write_record(work, number, record)
         checksums = dict(record["sketches"]) if work.sketches else {}
         for split in SPLITS:
             checksums |= {name: file["sha256"] for name, file in record[split]["files"].items()}
@@ -170,7 +169,10 @@ def do(
     tokenizer = _tokenizer(work.tokenizer, work.fingerprint)
     shards = {
         split: Shard(
-            work.folder / shard_name(split, number, len(work.blocks)), work.layout, tokenizer
+            work.folder / work.form.name(split, number, len(work.blocks)),
+            work.layout,
+            tokenizer,
+            work.form,
         )
         for split in SPLITS
     }
@@ -207,7 +209,7 @@ def do(
             "tokenizer": work.fingerprint,
             "signature": work.signature,
         }
-        write_json(work.folder / _record_file(work, number), sealed(record), indent=None)
+        _write_record(work, number, record)
         return record
     finally:
         for shard in shards.values():
@@ -229,8 +231,25 @@ def sketches_file(folder: Path, split: str, number: int) -> Path:
     return folder / f"{split}-{number:05d}.sketches.npy"
 
 
-def _record_file(work: Work, number: int) -> str:
-    return f"block-{number:05d}-of-{len(work.blocks):05d}.json"
+def record_file(work: Work, number: int) -> Path:
+    """Return the file of the record of a block."""
+    return work.folder / f"block-{number:05d}-of-{len(work.blocks):05d}.json"
+
+
+def read_record(work: Work, number: int) -> dict[str, Any]:
+    """Return the record of a block, without a look at its files of rows.
+
+    Raises:
+      CorpusError: it is absent or damaged.
+    """
+    file = record_file(work, number)
+    record = read_json(file, CorpusError, {"sha256": str})
+    check_seal(record, file, "", CorpusError)
+    return record
+
+
+def _write_record(work: Work, number: int, record: dict[str, Any]) -> None:
+    write_json(record_file(work, number), sealed(record), indent=None)
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,9 +8,11 @@ own, which `{split}.json` lists with its weight.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,34 @@ _SHAPE = {
 """The shape of `{split}.json`."""
 
 
+def shard_name(split: str, number: int, of: int) -> str:
+    """Return the name of the file of a split's rows from one block."""
+    return f"{split}-{number:05d}-of-{of:05d}.arrayrecord"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardFormat:
+    """The names and the records of files of rows; picklable."""
+
+    name: Callable[[str, int, int], str] = shard_name
+    """Takes a split, the number of a block and the number of blocks."""
+    record: Callable[[np.ndarray], bytes] = np.ndarray.tobytes
+    """Takes a row [N] as it is stored: little-endian, uint16 or uint32."""
+    empty: bool = False
+    """True where a block without rows has a file all the same."""
+
+
+ROWS = ShardFormat()
+"""The files that `open_rows` reads."""
+
+
 class Shard:
-    """Writes rows of one split into one file, which `finish` moves into place.
+    """Writes rows of one split into one file, which `finish` moves into place."""
 
-    Without any row there is no file.
-    """
-
-    def __init__(self, file: Path, layout: Layout, tokenizer: Tokenizer):
-        self._file, self._temporary = file, file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    def __init__(self, file: Path, layout: Layout, tokenizer: Tokenizer, form: ShardFormat = ROWS):
+        # Processes of two machines may have the same number.
+        hidden = f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        self._file, self._temporary, self._form = file, file.with_name(hidden), form
         self._maker = RowMaker(layout, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocabulary)
         self._byte_lengths, self._bytes = tokenizer.byte_lengths, 0
         self._writer: RecordWriter | None = None
@@ -63,7 +85,7 @@ class Shard:
         if self._writer is None:
             self._writer = RecordWriter(self._file, self._temporary)
         self._bytes += int(self._byte_lengths[rows].sum())
-        self._writer.write(*(row.tobytes() for row in rows))
+        self._writer.write(*map(self._form.record, rows))
 
     def finish(self) -> dict[str, Any]:
         """Move the file into place and return its description.
@@ -75,6 +97,8 @@ class Shard:
           OSError: the disk refuses.
         """
         maker, files = self._maker, {}
+        if self._form.empty and self._writer is None:
+            self._writer = RecordWriter(self._file, self._temporary)
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()
@@ -97,11 +121,6 @@ class Shard:
         if writer is not None:
             writer.abandon()
         self._temporary.unlink(missing_ok=True)
-
-
-def shard_name(split: str, number: int, of: int) -> str:
-    """Return the name of the file of a split's rows from one block."""
-    return f"{split}-{number:05d}-of-{of:05d}.arrayrecord"
 
 
 def describe(shards: Sequence[dict[str, Any]], layout: Layout, fingerprint: str) -> dict[str, Any]:
