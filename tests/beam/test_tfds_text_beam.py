@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import random
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,6 +145,32 @@ def test_workers_that_are_always_killed_end_the_build(config, tmp_path, monkeypa
     assert len(tried) == 5 + beam.TRIES
     monkeypatch.undo()
     assert len(contents(build(config, tmp_path, IN_PROCESS))) > 22
+
+
+def test_the_script_of_the_documents(config, without_beam, tmp_path):
+    page = (HERE.parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    corpus = Path(config.corpus)
+    for old, new in (
+        ("/data/web", corpus.parent),
+        ("/data/tokenizer.model", config.tokenizer),
+        ("/data/tfds", tmp_path),
+        ("row_tokens=1024", f"row_tokens={N}, validation_share=0.05, block_bytes=8000"),
+    ):
+        assert script.count(old) == 1
+        script = script.replace(old, str(new))
+    command = re.search(
+        r"^python (prepare_web\.py --runner=FnApiRunner(?:.|\\\n)*)", page, re.MULTILINE
+    )
+    (tmp_path / "prepare_web.py").write_text(script)
+    given = command[1].replace("\\\n", " ").replace("=16", "=2").split()
+    subprocess.run(
+        [sys.executable, *given],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
+        check=True,
+    )
+    assert contents(tmp_path / "memjax_text/web_1024/2.0.0") == contents(without_beam)
 
 
 def test_damaged_documents_are_counted_and_named(config, tmp_path):
