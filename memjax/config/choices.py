@@ -137,6 +137,8 @@ SHARDING: Rules = (
     (r"/mix/mixing$", ("tensor", None, None, None)),
     (r"/mlp/(gate|up)/kernel$", ("fsdp", "tensor")),
     (r"/mlp/down/kernel$", ("tensor", "fsdp")),
+    (r"/lora_in$", ("fsdp", "tensor")),
+    (r"/lora_out$", ("tensor", "fsdp")),
     (r"embed/embedding$", ("tensor", "fsdp")),
     (r"head/kernel$", ("fsdp", "tensor")),
     (r"(bridge|down|up|unroll_projection)/kernel$", ("fsdp", None)),

@@ -49,8 +49,10 @@ class Linear(nn.Module):
         y = flat @ gather_params(kernel.astype(self.dtype), self.layout, used)
         if self.has_variable("params", "lora_in"):
             into, out = (
-                self.get_variable("params", name).astype(self.dtype)
-                for name in ("lora_in", "lora_out")
+                gather_params(
+                    self.get_variable("params", name).astype(self.dtype), stored, (None, None)
+                )
+                for name, stored in (("lora_in", COLUMN_PARALLEL), ("lora_out", ROW_PARALLEL))
             )
             y += (flat @ into) @ out
         if self.use_bias:

@@ -1,6 +1,7 @@
 """Layout of arrays on devices, and coordination of the processes that own the devices."""
 
 from memjax.sharding.mesh import (
+    axis_size,
     batch_parts,
     batch_sharding,
     batch_shards,
@@ -43,6 +44,7 @@ __all__ = [
     "abstract",
     "agreed",
     "alone",
+    "axis_size",
     "barrier",
     "batch_parts",
     "batch_sharding",

@@ -169,6 +169,12 @@ def batch_parts(rows: int) -> int:
     return 1 if rows % parts else parts
 
 
+def axis_size(axis: str) -> int:
+    """Return the size of an axis of the mesh in context; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[axis]
+
+
 def on_mesh(
     function: Callable[..., Any], mesh: jax.sharding.Mesh | None, **kwargs: Any
 ) -> Callable[..., Any]:
