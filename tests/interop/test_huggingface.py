@@ -553,7 +553,15 @@ def test_folders_that_do_not_fit_together_are_refused(tmp_path):
     ):
         open_pretrained(wide)
     two = sharded(tmp_path / "two")
-    (two / "model-00002-of-00002.safetensors").unlink()
+    first, second = sorted(two.glob("*.safetensors"))
+    tensors = load_file(second)
+    save_file(tensors | dict([load_file(first).popitem()]), second)
+    with pytest.raises(
+        HuggingFaceError,
+        match=r"00002\.safetensors: tensor '.*' is in model-00001-of-00002\.safetensors too,",
+    ):
+        open_pretrained(two)
+    second.unlink()
     with pytest.raises(
         HuggingFaceError,
         match=r"names 'model-00002-of-00002\.safetensors', and there is no such file",

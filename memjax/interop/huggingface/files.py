@@ -81,13 +81,18 @@ def open_files(folder: str | os.PathLike) -> Files:
     """Read the headers of a folder.
 
     Raises:
-      HuggingFaceError: it has no safetensors files, or one that cannot be read.
+      HuggingFaceError: it has no safetensors files, one that cannot be read, or two with the same
+        tensor.
     """
-    tensors = {
-        name: Tensor(path, tuple(entry["shape"]), entry["dtype"])
-        for path in _paths(Path(folder))
-        for name, entry in _header(path)[1].items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for path in _paths(Path(folder)):
+        for name, entry in _header(path)[1].items():
+            if name in tensors:
+                raise HuggingFaceError(
+                    f"{path}: tensor {name!r} is in {tensors[name].file.name} too, expected it in"
+                    f" one file. {_REMEDY}"
+                )
+            tensors[name] = Tensor(path, tuple(entry["shape"]), entry["dtype"])
     return Files(Path(folder), tensors)
 
 
