@@ -124,6 +124,23 @@ def test_logits_are_those_of_a_forward_pass_in_numpy_and_bytes_come_back(
     assert filecmp.cmpfiles(folder, tmp_path / "out", files, False) == (files, [], [])
 
 
+def test_transformers_loads_what_is_saved_with_the_same_logits(
+    folder: Path, quick: Callable[..., Any], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = memjax.load(f"hf:{folder}")
+    changed = jax.tree.map(lambda x: x * 1.5, model.params)
+    save_pretrained(changed, folder, tmp_path / "out")
+    params = memjax.load(f"hf:{tmp_path / 'out'}").params
+    found = quick(model.module.apply)({"params": params}, TOKENS[None])
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.inference_mode():
+        theirs = other(torch.as_tensor(TOKENS[None])).logits.numpy()
+    assert np.abs(theirs).max() > 0.3
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-5)
+
+
 def stage_of(folder: Path, **changes: Any) -> Config:
     decoder = dataclasses.replace(decoder_settings(folder).stack, **changes)
     settings = {"family": "causal_lm", "objectives": {"next_token": 1.0}, "batch_size": 8}
