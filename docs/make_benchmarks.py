@@ -80,6 +80,22 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def others(profile: dict[str, Any], shown: int = 12) -> list[dict[str, Any]]:
+    """Return the longest single operations that are no matrix products, with their part."""
+    found = [one for one in profile["operations"] if one["kind"] != "matrix products"]
+    return [one | {"part": part(one["source"])} for one in found[:shown]]
+
+
+def part(source: str) -> str:
+    """Return the part of the model in the name of an operation, and what it computes there."""
+    if not source:
+        return "arrays of a loop over layers, made or copied"
+    backward = "backward, " if "transpose(" in source else ""
+    again = "computed again, " if "rematted" in source else ""
+    names = re.sub(r"closed_call/|checkpoint/|while/|body/", "", source.split(";")[0]).split("/")
+    return backward + again + " ".join(names[-3:])
+
+
 def page(found: dict[str, Any]) -> str:
     """Return the page with all tables."""
     missing = [name for name in RUNS if name not in found]
@@ -93,7 +109,7 @@ def page(found: dict[str, Any]) -> str:
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     runs = {name: found[name] for name in found if name in RUNS}
-    return template.render(runs=runs, devices=found.get("devices", {}))
+    return template.render(runs=runs, others=others, devices=found.get("devices", {}))
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ operation."""
 AROUND = ("while", "call", "conditional", "async-start")
 """Operations that only contain others."""
 SHOWN = 15
-"""Number of single operations in a profile."""
+"""Number of single operations of each kind in a profile."""
 
 
 class Event(NamedTuple):
@@ -55,7 +55,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """A step's time by kind of operation, and by its longest single operations, longest first."""
+    """A step's time by kind of operation, and by the longest single operations of every kind."""
 
     steps: int
     """Number of profiled steps."""
@@ -154,14 +154,14 @@ def aggregate(recorded: Iterable[Event], program: hlo.Module, steps: int) -> Pro
     single = [
         share(name, kind, [name], known[name].attribute(r'op_name="([^"]*)"') or "")
         for kind, names in kinds.items()
-        for name in names
+        for name in sorted(names, key=lambda name: -taken[name])[:SHOWN]
         if name in known
     ]
     shares = _longest_first(share(kind, kind, names) for kind, names in kinds.items())
     return Profile(
         steps=steps,
         kinds=shares,
-        operations=_longest_first(single)[:SHOWN],
+        operations=_longest_first(single),
         products=sum(one.share for one in shares if one.name == PRODUCTS),
     )
 
