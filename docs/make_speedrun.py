@@ -69,6 +69,7 @@ GOALS = {"recall_blank_accuracy": 0.99, "recall_exact": 0.90}
 NATS = 1.02
 """Greatest next-token loss of a change that may be kept, relative to the best measured control of
 as many steps."""
+EXACT = "autoencoder_exact"
 BASE = "autoencoder"
 """The key of the autoencoder in docs/speedrun.json."""
 
@@ -232,9 +233,15 @@ ONE_STEP = Row("one_step", "one step", 1, START | {"stages.combined.warmup_steps
 """A run whose CPU-seconds are those of start, compilation and evaluation."""
 
 
+WHOLE = Row(
+    "whole", "the whole quickstart", quickstart.get_config().stages.combined.steps, seeds=(0, 1, 2)
+)
+"""The quickstart without its control. It trains an autoencoder of its own."""
+
+
 def every_row() -> list[Row]:
     """Return all rows in the order in which they run."""
-    return [ONE_STEP, *ablations(), *speed_run(), *controls()]
+    return [ONE_STEP, *ablations(), *speed_run(), *controls(), WHOLE]
 
 
 def evaluators(chunks: int, examples: int) -> str:
@@ -249,6 +256,11 @@ def evaluators(chunks: int, examples: int) -> str:
 
 def overrides(row: Row, seed: int | str, folder: str, steps: int = 0) -> dict[str, str]:
     """Return the overrides of a run by key; `steps` above 0 makes it a trial of as many."""
+    if row == WHOLE:
+        stages = (BASE, row.stage) if steps else ()
+        fewer = {f"stages.{name}.steps": str(steps) for name in stages}
+        fewer |= {f"stages.{name}.warmup_steps": "0" for name in stages}
+        return {"seed": str(seed), "controls": "", **fewer}
     trial = {f"stages.{row.stage}.warmup_steps": "0"} if steps else {}
     of_stage = (
         {"curriculum": CONTROL, "controls": "", "data.memories": ""}
@@ -270,7 +282,7 @@ def overrides(row: Row, seed: int | str, folder: str, steps: int = 0) -> dict[st
 
 def config_of(row: Row) -> str:
     """Return the config of a row."""
-    return CONFIG if row.stage == CONTROL else DECODER
+    return CONFIG if row.stage == CONTROL or row == WHOLE else DECODER
 
 
 def make_base(folder: Path, steps: int) -> dict[str, Any] | None:
@@ -291,7 +303,7 @@ def make_base(folder: Path, steps: int) -> dict[str, Any] | None:
         shutil.rmtree(memories, ignore_errors=True)
         seconds = run(train(CONFIG, str(base), settings))
         results = json.loads((base / "results.json").read_text(encoding="utf-8"))
-        numbers = {key: results[key] for key in ("autoencoder_accuracy", "autoencoder_exact")}
+        numbers = {key: results[key] for key in ("autoencoder_accuracy", EXACT)}
         found = about(load) | {
             "command": ["memjax", *train(CONFIG, "FOLDER/base", settings)],
             "steps": results["stages"][BASE]["steps"],
@@ -315,13 +327,15 @@ def measure(row: Row, seed: int, folder: Path, steps: int) -> dict[str, Any]:
     workdir, load = folder / row.name / str(seed), os.getloadavg()[0]
     # What a stopped run has left would take its CPU-seconds out of the count.
     shutil.rmtree(workdir, ignore_errors=True)
-    shutil.copytree(folder / "base" / "data", workdir / "data")
+    if row != WHOLE:
+        shutil.copytree(folder / "base" / "data", workdir / "data")
     seconds = run(train(config_of(row), str(workdir), overrides(row, seed, str(folder), steps)))
     results = json.loads((workdir / "results.json").read_text(encoding="utf-8"))
     settings = overrides(row, seed, "FOLDER", steps)
     shown = train(config_of(row), f"FOLDER/{row.name}/{seed}", settings)
     return about(load) | {
         "command": ["memjax", *shown],
+        "seed": seed,
         "steps": steps or row.steps,
         "cpu_seconds": seconds,
         "seconds_training": results["seconds_training"],
@@ -334,6 +348,7 @@ def numbers_of(results: Mapping[str, Any], stage: str) -> dict[str, Any]:
     model = results["models"][stage]
     return {
         "next_token_nats": results["next_token_nats"],
+        **({EXACT: results[EXACT]} if results.get(EXACT) is not None else {}),
         **{
             key: {size: model[key][size] for size in SIZES if size in model[key]}
             for key in (*READING, ADDRESS, BY_MEMORIES)
@@ -388,6 +403,7 @@ def render(found: Mapping[str, Any]) -> str:
             ("parts", ablations()),
             ("changes", speed_run()),
             ("controls", controls()),
+            ("whole", [WHOLE]),
         )
     }
     rows = every_row()
@@ -467,7 +483,8 @@ def main() -> None:
         write_page(found, given.page)
 
     # All rows with one seed first, so that a stopped command leaves whole tables.
-    runs = {row.key(seed): (row, seed) for seed in SEEDS for row in wanted if seed in row.seeds}
+    seeds = sorted({seed for row in wanted for seed in row.seeds})
+    runs = {row.key(seed): (row, seed) for seed in seeds for row in wanted if seed in row.seeds}
     missing = {key: row.label for key, (row, _) in runs.items() if key not in found}
     if missing and (base := make_base(given.folder, given.steps)):
         found[BASE] = base

@@ -303,3 +303,8 @@ def test_the_page_of_the_speed_run_shows_what_is_measured(speedrun):
     assert re.search(r"\| Muon's rate 6 times AdamW's \|.* \| yes \|", page)
     assert re.search(r"\| weight 1.0 of next tokens \|.* \| no \|", page)
     assert "at commit abc1234." in page
+    assert "## The whole quickstart" not in page
+    whole = a_speed_run(speedrun, rows["whole"], 0.99) | {"seed": 2}
+    whole["numbers"] |= {"autoencoder_exact": 0.5, speedrun.BY_MEMORIES: {"16": 4.0, "1024": 4.03}}
+    page = speedrun.render(found | {rows["whole"].key(2): whole})
+    assert "| 2 | 0.500 | 0.990 | 0.990 | 0.990 | 0.990 | 4.000 | 0.75 % | 200 |" in page
