@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "memjax"
-LEAVES = ("version", "errors", "progress", "files", "released")
+LEAVES = ("version", "errors", "progress", "allocator", "files", "released")
 ORDER = (
     *("config", "sharding", "data", "layers", "models", "objectives", "checkpoints", "interop"),
     *("training", "inference", "evaluation", "experiment", "performance", "testing", "cli"),
