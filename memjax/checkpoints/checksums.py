@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from memjax.errors import MemjaxError
-from memjax.files import read_json, sha256
+from memjax.files import listing, read_json, sha256, write_object
 
 CHECKSUMS = "checksums.json"
 """Holds the sha256 of the files of all items of a checkpoint, by their paths in it."""
@@ -26,9 +26,9 @@ def seal(path: epath.Path) -> None:
 
     Files beside them are marks that Orbax writes when it finishes.
     """
-    folders = (item for item in path.iterdir() if item.is_dir())
+    folders = (item for item in listing(path) if item.is_dir())
     names = [str(file.relative_to(path)) for folder in folders for file in _files(folder)]
-    (path / CHECKSUMS).write_text(json.dumps({"sha256": _sums(path, names)}, indent=1))
+    write_object(path / CHECKSUMS, json.dumps({"sha256": _sums(path, names)}, indent=1).encode())
 
 
 def verify(
@@ -71,7 +71,7 @@ def _warn_unverified(path: epath.Path) -> None:
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
     """Yield the files below a folder; `walk` returns paths in a bucket without `gs://`."""
-    for path in folder.iterdir():
+    for path in listing(folder):
         if not path.is_dir():
             yield path
         elif path != folder:  # An empty object may stand for the folder.

@@ -39,7 +39,7 @@ from memjax.checkpoints.reading import (
     score,
 )
 from memjax.errors import MemjaxError
-from memjax.files import explain, read_json, writing
+from memjax.files import explain, listing, read_json, writing
 
 _LOG = logging.getLogger("memjax")
 # Orbax logs the traceback of every thread of a save that fails, and raises the error as well; the
@@ -229,7 +229,7 @@ class Checkpoints:
         """Read the metadata of the save that is about to count, and write its checksums."""
         path = next(
             path
-            for path in self.folder.iterdir()
+            for path in listing(self.folder)
             if path.name.partition(".")[0].isdigit() and ocp.path.step.is_path_temporary(path)
         )
         for item in ITEMS[:2]:
@@ -257,8 +257,8 @@ class Checkpoints:
         left of checkpoints before the last `keep`, which were being removed.
         """
         whole = 0
-        paths = list(self.folder.iterdir()) if self.folder.exists() else []
-        for path in sorted(paths, key=lambda path: (len(path.name), path.name), reverse=True):
+        by_step = sorted(listing(self.folder), key=lambda path: (len(path.name), path.name))
+        for path in reversed(by_step):
             # On disk a finished save is renamed; in a bucket, which cannot rename, a mark is put
             # into it.
             temporary = ocp.path.step.is_path_temporary(path)

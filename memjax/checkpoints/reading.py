@@ -1,7 +1,6 @@
 """Finished checkpoints, read without the program, the mesh or the devices that wrote them."""
 
 import gc
-import importlib.util
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from etils import epath
 from memjax.checkpoints.checksums import verify
 from memjax.config import Config, ConfigError
 from memjax.errors import MemjaxError
-from memjax.files import parse_json, read_json, require_shape
+from memjax.files import listing, parse_json, paths, read_json, require_shape
 from memjax.layers.lora import merge_lora
 from memjax.objectives import load_config
 
@@ -34,8 +33,6 @@ _SHAPE = {
 """The shape of the metadata."""
 ITEMS = ("params", "optimizer", "meta")
 """The items of a checkpoint, one folder each."""
-BUCKETS = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
-"""From the scheme of a bucket's path to the package that reads and writes it."""
 
 Step = int | Literal["best"] | None
 """A checkpoint of a stage: that of a step, the best one that was kept, or the last."""
@@ -205,29 +202,14 @@ def absolute(folder: str | os.PathLike) -> epath.Path:
     Raises:
       CheckpointError: it is in a bucket and what reads buckets is not installed.
     """
-    scheme, remote, _ = os.fspath(folder).partition("://")
-    if remote:
-        package = BUCKETS.get(scheme, "")
-        CheckpointError.require(
-            package, f"{folder}: expected a folder on this machine, or gs://BUCKET/FOLDER"
-        )
-        CheckpointError.require(
-            importlib.util.find_spec(package) is not None,
-            f"{folder}: buckets are read and written by the package {package}; pip install"
-            f" {package}",
-        )
-    path = epath.Path(folder)
-    # A bucket's path counts as absolute, and yet `absolute()` would put the working directory
-    # before it.
-    return path if path.is_absolute() else path.absolute()
+    return paths.absolute(folder, CheckpointError)
 
 
 def finished_steps(folder: epath.Path) -> list[int]:
     """Return the steps that have a finished checkpoint in `folder`, in ascending order."""
-    paths = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         int(path.name)
-        for path in paths
+        for path in listing(folder)
         if path.name.isdigit() and ocp.path.step.is_path_finalized(path)
     )
 
@@ -235,7 +217,7 @@ def finished_steps(folder: epath.Path) -> list[int]:
 def trained_stages(workdir: epath.Path) -> dict[str, list[int]]:
     """Return the steps that have a checkpoint, for every stage of a workdir that has one."""
     folder = workdir / "stages"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = sorted(path.name for path in listing(folder))
     steps = {name: finished_steps(folder / name / "checkpoints") for name in names}
     return {name: there for name, there in steps.items() if there}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from memjax.cli.arguments import Arguments, read_config, take
+from memjax.files import is_remote, on_this_machine
 from memjax.progress import Reporter
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ ARGUMENTS = Arguments(
 def run(given: Namespace) -> None:
     """Prepares the data of a workdir and prints a table of it."""
     config = read_config("config", given.config, given.overrides["config"])
-    _, bucket, path = given.workdir.partition("://")
-    if bucket:
+    if is_remote(given.workdir):
         from memjax.checkpoints.reading import absolute
 
         absolute(given.workdir)  # Raises where `memjax train` could not write checkpoints.
-    workdir = Path(path or given.workdir).absolute()
-    prepare_workdir(config, workdir, given.workers)
+    prepare_workdir(config, on_this_machine(given.workdir).absolute(), given.workers)
 
 
 def prepare_workdir(

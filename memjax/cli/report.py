@@ -1,9 +1,9 @@
 """The command `memjax report`: the page of a run, or of a store."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from memjax.cli.arguments import Arguments, refuse, take
+from memjax.files import on_this_machine
 from memjax.progress import Reporter
 
 ONLY_STORE = ("model", "against", "out")
@@ -32,7 +32,7 @@ ARGUMENTS = Arguments(
 def run(given: Namespace) -> None:
     """Writes the plots and the page of a workdir from its metrics, or the page of a store."""
     # The metrics of a run in a bucket are on this machine.
-    path = Path(given.path.partition("://")[2] or given.path)
+    path = on_this_machine(given.path)
     reporter = Reporter()
     # These import JAX: after the flags are checked.
     from memjax.checkpoints.store_folder import is_folder

@@ -30,7 +30,10 @@ from memjax.experiment.preflight import check_stages, check_targets
 from memjax.experiment.report import write_report
 from memjax.experiment.report.run import read_run
 from memjax.files import (
+    check_bucket,
+    is_remote,
     locked,
+    on_this_machine,
     read_json,
     regular,
     remove_temporary,
@@ -90,9 +93,11 @@ def run_experiment(
     log = reporter.log
     if not first_process():
         reporter = SILENT
-    remote = str(absolute(workdir)) if "://" in str(workdir) else ""
-    workdir = Path(remote.partition("://")[2] or workdir).expanduser().absolute()
+    remote = str(absolute(workdir)) if is_remote(workdir) else ""
+    workdir = on_this_machine(remote or workdir).absolute()
     place = epath.Path(remote or workdir)
+    if remote and first_process():
+        check_bucket(remote)
     status = Status(place, log)
     # Parameters and draws are of 32 bits.
     with jax.enable_x64(False), ProcessMonitor(log, ended=status.cut_off) as watch:

@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, JSON within limits, and manifests."""
+"""Files: paths, reading and writing whole or not at all, JSON within limits, and manifests."""
 
 from memjax.files.atomic import (
     atomic_dir,
@@ -31,31 +31,47 @@ from memjax.files.manifest import (
     sealed,
     verify,
 )
+from memjax.files.paths import (
+    check_bucket,
+    is_remote,
+    listing,
+    on_this_machine,
+    read_object,
+    retried,
+    write_object,
+)
 
 __all__ = [
     "JSON_LIMIT",
     "atomic_dir",
     "atomic_file",
+    "check_bucket",
     "check_seal",
     "check_size",
     "check_writable",
     "entries",
     "explain",
+    "is_remote",
+    "listing",
     "local",
     "locked",
     "new_folder",
+    "on_this_machine",
     "parse_json",
     "read_json",
     "read_manifest",
+    "read_object",
     "regular",
     "remove_temporary",
     "require_inside",
     "require_shape",
     "resumable_dir",
+    "retried",
     "sealed",
     "sha256",
     "verify",
     "write_json",
+    "write_object",
     "write_text",
     "writing",
 ]

@@ -22,14 +22,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from memjax.files.paths import is_remote, retried
+
 _LOG = logging.getLogger("memjax")
 _SPACE = "expected room for it. Free space and run the same command again"
 _ACCESS = "expected access to it. Change its permissions or use another path"
+_BUCKET = "expected a bucket that answers. Check the connection and run the same command again"
 _DISK = "expected a disk that works. Check it and run the same command again"
 REFUSALS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _SPACE),
     **dict.fromkeys((errno.EACCES, errno.EPERM), _ACCESS),
     **dict.fromkeys((errno.EIO, errno.ESTALE), _DISK),
+    errno.ETIMEDOUT: _BUCKET,
     errno.EROFS: "expected one that can be written. Use another path",
     errno.ENXIO: "expected a file, or a pipe that is read. Remove it or use another path",
 }
@@ -82,11 +86,15 @@ def new_folder(path: str | os.PathLike, error: type[ValueError]) -> Path:
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, on disk or in a bucket, as 64 hex digits."""
-    digest = hashlib.sha256()
-    with (path if "://" in str(path) else regular(path)).open("rb") as stream:
-        while part := stream.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+
+    def of(file: Path) -> str:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while part := stream.read(2**20):
+                digest.update(part)
+        return digest.hexdigest()
+
+    return retried(path, lambda: of(path)) if is_remote(path) else of(regular(path))
 
 
 @contextlib.contextmanager

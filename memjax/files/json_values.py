@@ -5,12 +5,10 @@ import math
 import os
 import reprlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from memjax.files.atomic import regular
+from memjax.files.paths import is_remote, read_object
 
 JSON_LIMIT, JSON_DEPTH = 2**26, 64
 """Bytes of a JSON file and levels of its value, at most."""
@@ -32,11 +30,14 @@ def read_json(path: str | os.PathLike, error: Error, shape: Any = dict, remedy: 
       error: the file is absent, of another kind, too large, or is no JSON of that shape.
     """
     try:
-        file = epath.Path(path) if "://" in str(path) else regular(path)
-        size = file.stat().st_size if isinstance(file, Path) else 0
-        if size > JSON_LIMIT:
-            raise error(f"{path}: {size} bytes, expected at most {JSON_LIMIT}{ending(remedy)}")
-        text = file.read_bytes()
+        if is_remote(path):
+            text = read_object(path)
+        else:
+            file = regular(path)
+            size = file.stat().st_size
+            if size > JSON_LIMIT:
+                raise error(f"{path}: {size} bytes, expected at most {JSON_LIMIT}{ending(remedy)}")
+            text = file.read_bytes()
     except FileNotFoundError as caught:
         raise error(f"{path}: no such file, expected JSON{ending(remedy)}") from caught
     except OSError as caught:

@@ -34,7 +34,7 @@ from memjax.checkpoints.reading import (
 from memjax.config import HUGGINGFACE, Config, Stage
 from memjax.data import Tokenizer, load_tokenizer
 from memjax.data.tokenizers import FILES as TOKENIZERS
-from memjax.files import read_json
+from memjax.files import is_remote, on_this_machine, read_json
 from memjax.interop.huggingface.settings import HuggingFaceError, folder_of
 from memjax.interop.huggingface.weights import Pretrained, open_pretrained, pretrained_config
 from memjax.models import Encoder, can
@@ -163,8 +163,8 @@ def check_tokenizer(
 
 
 def _open_folder(path: str, stage: str, step: Step) -> StoredStage:
-    remote = path if "://" in path else ""
-    here = Path(remote.partition("://")[2] or path).expanduser()
+    remote = path if is_remote(path) else ""
+    here = on_this_machine(path)
     described: dict[str, Any] = {}
     if (here / MANIFEST).exists():
         described = read_json(
@@ -308,7 +308,7 @@ def _mistake(path: str, here: Path, kept: epath.Path, described: dict[str, Any])
             f" {' or '.join(f'{below}/stages/{name}' for name in names)}."
         )
     if trained_stages(kept):
-        hint = " (of a run in a bucket it is kept on this machine)" if "://" in path else ""
+        hint = " (of a run in a bucket it is kept on this machine)" if is_remote(path) else ""
         lacks = f"{path}: a workdir without config.json{hint}"
         if (here / MANIFEST).exists():
             lacks = f"{here / MANIFEST}: no curriculum, expected the config of a run"

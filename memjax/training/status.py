@@ -20,7 +20,7 @@ import jax
 from etils import epath
 
 from memjax.errors import MemjaxError, message
-from memjax.files import explain, read_json, write_text
+from memjax.files import explain, is_remote, read_json, write_object, write_text
 from memjax.sharding import first_process
 
 FILE = "status.json"
@@ -356,8 +356,8 @@ class Status:
 
     def _put(self, path: epath.Path, text: str) -> None:
         try:
-            if "://" in str(path):
-                path.write_text(text)  # An object of a bucket appears whole.
+            if is_remote(path):
+                write_object(path, text.encode())
             else:
                 write_text(path, text)
         except Exception as error:
