@@ -25,8 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import ConfigError
 from memjax.config.choices import ATTENTIONS
-from memjax.sharding import batch_parts
-from memjax.sharding.mesh import BATCH_AXES
+from memjax.sharding import batch_axes, batch_parts
 
 LONGEST_WHOLE = 4096
 """Positions up to which XLA's attention is one product: scores of 8 heads are then 512 MiB in
@@ -101,7 +100,7 @@ def attend(
     if mesh.empty or mesh.size == 1:
         return kernel(query, key, value, valid)
     # The compiler cannot partition a kernel, so each device's part is given explicitly.
-    rows = BATCH_AXES if batch_parts(query.shape[0]) > 1 else None
+    rows = batch_axes() if batch_parts(query.shape[0]) > 1 else None
     heads, kv_heads = query.shape[2], key.shape[2]
     # With fewer key heads than devices, each device gets the one that its query heads read.
     shared = math.lcm(kv_heads, mesh.shape["tensor"])
@@ -112,9 +111,13 @@ def attend(
 
     specs = (by_head, by_head, by_head, PartitionSpec(rows))
     # Unchecked: a kernel's output does not declare the axes that it varies over.
-    return jax.shard_map(kernel, in_specs=specs, out_specs=by_head, check_vma=False)(
-        query, key, value, valid
-    )
+    return jax.shard_map(
+        kernel,
+        in_specs=specs,
+        out_specs=by_head,
+        axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
+        check_vma=False,
+    )(query, key, value, valid)
 
 
 def attend_cached(

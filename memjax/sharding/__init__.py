@@ -2,6 +2,7 @@
 
 from memjax.sharding.mesh import (
     axis_size,
+    batch_axes,
     batch_parts,
     batch_sharding,
     batch_shards,
@@ -16,6 +17,7 @@ from memjax.sharding.mesh import (
     on_mesh,
     put_batch,
     replicated,
+    sum_copies,
 )
 from memjax.sharding.param_overview import report_params
 from memjax.sharding.process_monitor import ProcessMonitor
@@ -46,6 +48,7 @@ __all__ = [
     "alone",
     "axis_size",
     "barrier",
+    "batch_axes",
     "batch_parts",
     "batch_sharding",
     "batch_shards",
@@ -74,5 +77,6 @@ __all__ = [
     "sharing",
     "spec_of",
     "state_shardings",
+    "sum_copies",
     "wait",
 ]

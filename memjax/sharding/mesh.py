@@ -159,13 +159,20 @@ def put_batch(batch: Any, mesh: jax.sharding.Mesh, rows: int | None = None) -> A
     return jax.tree.map(lambda x: put(x, (rows, *x.shape[1:])), batch)
 
 
+def batch_axes() -> tuple[str, ...]:
+    """Return the axes of BATCH_AXES that the compiler splits batches over; see `sum_copies`."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(axis for axis in BATCH_AXES if axis not in manual)
+
+
 def batch_parts(rows: int) -> int:
     """Return the number of parts that the mesh in context splits `rows` into.
 
-    It is 1 without a mesh, or if `rows` does not divide.
+    It is 1 without a mesh, or if `rows` does not divide. In `sum_copies` the rows are those of one
+    copy.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in batch_axes())
     return 1 if rows % parts else parts
 
 
@@ -173,6 +180,28 @@ def axis_size(axis: str) -> int:
     """Return the size of an axis of the mesh in context; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[axis]
+
+
+def sum_copies(function: Callable[..., Any], params: Any, rows: Any, layouts: Any) -> Any:
+    """Compute `function(params, rows)` on the rows of every copy, and add the results up once.
+
+    What the function itself adds up, such as gradients over microbatches, is not exchanged between
+    copies before that.
+
+    Args:
+      function: from params and rows to a tree of arrays, each a sum over rows.
+      params: a tree of arrays that are whole over `data`.
+      rows: a tree of arrays.
+      layouts: per array of `rows` its PartitionSpec over `data` alone.
+    """
+    # Unchecked: gradients are then those of a copy's own rows, where JAX would sum them at once.
+    return jax.shard_map(
+        lambda params, rows: jax.lax.psum(function(params, rows), "data"),
+        in_specs=(PartitionSpec(), layouts),
+        out_specs=PartitionSpec(),
+        axis_names={"data"},
+        check_vma=False,
+    )(params, rows)
 
 
 def on_mesh(
@@ -234,7 +263,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     spec = []
     for size, axis in zip(x.shape, axes, strict=False):
-        names = BATCH_AXES if axis == "batch" else axis
+        names = batch_axes() if axis == "batch" else axis
         parts = math.prod(
             mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ())
         )

@@ -12,10 +12,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.interpreters.partial_eval import dce_jaxpr
+from jax.sharding import PartitionSpec
 
 from memjax import objectives
 from memjax.config import Stage
+from memjax.models import find
 from memjax.objectives import Batch, MetricSum, Request, Scores, SpecialIds
+from memjax.sharding import axis_size, sum_copies
 from memjax.training.optimizer import Tree, learning_rate, merge
 
 _DEFAULT = Stage()
@@ -99,8 +103,9 @@ def train_step(
         terms = {name: objectives.total(s) for name, s in scores.items()}
         return objectives.weighted_loss(terms, stage.objectives, counts), terms
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, terms), grads = _accumulate(grad_fn, state.trainable, parts, stage.grad_accum_steps)
+    (loss, terms), grads = _accumulate(
+        loss_fn, state.trainable, parts, stage.grad_accum_steps, module
+    )
     return update(state, loss, terms, grads, stage, optimizer)
 
 
@@ -152,22 +157,49 @@ def _chunk_means(module: nn.Module, scores: Scores, weight: jax.Array) -> Scores
     return objectives.chunk_means(scores, count_X, chunks)
 
 
-def _accumulate(grad_fn: Callable, trainable: Tree, parts: Part, microbatches: int) -> Any:
+def _accumulate(
+    loss_fn: Callable, trainable: Tree, parts: Part, microbatches: int, module: nn.Module
+) -> Any:
     """Sum loss, terms and gradients over microbatches.
 
     The loss of a microbatch is divided by the counts of the whole batch.
     """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
         return grad_fn(trainable, parts)
-    first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_fn, trainable, first)
+
+    def summed(trainable: Tree, parts: Part) -> Any:
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(grad_fn, trainable, _first(parts)),
+        )
+
+        def body(total: Any, part: Part) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad_fn(trainable, part)), None
+
+        return jax.lax.scan(body, zeros, parts)[0]
+
+    if axis_size("data") == 1 or not _adds_rows(loss_fn, trainable, _first(parts), module):
+        return summed(trainable, parts)
+    rows = parts.batch.tokens.shape[1:2]
+    layouts = jax.tree.map(
+        lambda x: PartitionSpec(None, "data") if x.shape[1:2] == rows else PartitionSpec(), parts
     )
+    return sum_copies(summed, trainable, parts, layouts)
 
-    def body(total: Any, part: Part) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, grad_fn(trainable, part)), None
 
-    return jax.lax.scan(body, zeros, parts)[0]
+def _first(parts: Part) -> Part:
+    return jax.tree.map(lambda x: x[0], parts)
+
+
+def _adds_rows(loss_fn: Callable, trainable: Tree, part: Part, module: nn.Module) -> bool:
+    """Return whether a loss is a sum over rows, so that any of them can be computed apart.
+
+    It is not where rows are compared, or where a draw has the shape of the whole microbatch.
+    """
+    traced = jax.make_jaxpr(lambda key: loss_fn(trainable, part._replace(key=key)))(part.key)
+    _, (draws,) = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+    return not draws and not {"retrieves", "ranks"} & find(module).capabilities
 
 
 def evaluation_step(

@@ -3,8 +3,8 @@ test_many_devices.py in a process of its own.
 
     python many_devices.py FAMILY[:VARIANT] MESH,MESH
 
-The variants of a memory model are `frozen`, with a frozen encoder, and `reading`, with positions of
-the text.
+The variants of a memory model are `frozen`, with a frozen encoder, `reading`, with positions of
+the text, and `microbatches`, with two of them.
 
 Prints, as JSON for each of the meshes, the largest differences from one device and the collectives
 of the compiled step.
@@ -26,6 +26,8 @@ from memjax.config import FREEZING, Backbone, Config, Mesh, Optimizer, Stage
 from memjax.config.choices import READING_FEATURES
 from memjax.models import build, example
 from memjax.objectives import Batch, SpecialIds
+from memjax.performance.aot import collectives as aot
+from memjax.performance.aot import hlo
 from memjax.sharding import make_mesh, put_batch
 from memjax.testing import tiny_config
 from memjax.testing.families import FAMILY_OBJECTIVES
@@ -40,6 +42,7 @@ MESHES = {
     "ddp": Mesh(),
     "fsdp": Mesh(data=1, fsdp=-1),
     "fsdp_tp": Mesh(data=1, fsdp=-1, tensor=2),
+    "data_fsdp": Mesh(data=2, fsdp=4),
     "data_fsdp_tp": Mesh(data=2, fsdp=2, tensor=2),
 }
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -81,7 +84,7 @@ def family_config(family: str, variant: str = "") -> Config:
         learning_rate=100.0,
         query_tokens=3,
         trainable=FREEZING["frozen_all"] if variant == "frozen" else ((".*", True),),
-        grad_accum_steps=2 if family == "autoencoder" else 1,
+        grad_accum_steps=2 if family == "autoencoder" or variant == "microbatches" else 1,
         **drawn,
     )
     return dataclasses.replace(config, stages={"only": stage}, curriculum=("only",), controls=())
@@ -108,8 +111,8 @@ def drawn(config: Config) -> dict:
 
 def run(
     config: Config, params: dict, devices: list, optimizer_steps: int = 2
-) -> tuple[list, dict, dict[str, list[int]]]:
-    """(metrics of every step, parameters after the last, collectives of the compiled step)."""
+) -> tuple[list, dict, str]:
+    """(metrics of every step, parameters after the last, the text of the compiled step)."""
     mesh = make_mesh(config.mesh, devices)
     steps = StageSteps(config, "only", mesh, IDS)
     wanted = steps.state
@@ -123,7 +126,7 @@ def run(
         for _ in range(optimizer_steps):
             state, found = step(state, batch)
             metrics.append(jax.device_get(found))
-    return metrics, flatten_dict(jax.device_get(state.params), sep="/"), collectives(step.as_text())
+    return metrics, flatten_dict(jax.device_get(state.params), sep="/"), step.as_text()
 
 
 def collectives(text: str) -> dict[str, list[int]]:
@@ -159,17 +162,21 @@ def main() -> None:
     assert jax.device_count() == 8
     params = drawn(config)
     one_metrics, one_params, none = run(config, params, jax.devices()[:1])
-    assert not none, none
+    assert not collectives(none), none
     found, trainable = {}, trainable_size(config)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in sys.argv[2].split(","):
             there = dataclasses.replace(config, mesh=MESHES[name])
-            metrics, after, kinds = run(there, params, jax.devices())
+            metrics, after, text = run(there, params, jax.devices())
             found[name] = {
                 "metrics": largest(metrics, one_metrics),
                 "parameters": largest(after, one_params),
-                "collectives": kinds,
+                "collectives": collectives(text),
+                "runs": [
+                    (one.kind, one.bytes, one.group, one.times)
+                    for one in aot.collectives(hlo.parse(text))
+                ],
                 "trainable": trainable,
             }
     print(json.dumps(found))

@@ -95,3 +95,22 @@ def test_parameters_that_are_split_are_gathered_and_no_device_sees_the_tokens_of
     found = compared(family)["fsdp"]["collectives"]
     assert "all-gather" in found
     assert not {"all-to-all", "collective-permute"} & set(found)
+
+
+@pytest.mark.slow
+def test_copies_exchange_the_gradients_of_all_microbatches_once():
+    """In the loop over microbatches only the devices that split a copy add up."""
+    for mesh, found in compared("memory_model:microbatches", "data_fsdp,ddp").items():
+        assert found["metrics"] < 2e-6, mesh
+        assert found["parameters"] < 2e-6, mesh
+        copies, split = {"data_fsdp": (2, 4), "ddp": (8, 1)}[mesh]
+        repeated = {group for _, _, group, times in found["runs"] if times > 1}
+        assert repeated <= {split}, mesh
+        crossing = [
+            size
+            for kind, size, group, times in found["runs"]
+            if group == copies and times == 1 and kind == "all-reduce"
+        ]
+        # float32; norms and biases are not split.
+        assert 4 * found["trainable"] / split <= sum(crossing), mesh
+        assert sum(crossing) <= 1.1 * 4 * found["trainable"] / split, mesh

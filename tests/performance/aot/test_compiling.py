@@ -77,6 +77,17 @@ def test_between_slices_go_gradients_once_and_nothing_else():
 
 
 @pytest.mark.slow
+def test_between_slices_microbatches_exchange_their_gradients_once_too():
+    stage = dataclasses.replace(STAGE, batch_size=32, grad_accum_steps=2)
+    config = dataclasses.replace(CONFIG, stages={"combined": stage}, mesh=Mesh(data=2, fsdp=8))
+    two = compile_program(config, "combined", "2xv5e-8")
+    crossing = {kind: traffic.dcn for kind, traffic in two.collectives.items() if traffic.dcn}
+    assert set(crossing) == {"all-reduce"}
+    # Parameters are split over the 8 chips of a slice; norms and biases are whole on each.
+    assert sum(crossing.values()) < 2 * 4 * two.parameters / 8
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["evaluate", "generate"])
 def test_other_programs(program, copies):
     found = compile_program(CONFIG, "combined", "v5e-8", program=program)
