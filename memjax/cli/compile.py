@@ -81,7 +81,7 @@ def _search(given: Namespace, config: "Config", stage: str, mesh: "Mesh | None")
         f"--program: {','.join(given.program)}, expected train. Leave it out, as --search compiles"
         " training steps",
     )
-    from memjax.performance.aot.search import search, usual_meshes
+    from memjax.performance.aot.search import best, search, usual_meshes
 
     reporter, found = Reporter(), []
     meshes = [mesh] if mesh else usual_meshes(given.topology)
@@ -103,11 +103,11 @@ def _search(given: Namespace, config: "Config", stage: str, mesh: "Mesh | None")
             given.out,
             [report.to_json() | {"flags": layout.flags(stage)} for layout, report in found],
         )
-    fitting = [one for one in found if one[1].bound is not None]
-    if not fitting:
+    chosen = best(found)
+    if chosen is None:
         reporter.log("no layout fits; use more chips or fewer rows")
         return 1
-    layout, report = max(fitting, key=lambda one: one[1].bound.mfu)
+    layout, report = chosen
     show(report, reporter)
     reporter.log(f"memjax train --config={given.config} {layout.flags(stage)}")
     return 0

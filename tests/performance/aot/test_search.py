@@ -9,9 +9,10 @@ pytest.importorskip("libtpu")
 from memjax.config import Mesh
 from memjax.config.choices import REMAT_POLICIES
 from memjax.performance.aot import search as searching
+from memjax.performance.aot.collectives import Traffic
 from memjax.performance.aot.compiling import Report, compile_program, compute_bound
 from memjax.performance.aot.roofline import Work, roofline
-from memjax.performance.aot.search import Layout, search, usual_meshes
+from memjax.performance.aot.search import Layout, best, search, usual_meshes
 from memjax.performance.aot.topologies import CHIPS
 from memjax.testing import tiny_config
 
@@ -124,3 +125,18 @@ def test_the_best_of_a_small_step_is_that_of_its_own_compilation(monkeypatch):
     layout, report = max(found, key=lambda one: one[1].bound.mfu)
     alone = compile_program(layout.of(CONFIG, "combined"), "combined", "v5e-8")
     assert alone.bound == report.bound and alone.peak == report.peak
+
+
+def test_of_equal_bounds_the_best_sends_the_fewest_bytes():
+    fixed = "train", "combined", "v5e-8", 8, {}, 64, 2048, 1, CHIP.hbm
+
+    def found(mesh, mfu, sent):
+        work = Work(CHIP.flops * mfu, CHIP.flops, 1.0, ici_bytes=sent)
+        traffic = {"all-reduce": Traffic(1, sent)}
+        report = Report(*fixed, bound=roofline(work, CHIP), collectives=traffic)
+        return Layout(mesh, "none", 1), report
+
+    whole, split = found(MESHES[0], 0.9201, 5e9), found(MESHES[1], 0.92, 3e9)
+    assert best([whole, split]) == split
+    assert best([whole, found(MESHES[1], 0.91, 0.0)]) == whole
+    assert best([(whole[0], Report(*fixed, problem="out of memory"))]) is None
