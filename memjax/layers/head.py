@@ -127,6 +127,9 @@ def _backward(
     blocks = tuple(_blocks(x, block) for x in (hidden, labels, lse, d_nats))
     zeros = constrain(jnp.zeros((shards, *kernel.shape), jnp.float32), "batch", None, "tensor")
     d_kernel_SDV, d_hidden = jax.lax.scan(body, zeros, blocks)
+    # Of one block, the product would be fused with the transpose of a tied table. XLA for CPUs
+    # cannot compute that in bfloat16.
+    d_kernel_SDV = jax.lax.optimization_barrier(d_kernel_SDV)
     d_kernel = jnp.sum(d_kernel_SDV, axis=0).astype(kernel.dtype)
     # The gradient is laid out as the kernel is stored.
     d_kernel = gather_params(d_kernel, COLUMN_PARALLEL, COLUMN_PARALLEL)

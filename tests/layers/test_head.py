@@ -74,6 +74,20 @@ def test_bfloat16_hidden_states_lose_their_own_precision_and_no_more(quick):
     np.testing.assert_allclose(found[3], exact[3], atol=0.03)
 
 
+@pytest.mark.parametrize("block", [64, 32])
+def test_the_gradient_of_a_tied_table_exists_in_bfloat16(block):
+    table = RNG.normal(size=(512, 64)).astype(np.float32)
+    hidden = RNG.normal(size=(8, 64, 64)).astype(jnp.bfloat16)
+    labels = RNG.integers(0, 512, (8, 64))
+
+    def loss(table, hidden):
+        return cross_entropy(hidden, table.T, labels, block)[0].mean()
+
+    found = jax.block_until_ready(jax.jit(jax.grad(loss))(table, hidden))
+    wanted = jax.grad(loss)(table, hidden.astype(np.float32))
+    np.testing.assert_allclose(found, wanted, atol=1e-2 * np.abs(wanted).max())
+
+
 def test_score_is_the_cross_entropy_of_the_logits(quick, draw):
     head = Head(WIDTH, VOCABULARY)
     variables = draw(head, HIDDEN)
