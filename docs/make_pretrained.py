@@ -5,8 +5,8 @@
 
 FOLDER, outside the repository, gets random weights in the exact shapes of Llama-3.2-1B
 (docs/write_pretrained_folder.py), and workdirs. Every measurement has a process of its own, and is
-kept when it ends. A training on two cores takes three minutes, 14 GB of memory and 9 GB of the
-disk. Eight devices are simulated on the CPU.
+kept when it ends. A training on two cores takes three to five minutes, at most 16 GB of memory and
+9 GB of the disk. Eight devices are simulated on the CPU.
 """
 
 import json
