@@ -61,7 +61,7 @@ ARGUMENTS = Arguments(
     for training with a frozen encoder: config.data.memories=FOLDER. The stage that trains on it
     starts from this encoder (init_from, init_part='encoder') and keeps it frozen
     (trainable=(('^encoder/', False), ('.*', True))). --split and --sequence_length choose the
-    sequences. The command runs on one machine, on all its devices.
+    sequences. Several processes divide them too, and the same command completes what a kill left.
     """,
 )
 
@@ -85,15 +85,17 @@ def run(given: Namespace) -> None:
     # It imports JAX: after the flags are checked.
     from memjax.training.encode_corpus import encode_corpus
 
-    encode_corpus(
-        given.path,
-        corpora[0],
-        given.out,
-        given.split,
-        given.sequence_length or 0,
-        given.dtype,
-        given.batch_size or 64,
-    )
+    with joined(given) as reporter:
+        encode_corpus(
+            given.path,
+            corpora[0],
+            given.out,
+            given.split,
+            given.sequence_length or 0,
+            given.dtype,
+            given.batch_size or 64,
+            reporter,
+        )
 
 
 def prepared_folder(source: str) -> Path | None:

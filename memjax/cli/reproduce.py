@@ -27,6 +27,9 @@ ARGUMENTS = Arguments(
 
 def run(given: Namespace) -> None:
     """Trains, measures and judges."""
+    # These import JAX: after the flags are checked.
     from memjax.experiment.reproduce import reproduce
+    from memjax.sharding import connect
 
+    connect()
     reproduce(given.out, given.scale, given.corpus, tuple(given.seeds), given.limit or 0)

@@ -5,7 +5,7 @@ Names that need JAX are imported at their first use, so processes that prepare d
 
 from etils import epy
 
-from memjax.data.memories import MemoriesError, RowMemories, open_memories, write_memories
+from memjax.data.memories import MemoriesError, MemoryShards, RowMemories, open_memories
 from memjax.data.packing import document_ids, pack
 from memjax.data.prepare import Prepared, prepare
 from memjax.data.rows import MixedRows, Rows, RowsError, open_rows
@@ -28,6 +28,7 @@ __all__ = [
     "CorpusError",
     "Document",
     "MemoriesError",
+    "MemoryShards",
     "MixedRows",
     "Prepared",
     "RowMemories",
@@ -51,5 +52,4 @@ __all__ = [
     "python_docs",
     "text_lines",
     "train_tokenizer",
-    "write_memories",
 ]

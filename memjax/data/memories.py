@@ -1,13 +1,15 @@
 """Memories of rows on disk, written once and read in place of running the encoder.
 
 R: rows; C: chunks per row; K: vectors per chunk; E: their width. A folder holds, per split,
-`{split}-00000-of-00001.arrayrecord` (record i holds the memories of row i: C * K * E little-endian
-bfloat16 or float32) and `{split}.json`, which identifies the rows and the encoder. It is written
-last, so a folder that a killed process left has none.
+`{split}-00000-of-00002.arrayrecord` and further shards (record i of all of them holds the memories
+of row i: C * K * E little-endian bfloat16 or float32) and `{split}.json`, which identifies the rows
+and the encoder. It is written last. A folder that a killed process left has none, and
+`{split}.unfinished.json` in its place, which states what was to be written.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +19,23 @@ import ml_dtypes  # noqa: F401 - adds bfloat16 to the dtypes of NumPy
 import numpy as np
 
 from memjax.data.records import RowArrays, write_records
-from memjax.data.rows import Rows, RowsError
-from memjax.files import entries, local, read_manifest, sealed, write_json
+from memjax.data.rows import Rows, RowsError, shard_name
+from memjax.files import (
+    check_seal,
+    entries,
+    local,
+    read_json,
+    read_manifest,
+    sealed,
+    write_json,
+)
 
 FORMAT = 1
+SHARD_TOKENS = 2**22
+"""Tokens of the rows of a shard, about: seconds of work, so that processes end at about the same
+time."""
+MOST_SHARDS = 256
+"""Shards, at most: each stays open while it is read. Of more rows, shards are larger."""
 _REMEDY = "Write them again with `memjax compress`"
 
 _SHAPE = {
@@ -39,56 +54,143 @@ class MemoriesError(RowsError):
     """
 
 
-def write_memories(
-    folder: Path, split: str, rows: Rows, memories: Iterable[np.ndarray], encoder: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write the memories of each of `rows`.
+@dataclasses.dataclass(frozen=True)
+class MemoryShards:
+    """The memories of one split's rows, of which files are missing; made by `begin`.
 
-    Args:
+    The files depend on the rows alone, so processes can divide them, and a killed one leaves those
+    that it wrote.
+
+    Attributes:
       folder: the folder; it may hold other splits.
       split: name of the split.
-      rows: the rows.
-      memories: [C, K, E] of each row, in order, all of one shape and dtype.
-      encoder: the encoder that made them, as JSON: its `checkpoint` and `step`, `settings`, and
-        `sha256` of its parameters.
-
-    Returns:
-      The contents of `{split}.json`: `of` (the rows: see `identity`), `shape` [C, K, E], `dtype`,
-      `encoder`, `files` (from a name to `bytes` and `sha256`) and `format`.
-
-    Raises:
-      MemoriesError: the split exists, or there is not one array per row.
+      plan: what the manifest will hold beside `format` and `files`, and `shards`, the number of
+        files.
     """
-    folder = local(folder)
-    manifest = folder / f"{split}.json"
-    MemoriesError.require(
-        not manifest.exists(),
-        f"{manifest}: {split} memories exist, expected none. Delete them or use another folder",
-    )
-    shard = folder / f"{split}-00000-of-00001.arrayrecord"
-    kinds: set[tuple[tuple[int, ...], str]] = set()
-    written = 0
-    with write_records(shard) as writer:
-        for array in memories:
-            kinds.add((array.shape, array.dtype.name))
-            writer.write(array.tobytes())
-            written += 1
-    MemoriesError.require(
-        written == len(rows) and len(kinds) == 1,
-        f"{shard}: {written} memories of shapes {sorted(kinds)} were given for {len(rows)} rows",
-    )
-    shape, dtype = kinds.pop()
-    described = {
-        "format": FORMAT,
-        "of": identity(rows),
-        "shape": list(shape),
-        "dtype": dtype,
-        "encoder": dict(encoder),
-        "files": entries([shard]),
-    }
-    info = sealed(described)
-    write_json(manifest, info)
-    return info
+
+    folder: Path
+    split: str
+    plan: Mapping[str, Any]
+
+    @classmethod
+    def begin(
+        cls,
+        folder: Path,
+        split: str,
+        rows: Rows,
+        shape: Sequence[int],
+        dtype: str,
+        encoder: Mapping[str, Any],
+    ) -> MemoryShards:
+        """Begin, or resume, to write the memories of each of `rows`.
+
+        Args:
+          folder: as the attribute.
+          split: as the attribute.
+          rows: the rows.
+          shape: [C, K, E] of the memories of a row.
+          dtype: `bfloat16` or `float32`.
+          encoder: the encoder that makes them, as JSON: its `checkpoint` and `step`, `settings`,
+            and `sha256` of its parameters.
+
+        Raises:
+          MemoriesError: the split exists, or its memories of other rows, of another encoder or of
+            another dtype are unfinished.
+        """
+        folder = local(folder)
+        manifest, unfinished = folder / f"{split}.json", folder / f"{split}.unfinished.json"
+        MemoriesError.require(
+            not manifest.exists(),
+            f"{manifest}: {split} memories exist, expected none. Delete them or use another folder",
+        )
+        shards = -(-len(rows) // _shard_rows(len(rows), rows.row_tokens))
+        kinds = {"shape": list(shape), "dtype": dtype}
+        plan = {"of": identity(rows), **kinds, "encoder": dict(encoder), "shards": shards}
+        found = cls(folder, split, plan)
+        if unfinished.exists():
+            remedy = f"Run the command that began, or delete {unfinished.name}"
+            there = read_json(unfinished, MemoriesError, _SHAPE | {"shards": int}, remedy)
+            check_seal(there, unfinished, remedy, MemoriesError)
+            other = [key for key, value in plan.items() if there[key] != value]
+            MemoriesError.require(
+                not other,
+                f"{unfinished}: {split} memories with another {', '.join(other)} are being written,"
+                f" expected those of this command. {remedy}",
+            )
+            return found
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(shards):  # Of a plan that was deleted.
+            found.file(number).unlink(missing_ok=True)
+        write_json(unfinished, sealed(plan))
+        return found
+
+    @property
+    def count(self) -> int:
+        """The number of shards."""
+        return self.plan["shards"]
+
+    def file(self, number: int) -> Path:
+        """Return the file of a shard."""
+        return self.folder / shard_name(self.split, number, self.count)
+
+    def rows(self, number: int) -> range:
+        """Return the numbers of the rows of a shard."""
+        count = self.plan["of"]["rows"]
+        size = _shard_rows(count, self.plan["of"]["row_tokens"])
+        return range(number * size, min((number + 1) * size, count))
+
+    def todo(self) -> list[int]:
+        """Return the numbers of the shards that are missing."""
+        return [n for n in range(self.count) if not self.file(n).exists()]
+
+    def write(self, number: int, memories: Iterable[np.ndarray]) -> None:
+        """Write a shard.
+
+        Args:
+          number: its number.
+          memories: [C, K, E] of each of its rows, in order.
+
+        Raises:
+          MemoriesError: there is not one array per row, or one is of another shape or dtype.
+        """
+        file, count = self.file(number), len(self.rows(number))
+        wanted = (tuple(self.plan["shape"]), self.plan["dtype"])
+        kinds: set[tuple[tuple[int, ...], str]] = set()
+        with write_records(file) as writer:
+            written = 0
+            for array in memories:
+                kinds.add((array.shape, array.dtype.name))
+                writer.write(array.tobytes())
+                written += 1
+            MemoriesError.require(
+                written == count and kinds == {wanted},
+                f"{file}: {written} memories of shapes {sorted(kinds)} were given for {count} rows,"
+                f" expected {count} of {wanted}",
+            )
+
+    def entry(self, number: int) -> dict[str, dict[str, Any]]:
+        """Return what the manifest holds of a shard; reads all of it.
+
+        Raises:
+          OSError: it is missing.
+        """
+        return entries([self.file(number)])
+
+    def finish(self, files: Mapping[str, Any]) -> None:
+        """Write the manifest.
+
+        Args:
+          files: what `entry` returns for every shard, in order.
+        """
+        kept = {key: value for key, value in self.plan.items() if key != "shards"}
+        info = {"format": FORMAT, **kept, "files": dict(files)}
+        write_json(self.folder / f"{self.split}.json", sealed(info))
+        (self.folder / f"{self.split}.unfinished.json").unlink(missing_ok=True)
+
+
+def _shard_rows(rows: int, row_tokens: int) -> int:
+    """Return the rows of a shard of `rows` in all; the last one may have fewer."""
+    return max(-(-SHARD_TOKENS // row_tokens), -(-rows // MOST_SHARDS))
 
 
 def identity(rows: Rows) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def run_experiment(
             check_sources(config.data)
         with _only_one(workdir) if first_process() else contextlib.nullcontext(), status:
             barrier("workdir")
-            data = _prepare(config, workdir / "data", reporter)
+            data = prepare_together(config, workdir / "data", reporter)
             if first_process():
                 claim_workdir(config, workdir)
             barrier("claimed")
@@ -117,8 +117,19 @@ def run_experiment(
                 return _run(run, began)
 
 
-def _prepare(config: Config, folder: Path, reporter: Reporter) -> Prepared:
-    """Prepare the data in the first process, or in all where they do not share its folder."""
+def prepare_together(config: Config, folder: Path, reporter: Reporter) -> Prepared:
+    """Prepare the data in the first process, or in all where they do not share its folder.
+
+    Args:
+      config: the run.
+      folder: where the data are prepared.
+      reporter: prints progress.
+
+    Raises:
+      ConfigError: an objective has no target in padded rows.
+      CorpusError, TokenizerError, RowsError: the data cannot be made or is damaged.
+      ProcessesError: processes have other data.
+    """
     if not first_process():
         barrier("prepared")
     with reporter.active():

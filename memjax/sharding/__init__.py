@@ -37,7 +37,17 @@ from memjax.sharding.rules import (
     spec_of,
     state_shardings,
 )
-from memjax.sharding.shares import alone, gather, leads, own, place, share, sharing, wait
+from memjax.sharding.shares import (
+    alone,
+    divide,
+    gather,
+    leads,
+    own,
+    place,
+    share,
+    sharing,
+    wait,
+)
 
 __all__ = [
     "Placement",
@@ -55,6 +65,7 @@ __all__ = [
     "check_rows",
     "connect",
     "constrain",
+    "divide",
     "first_process",
     "gather",
     "gather_params",

@@ -8,13 +8,14 @@ process does what it is given, as the first process does when it alone writes a 
 import contextlib
 import contextvars
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from memjax.progress import track
 from memjax.sharding.processes import barrier
 
 T = TypeVar("T")
@@ -58,6 +59,20 @@ def own(items: Sequence[T]) -> Sequence[T]:
     """Return the items of this process: every n-th of them, where n processes divide them."""
     number, processes = place()
     return items[number::processes]
+
+
+def divide(tasks: Sequence[Callable[[], T]], name: str = "") -> list[T]:
+    """Return the results of all tasks, in their order, on each process.
+
+    Args:
+      tasks: functions, each of which one process calls and works on alone.
+      name: names a progress bar of this process's tasks; empty for none.
+    """
+    mine, (_, processes) = own(tasks), place()
+    with alone():
+        found = [task() for task in (track(mine, name) if name else mine)]
+    results = gather(found)
+    return [results[i % processes][i // processes] for i in range(len(tasks))]
 
 
 def gather(value: T) -> list[T]:

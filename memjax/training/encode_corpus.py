@@ -1,6 +1,7 @@
 """Memories of a prepared corpus: a trained encoder writes them once, for stages that freeze it.
 
-Such stages read the memories in place of running the encoder.
+Such stages read the memories in place of running the encoder. Processes that divide work
+(`memjax.sharding.sharing`) write shards of their own.
 
 Shapes: B sequence, N = C * L tokens of a sequence, C chunk, L token, K vector, E width.
 """
@@ -20,15 +21,14 @@ from memjax.checkpoints.identity import encoder_settings, fingerprint
 from memjax.checkpoints.reading import absolute
 from memjax.config import Config, ConfigError, Stage
 from memjax.data import (
+    MemoryShards,
     RowMemories,
     Rows,
     RowsError,
     Tokenizer,
-    evaluation_batches,
     load_tokenizer,
     open_memories,
     open_rows,
-    write_memories,
 )
 from memjax.interop.stage import StoredStage, check_tokenizer, encoder_of, open_stage
 from memjax.models import Encoder, can
@@ -37,9 +37,13 @@ from memjax.sharding import (
     barrier,
     batch_sharding,
     batch_shards,
+    divide,
     first_process,
+    leads,
     make_mesh,
+    own,
     replicated,
+    wait,
 )
 from memjax.training.init_state import Run
 from memjax.training.optimizer import Tree
@@ -56,7 +60,9 @@ def encode_corpus(
     batch_rows: int = 64,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Write the memories of all chunks of a split, and return their manifest (`write_memories`).
+    """Write the memories of all chunks of a split, and return their manifest.
+
+    A call that was stopped leaves shards, and a second one writes those that are missing.
 
     Args:
       checkpoint: folder of a stage of any family with an encoder, on disk or in a bucket.
@@ -68,11 +74,15 @@ def encode_corpus(
       batch_rows: B, rounded up to a multiple of this machine's devices, all of which are used.
       reporter: shows progress.
 
+    Returns:
+      The contents of `{split}.json`: `of` (see `memjax.data.memories.identity`), `shape` [C, K, E],
+      `dtype`, `encoder`, `files` (from a name to `bytes` and `sha256`) and `format`.
+
     Raises:
       CheckpointError: there is no checkpoint, it cannot be read, or its model has no encoder.
       TokenizerError, RowsError: the data is absent, damaged, of another tokenizer, padded on the
         other side, or no whole number of chunks.
-      MemoriesError: `out` holds this split's memories already.
+      MemoriesError: `out` holds this split's memories already, or others that are unfinished.
     """
     reporter = reporter or Reporter()
     found, data = open_stage(checkpoint), Path(data)
@@ -84,15 +94,32 @@ def encode_corpus(
         data, split, row_tokens or config.data.sequence_length, config.model.chunk_length, tokenizer
     )
     rows.check_side(config.data.packing)
-    mesh = make_mesh(devices=jax.local_devices())
-    encode = _jit_encoder(module, params["encoder"], mesh, tokenizer.pad_id, dtype)
+    mesh, encoder = make_mesh(devices=jax.local_devices()), params["encoder"]
+    encode = _jit_encoder(module, encoder, mesh, tokenizer.pad_id, dtype)
     batch_rows = -(-batch_rows // batch_shards(mesh)) * batch_shards(mesh)
-    batches = evaluation_batches(rows, batch_rows, len(rows), tokenizer.pad_id)
-    shown = track(batches, f"encode {split}", -(-len(rows) // batch_rows))
+    with jax.set_mesh(mesh):
+        tokens = jax.ShapeDtypeStruct((batch_rows, rows.row_tokens), np.int32)
+        shape = jax.eval_shape(encode, tokens).shape[1:]
+    if not leads():
+        wait("the memories are begun")
+    how = (rows, shape, dtype, origin(found, encoder))
+    shards = MemoryShards.begin(Path(out), split, *how)
+    if leads():
+        wait("the memories are begun")
+    todo = own(shards.todo())
+    wait("no shard is written yet")
+    starts = [range(part.start, part.stop, batch_rows) for part in map(shards.rows, todo)]
+    batches = _batches(rows, batch_rows, tokenizer.pad_id, map(shards.rows, todo))
     with reporter.active(), jax.set_mesh(mesh):
-        # The last batch is filled up with rows that are none.
-        memories = itertools.islice(_encoded(encode, shown), len(rows))
-        info = write_memories(Path(out), split, rows, memories, origin(found, params["encoder"]))
+        memories = _encoded(encode, track(batches, f"encode {split}", sum(map(len, starts))))
+        for number in todo:
+            shards.write(number, itertools.islice(memories, len(shards.rows(number))))
+    wait("all shards are written")
+    entries = divide([functools.partial(shards.entry, n) for n in range(shards.count)])
+    if leads():
+        shards.finish({name: entry for part in entries for name, entry in part.items()})
+    wait("the memories are whole")
+    info = open_memories(out, split).info
     stored = sum(file["bytes"] for file in info["files"].values())
     reporter.log(
         f"{out}: memories of {len(rows)} {split} rows, {info['shape']} {dtype} each,"
@@ -134,13 +161,26 @@ def _jit_encoder(
     return functools.partial(encode, jax.device_put(params, whole))
 
 
+def _batches(
+    rows: Rows, size: int, pad_id: int, parts: Iterable[range]
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield batches of `size` of some rows, and how many of each are rows; others are padding."""
+    for part in parts:
+        for start in range(part.start, part.stop, size):
+            found = rows.read(range(start, min(start + size, part.stop)))
+            batch = np.full((size, rows.row_tokens), pad_id, np.int32)
+            batch[: len(found)] = found
+            yield batch, len(found)
+
+
 def _encoded(
-    encode: Callable[[Any], jax.Array], batches: Iterable[np.ndarray]
+    encode: Callable[[Any], jax.Array], batches: Iterable[tuple[np.ndarray, int]]
 ) -> Iterator[np.ndarray]:
     """Yield the memories [C, K, E] of every sequence, and compute the next batch meanwhile."""
-    computing: Iterable[Any] = itertools.chain(map(encode, batches), [None])
-    for done, _ in itertools.pairwise(computing):
-        yield from jax.device_get(done)
+    computing = ((encode(batch), count) for batch, count in batches)
+    ending: Iterable[Any] = itertools.chain(computing, [None])
+    for (memories, count), _ in itertools.pairwise(ending):
+        yield from jax.device_get(memories)[:count]
 
 
 def origin(found: StoredStage, params: Tree) -> dict[str, Any]:

@@ -3,32 +3,38 @@
     python process.py PARTS compress PATH SOURCE --out=FOLDER/
     python process.py PARTS measure PATH ... -- recall PATH ...
 
-Commands follow each other as if each were started by itself. Parts of stores are small. The process
-is killed when it is about to write part number PARTS of its own, counted from 0; -1 is never.
+Commands follow each other as if each were started by itself. Parts of stores, and shards of the
+memories of a corpus, are small. The process is killed when it is about to write part (or shard)
+number PARTS of its own, counted from 0; -1 is never.
 """
 
+import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 from memjax.checkpoints.store_folder import StoreFolder
 from memjax.cli.main import main
+from memjax.data import MemoryShards, memories
 from memjax.inference import compression_parts
 
 PART_BYTES = 1000
+SHARD_TOKENS = 1024
 
 
 def die_after(parts: int) -> None:
     """Ends this process in place of a later part."""
-    write, left = StoreFolder.write, [parts]
+    left = [parts]
 
-    def disturbed(folder: StoreFolder, *part: object) -> None:
+    def disturbed(folder: object, write: Callable[..., None], *part: object) -> None:
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
         left[0] -= 1
         write(folder, *part)
 
-    StoreFolder.write = disturbed
+    for kind in (StoreFolder, MemoryShards):
+        kind.write = functools.partialmethod(disturbed, kind.write)
 
 
 def commands(words: list[str]) -> list[list[str]]:
@@ -40,7 +46,7 @@ def commands(words: list[str]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    compression_parts.PART_BYTES = PART_BYTES
+    compression_parts.PART_BYTES, memories.SHARD_TOKENS = PART_BYTES, SHARD_TOKENS
     die_after(int(sys.argv[1]))
     for args in commands(sys.argv[2:]):
         status = main(args)

@@ -386,11 +386,13 @@ def test_memories_of_a_stage_without_an_encoder_are_refused(place) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_trains_on_memories_as_on_its_encoder(place, tmp_path) -> None:
+def test_a_stage_trains_on_memories_as_on_its_encoder(place, tmp_path, monkeypatch) -> None:
     """To their rounding; the memories of the next row, in place of a row's own, would move losses
     by 5e-4 of themselves."""
     memories, trained = tmp_path / "memories", {}
+    monkeypatch.setattr("memjax.data.memories.SHARD_TOKENS", 2048)
     encode(place, memories)
+    assert len(open_memories(memories, "train").info["files"]) > 1
     for name, folder in (("encoder", ""), ("stored", memories)):
         run = run_of(place, reading(place, folder, grad_accum_steps=2), tmp_path / name)
         train_stage(run, "combined", open_evaluators(run, "combined", training=True))

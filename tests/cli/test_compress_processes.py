@@ -1,4 +1,5 @@
-"""Real processes write the parts of one store, and a second call completes what one left."""
+"""Real processes write the parts of one store, or the memories of a corpus, and a second call
+completes what one left."""
 
 import signal
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from memjax.checkpoints.store import open_store
 from memjax.checkpoints.store_records import StoreError
+from memjax.data import MemoriesError, open_memories
 from memjax.testing import write_corpus
 from memjax.testing.scripts import load_script
 
@@ -59,3 +61,25 @@ def test_a_store_of_a_killed_process_is_completed_by_the_others(made, tmp_path):
             process.said.split()
         )
     assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.slow
+def test_memories_of_a_corpus_are_completed_by_the_others(made, tmp_path):
+    stage, dtype = str(made / "stages" / "autoencoder"), "--dtype=float32"
+    args = [stage, str(made), dtype, "--batch_size=8"]
+    PROCESSES.all_done(compress([*args, f"--out={tmp_path / 'alone'}"], [-1]))
+    expected, out = files_of(tmp_path / "alone"), tmp_path / "pair"
+    shards = len(expected) - 1
+    assert shards > 3
+
+    first, second = compress([*args, f"--out={out}"], [-1, 1])
+    assert (first.status, second.status) == (1, -signal.SIGKILL)
+    assert "Run the same command" in first.said
+    own = (shards + 1) // 2
+    assert len(list(out.glob("*.arrayrecord"))) == own + 1
+    with pytest.raises(MemoriesError, match=r"train\.json: no such file"):
+        open_memories(out, "train")
+
+    first, second = PROCESSES.all_done(compress([*args, f"--out={out}"], [-1, -1]))
+    assert files_of(out) == expected and not lines_of(second)
+    assert f"memories of {len(open_memories(out, 'train'))} train rows" in first.said

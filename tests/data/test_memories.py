@@ -12,10 +12,11 @@ import pytest
 
 from memjax.data import (
     MemoriesError,
+    MemoryShards,
     TrainBatches,
+    memories,
     open_memories,
     open_rows,
-    write_memories,
 )
 from memjax.files import sealed, write_json
 
@@ -36,16 +37,39 @@ def memories_of(count: int, dtype: str = "float32") -> np.ndarray:
     return (np.arange(count)[:, None, None, None] + noise).astype(jnp.dtype(dtype))
 
 
+def begin(folder, rows, dtype="float32", **encoder):
+    return MemoryShards.begin(folder, "train", rows, SHAPE, dtype, ENCODER | encoder)
+
+
+def write(folder, rows, stored):
+    """Write the shards of these memories that are missing, and return the manifest."""
+    shards = begin(folder, rows, stored[0].dtype.name)
+    for number in shards.todo():
+        shards.write(number, (stored[row] for row in shards.rows(number)))
+    shards.finish({key: x for n in range(shards.count) for key, x in shards.entry(n).items()})
+    return open_memories(folder, "train").info
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.fixture
 def written(tmp_path, numbered_rows):
-    return tmp_path, write_memories(tmp_path, "train", numbered_rows, memories_of(37), ENCODER)
+    return tmp_path, write(tmp_path, numbered_rows, memories_of(37))
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of ten rows, of four tokens each."""
+    monkeypatch.setattr(memories, "SHARD_TOKENS", 40)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_what_is_written_is_read(tmp_path, numbered_rows, dtype, size, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     stored = memories_of(37, dtype)
-    info = write_memories(tmp_path, "train", numbered_rows, stored, ENCODER)
+    info = write(tmp_path, numbered_rows, stored)
     memories = open_memories(f"~/{tmp_path.name}", "train")
     assert (len(memories), memories.shape, memories.dtype.name) == (37, SHAPE, dtype)
     for index in (0, 17, 36, -1):
@@ -66,7 +90,7 @@ def test_what_is_written_is_read(tmp_path, numbered_rows, dtype, size, monkeypat
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memories_come_with_their_rows(tmp_path, numbered_rows, dtype):
-    write_memories(tmp_path, "train", numbered_rows, memories_of(37, dtype), ENCODER)
+    write(tmp_path, numbered_rows, memories_of(37, dtype))
     batches = TrainBatches(numbered_rows, 5, seed=1, memories=open_memories(tmp_path, "train"))
     plain = TrainBatches(numbered_rows, 5, seed=1)
     for step, batch in zip((9, 10), batches.from_step(9, threads=2), strict=False):
@@ -81,46 +105,71 @@ def test_memories_come_with_their_rows(tmp_path, numbered_rows, dtype):
 # What is not whole
 
 
-def test_writing_that_is_cut_short_leaves_nothing_to_open_and_may_be_done_again(
-    tmp_path, numbered_rows
-):
+def test_work_that_is_cut_short_is_completed_and_is_the_same(tmp_path, numbered_rows, small_shards):
+    stored, folder, whole = memories_of(37), tmp_path / "m", tmp_path / "whole"
+    info = write(whole, numbered_rows, stored)
+    assert len(info["files"]) == 4 and list(info["files"]) == sorted(info["files"])
+
     def killed():
-        yield from memories_of(20)
+        yield from stored[10:15]
         raise KeyboardInterrupt
 
+    shards = begin(folder, numbered_rows)
+    shards.write(2, stored[20:30])
     with pytest.raises(KeyboardInterrupt):
-        write_memories(tmp_path, "train", numbered_rows, killed(), ENCODER)
+        shards.write(1, killed())
     with pytest.raises(MemoriesError, match=r"train\.json: no such file.*`memjax compress`"):
-        open_memories(tmp_path, "train")
-    write_memories(tmp_path, "train", numbered_rows, memories_of(37), ENCODER)
-    assert open_memories(tmp_path, "train")[36].tobytes() == memories_of(37)[36].tobytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "train-00000-of-00001.arrayrecord",
-        "train.json",
-    ]
+        open_memories(folder, "train")
+    assert begin(folder, numbered_rows).todo() == [0, 1, 3]
+    write(folder, numbered_rows, stored)
+    assert files_of(folder) == files_of(whole)
+    found = open_memories(folder, "train")
+    assert found.read([36, 0, 9, 10]).tobytes() == stored[[36, 0, 9, 10]].tobytes()
+
+
+def test_work_of_something_else_is_not_completed(tmp_path, numbered_rows, small_shards):
+    begin(tmp_path, numbered_rows).write(1, memories_of(37)[10:20])
+    before = files_of(tmp_path)
+    for changes, key in (({"sha256": "cd" * 32}, "encoder"), ({"dtype": "bfloat16"}, "dtype")):
+        with pytest.raises(
+            MemoriesError,
+            match=rf"train\.unfinished\.json: train memories with another {key} are being written,"
+            r" expected those of this command\. Run the command that began, or delete",
+        ):
+            begin(tmp_path, numbered_rows, **changes)
+    assert files_of(tmp_path) == before
+    (tmp_path / "train.unfinished.json").unlink()
+    assert begin(tmp_path, numbered_rows, "bfloat16").todo() == [0, 1, 2, 3]
+
+
+def test_no_more_shards_than_files_that_stay_open(tmp_path, numbered_rows, monkeypatch):
+    monkeypatch.setattr(memories, "SHARD_TOKENS", 1)
+    monkeypatch.setattr(memories, "MOST_SHARDS", 5)
+    shards = begin(tmp_path, numbered_rows)
+    assert [len(shards.rows(number)) for number in range(shards.count)] == [8, 8, 8, 8, 5]
 
 
 @pytest.mark.parametrize("count", [36, 38])
 def test_there_must_be_memories_of_every_row(tmp_path, numbered_rows, count):
     with pytest.raises(
-        MemoriesError, match=rf"{count} memories of shapes .* were given for 37 rows"
+        MemoriesError, match=rf"{count} memories of shapes .* were given for 37 rows, expected 37"
     ):
-        write_memories(tmp_path, "train", numbered_rows, memories_of(count), ENCODER)
-    assert not (tmp_path / "train.json").exists()
+        begin(tmp_path, numbered_rows).write(0, memories_of(count))
+    assert begin(tmp_path, numbered_rows).todo() == [0]
 
 
 def test_all_rows_have_memories_of_one_shape(tmp_path, numbered_rows):
     mixed = [*memories_of(36), memories_of(1)[0].astype(np.float64)]
     with pytest.raises(MemoriesError, match=r"float32'\), .*float64'\)\] were given for 37 rows"):
-        write_memories(tmp_path, "train", numbered_rows, mixed, ENCODER)
+        begin(tmp_path, numbered_rows).write(0, mixed)
 
 
 def test_a_split_that_is_there_is_not_written_over(written, numbered_rows):
     folder, _ = written
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = files_of(folder)
     with pytest.raises(MemoriesError, match=r"train\.json: train memories exist, expected none"):
-        write_memories(folder, "train", numbered_rows, memories_of(37) + 1, ENCODER)
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        begin(folder, numbered_rows)
+    assert files_of(folder) == before
 
 
 def cut_shard(folder):

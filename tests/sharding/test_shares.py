@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from memjax.sharding import alone, gather, leads, own, share, shares, sharing, wait
+from memjax.sharding import alone, divide, gather, leads, own, share, shares, sharing, wait
 
 
 @pytest.fixture
@@ -30,6 +30,25 @@ def test_every_row_is_in_one_share(count, among, processes):
             assert abs(len(share(count)) - count / among) < 1
             assert leads() == (number == 0)
     assert rows == list(range(count)) == sorted(items)
+
+
+@pytest.mark.parametrize("among", [1, 2, 3, 7])
+def test_every_task_is_done_by_one_process_alone(among, processes, monkeypatch):
+    done, sent = [], []
+
+    def send(mine):
+        sent.append(mine)
+        return [[*mine, *range(5)]] * among
+
+    for number in range(among):
+        processes(number, among)
+        monkeypatch.setattr(shares, "gather", send)
+        with sharing():
+            divide([lambda i=i: done.append((i, share(9))) or i for i in range(5)])
+    assert sorted(done) == [(i, range(9)) for i in range(5)]
+    monkeypatch.setattr(shares, "gather", lambda own: sent)
+    with sharing():
+        assert divide([lambda: None] * 5) == [0, 1, 2, 3, 4]
 
 
 def test_outside_a_block_a_process_does_all(processes):

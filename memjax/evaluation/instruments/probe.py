@@ -41,7 +41,7 @@ from memjax.evaluation.instruments.vectors import Vectors, VectorsError, check_a
 from memjax.inference import texts as text_sources
 from memjax.inference.codec import TextSums
 from memjax.objectives.uncertainty import Estimate, mean, ratio
-from memjax.sharding import shares
+from memjax.sharding import divide
 
 CONTROLS = ("constant", "untrained", "shuffled", "random_tokens")
 WITH_ENCODER = ("untrained", "random_tokens")
@@ -191,12 +191,8 @@ def probe(
             found[other] = score_texts(reader, *scored[other])
         return {(kind, seed): (fitted, sums) for kind, sums in found.items()}
 
-    mine = {}
-    tasks = shares.own([(name, seed) for name in trained for seed in seeds])
-    with shares.alone():
-        for task in tasks:
-            mine |= trial(*task)
-    parts = {key: part for one in shares.gather(mine) for key, part in one.items()}
+    tasks = [functools.partial(trial, name, seed) for name in trained for seed in seeds]
+    parts = {key: part for one in divide(tasks) for key, part in one.items()}
     kinds = {name: [parts[name, seed] for seed in seeds] for name in ("own", *controls)}
     sums = {name: [one for _, one in runs] for name, runs in kinds.items()}
     readings = {

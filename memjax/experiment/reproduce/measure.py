@@ -1,6 +1,7 @@
 """Measure every number of one seed, as sums and counts per held-out row or text.
 
-Sums per row allow comparing models row by row.
+Sums per row allow comparing models row by row. Processes divide models and probes: each of them is
+measured whole by one process.
 """
 
 import functools
@@ -19,7 +20,8 @@ from memjax.inference import texts as sources
 from memjax.inference.trained_model import load
 from memjax.models import can
 from memjax.objectives.accuracy import Accuracy, measure
-from memjax.progress import Reporter, track
+from memjax.progress import Reporter
+from memjax.sharding import batch_shards, divide, local_mesh, put_batch
 from memjax.training.init_state import Run
 
 BATCH_ROWS = 32
@@ -42,7 +44,11 @@ ENCODERS = {
     "retriever": ("causal", "retriever"),
     "untrained": ("encoders", "autoencoder"),
 }
-"""Run and stage of every probed encoder."""
+"""Run and stage of every encoder whose memories are probed."""
+PROBES = (*ENCODERS, "constant")
+"""Encoders that are probed by one protocol, and the constant memory, the protocol's zero."""
+QUANTISED = ("plain", "noisy")
+"""Runs whose autoencoder has a bottleneck that is rounded."""
 PLACE = "bottleneck"
 """Where memories are rounded: where noise was added."""
 
@@ -67,13 +73,12 @@ def measure_seed(
             functools.partial(_autoencoder, runs[run], name, rows)
             for name, run in AUTOENCODERS.items()
         ),
-        *(functools.partial(_quantised, runs[name], name, texts) for name in ("plain", "noisy")),
+        *(functools.partial(_quantised, runs[name], name, texts) for name in QUANTISED),
+        *(functools.partial(_probe, runs, name, scale, seed, texts) for name in PROBES),
     ]
-    numbers: dict[str, Sums] = {}
     with reporter.active():
-        for part in track(parts, f"measure {seed}"):
-            numbers |= part()
-        return numbers | _probes(runs, scale, seed, texts)
+        found = divide(parts, f"measure {seed}")
+    return {name: sums for part in found for name, sums in part.items()}
 
 
 def _sums(sums: np.ndarray, counts: np.ndarray) -> Sums:
@@ -86,9 +91,13 @@ def _sums(sums: np.ndarray, counts: np.ndarray) -> Sums:
 def _measured(run: Run, name: str, objectives: tuple[str, ...], rows: int) -> dict[str, Accuracy]:
     stage = run.config.stages[name]
     model = load(run.checkpoints(name).parent)
-    batches = evaluation_batches(run.data.validation, min(BATCH_ROWS, rows), rows, run.ids.pad)
-    lengths = run.data.tokenizer.byte_lengths
-    return measure(model.module, model.params, batches, objectives, run.ids, lengths, stage=stage)
+    mesh = local_mesh()
+    shards = batch_shards(mesh) if mesh else 1
+    size = -(-min(BATCH_ROWS, rows) // shards) * shards
+    batches = evaluation_batches(run.data.validation, size, rows, run.ids.pad)
+    placed = (put_batch(batch, mesh) if mesh else batch for batch in batches)
+    arguments = (model.module, model.params, placed, objectives, run.ids)
+    return measure(*arguments, run.data.tokenizer.byte_lengths, stage=stage, mesh=mesh)
 
 
 def _decoder(run: Run, name: str, rows: int) -> dict[str, Sums]:
@@ -132,8 +141,10 @@ def _quantised(run: Run, name: str, count: int) -> dict[str, Sums]:
     }
 
 
-def _probes(runs: Mapping[str, Run], scale: Scale, seed: int, count: int) -> dict[str, Sums]:
-    """Probe all encoders by one protocol, and the constant memory, the protocol's zero."""
+def _probe(
+    runs: Mapping[str, Run], name: str, scale: Scale, seed: int, count: int
+) -> dict[str, Sums]:
+    """Probe an encoder, or the constant memory in place of the autoencoder's."""
     # A decoder of the autoencoder's width and depth.
     protocol = Protocol(
         width=scale.width,
@@ -145,20 +156,18 @@ def _probes(runs: Mapping[str, Run], scale: Scale, seed: int, count: int) -> dic
         evaluate_every=min(50, scale.probe_steps),
         dtype=scale.dtype,
     )
-    numbers: dict[str, Sums] = {}
-    for name, (run_name, stage) in ENCODERS.items():
-        run = runs[run_name]
-        encoder = vector_reader(load(run.folder(stage)))
-        encoder = encoder.untrained(seed) if name == "untrained" else encoder
-        texts = functools.partial(
-            sources.held_out, run.workdir / "data", encoder.length, tokenizer=run.data.tokenizer
-        )
-        train = vectors_of(encoder, texts(limit=scale.probe_texts, split="train"))
-        held_out = vectors_of(encoder, texts(limit=count))
-        for label in (name, "constant") if name == "autoencoder" else (name,):
-            constant = label == "constant"
-            reader = train_reader(train, protocol, seed, constant, name=f"probe {label}")
-            sums = score_texts(reader, held_out)
-            numbers[f"probe_nats/{label}"] = _sums(sums.nats, sums.tokens)
-            numbers[f"probe_accuracy/{label}"] = _sums(sums.correct, sums.tokens)
-    return numbers
+    run_name, stage = ENCODERS.get(name, ENCODERS["autoencoder"])
+    run = runs[run_name]
+    encoder = vector_reader(load(run.folder(stage)))
+    encoder = encoder.untrained(seed) if name == "untrained" else encoder
+    texts = functools.partial(
+        sources.held_out, run.workdir / "data", encoder.length, tokenizer=run.data.tokenizer
+    )
+    train = vectors_of(encoder, texts(limit=scale.probe_texts, split="train"))
+    held_out = vectors_of(encoder, texts(limit=count))
+    reader = train_reader(train, protocol, seed, name == "constant", name=f"probe {name}")
+    sums = score_texts(reader, held_out)
+    return {
+        f"probe_nats/{name}": _sums(sums.nats, sums.tokens),
+        f"probe_accuracy/{name}": _sums(sums.correct, sums.tokens),
+    }

@@ -1,6 +1,10 @@
-"""Train and measure all models of the claims, and judge; resumable at every stage of every seed."""
+"""Train and measure all models of the claims, and judge; resumable at every stage of every seed.
+
+Several processes train every stage together, and divide what is measured.
+"""
 
 import datetime
+import json
 import os
 import platform
 import shlex
@@ -12,7 +16,6 @@ from typing import Any
 
 import jax
 
-from memjax.data import prepare
 from memjax.errors import MemjaxError
 from memjax.evaluation.evaluators import open_evaluators
 from memjax.experiment.preflight import check_stages
@@ -21,11 +24,18 @@ from memjax.experiment.reproduce.claims import CLAIMS, Numbers, judge
 from memjax.experiment.reproduce.measure import measure_seed
 from memjax.experiment.reproduce.page import write_page
 from memjax.experiment.reproduce.plan import SCALES, configs
-from memjax.experiment.run import WorkdirError, claim_workdir
+from memjax.experiment.run import WorkdirError, claim_workdir, prepare_together
 from memjax.files import local, read_json, write_json
 from memjax.objectives.uncertainty import to_json as plain
-from memjax.progress import Reporter
-from memjax.sharding import ProcessMonitor
+from memjax.progress import SILENT, Reporter
+from memjax.sharding import (
+    ProcessMonitor,
+    agreed,
+    barrier,
+    first_process,
+    require_equal,
+    sharing,
+)
 from memjax.training.init_state import Run
 from memjax.training.loop import train_stage
 from memjax.version import __version__
@@ -45,16 +55,21 @@ def reproduce(
     The results are `reproduction.json` and `reproduction.html`. A repeated call resumes an
     interrupted reproduction and skips finished parts.
 
+    Several processes (`memjax.sharding.connect`) are one reproduction: all call this, and the first
+    one prints and writes.
+
     Args:
-      folder: folder of this reproduction only.
+      folder: folder of this reproduction only, which all processes can read.
       scale: one of SCALES.
       corpus: as config.data.corpus.
       seeds: at least two, to separate effects from those of the seed.
       limit: largest number of held-out rows to measure; 0 is the scale's number.
 
     Raises:
-      MemjaxError: there are fewer than two seeds, or the scale is unknown.
+      MemjaxError: there are fewer than two seeds, the scale is unknown, or its batches do not
+        divide over the devices.
       WorkdirError: the folder holds a reproduction of another scale, corpus or limit.
+      ProcessesError: processes have other arguments.
       Exception: a training fails; see `memjax.experiment.run.run_experiment`.
     """
     MemjaxError.require(
@@ -66,23 +81,38 @@ def reproduce(
         scale in SCALES,
         f"--scale: got {scale!r}, expected one of {', '.join(SCALES)}",
     )
-    folder, reporter = local(folder).absolute(), Reporter()
+    rows = SCALES[scale].rows
+    MemjaxError.require(
+        rows % jax.device_count() == 0,
+        f"--scale: {scale!r}, whose batches of {rows} sequences do not divide over"
+        f" {jax.device_count()} devices, expected a number of devices that divides {rows}. Use"
+        " fewer",
+    )
+    folder, log = local(folder).absolute(), Reporter().log
+    reporter = Reporter() if first_process() else SILENT
     began = time.monotonic()
-    _claim(folder, {"scale": scale, "corpus": corpus} | ({"limit": limit} if limit else {}))
-    before = _read(folder / "seconds.json", float) or 0.0
-    numbers: list[Numbers] = []
-    with ProcessMonitor(reporter.log) as watch:
+    plan = {"scale": scale, "corpus": corpus} | ({"limit": limit} if limit else {})
+    with ProcessMonitor(log) as watch:
+        require_equal(json.dumps([plan, *seeds]), "the command")
+        _claim(folder, plan)
+        before = _read(folder / "seconds.json", float) or 0.0
+        numbers: list[Numbers] = []
         for seed in seeds:
             path = folder / f"seed-{seed}" / "numbers.json"
-            found = _read(path, dict)
-            if found is None:
+            if agreed(path.exists()):
+                found = _read(path, dict)
+            else:
                 runs = _train(folder, scale, corpus, seed, reporter, watch)
-                found = measure_seed(runs, SCALES[scale], seed, limit, reporter)
-                write_json(path, found, indent=1)
+                with sharing():
+                    found = measure_seed(runs, SCALES[scale], seed, limit, reporter)
             numbers.append(found)
-            write_json(folder / "seconds.json", before + time.monotonic() - began)
-    seconds = before + time.monotonic() - began
-    return conclude(folder, scale, corpus, seeds, limit, numbers, seconds, reporter)
+            if first_process():
+                write_json(path, found, indent=1)
+                write_json(folder / "seconds.json", before + time.monotonic() - began)
+        seconds = before + time.monotonic() - began
+        results = conclude(folder, scale, corpus, seeds, limit, numbers, seconds, reporter)
+        barrier("concluded")
+    return results
 
 
 def conclude(
@@ -95,7 +125,7 @@ def conclude(
     seconds: float,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Judge every claim, and write JSON and page."""
+    """Judge every claim; the first process writes JSON and page."""
     verdicts = [judge(claim, numbers) for claim in CLAIMS]
     flags = [
         f"--scale={scale}",
@@ -119,6 +149,8 @@ def conclude(
         "seconds": seconds,
         "claims": [plain(verdict) for verdict in verdicts],
     }
+    if not first_process():
+        return results
     write_json(folder / "reproduction.json", results, indent=1)
     page = write_page(results, folder / "reproduction.html")
     for verdict in verdicts:
@@ -149,12 +181,13 @@ def _train(
     """Train all stages of all configs of a seed."""
     runs = {}
     for name, config in configs(SCALES[scale], corpus, seed, folder / f"seed-{seed}").items():
-        with reporter.active():
-            data = prepare(config.data, folder / "data", reporter.log)
+        data = prepare_together(config, folder / "data", reporter)
         run = Run(config, folder / f"seed-{seed}" / name, data, reporter, watch)
         check_stages(config, run.mesh)
-        claim_workdir(config, run.workdir)
-        _share(run.workdir / "data", folder / "data")
+        if first_process():
+            claim_workdir(config, run.workdir)
+            _share(run.workdir / "data", folder / "data")
+        barrier("claimed")
         for stage in config.curriculum:
             train_stage(run, stage, open_evaluators(run, stage, training=True))
         runs[name] = run
@@ -173,13 +206,12 @@ def _share(link: Path, target: Path) -> None:
 def _claim(folder: Path, what: dict[str, Any]) -> None:
     path = folder / "plan.json"
     theirs = _read(path, dict)
-    if theirs is None:
+    WorkdirError.require(
+        theirs in (None, what),
+        f"{folder}: got {what}, expected {theirs} as in the reproduction there; use another --out",
+    )
+    if theirs is None and first_process():
         write_json(path, what)
-    elif theirs != what:
-        raise WorkdirError(
-            f"{folder}: got {what}, expected {theirs} as in the reproduction there; use another"
-            " --out"
-        )
 
 
 def _read(path: Path, shape: Any) -> Any:
