@@ -117,7 +117,7 @@ def shrink(config: Config, stage: Stage) -> tuple[Config, Stage]:
     chunks = min(config.chunks, CHUNKS) if can(stage.family, "reads_chunks") else 2
     row_tokens = LENGTH * chunks
     toy = Config(data=Data(vocab_size=VOCABULARY, sequence_length=row_tokens), model=model)
-    kept = ("family", "objectives", "trainable", "memory", "temperature", "query_tokens", "compat")
+    kept = ("family", "objectives", "trainable", "memory", "dials", "compat")
     return toy, Stage(**{name: getattr(stage, name) for name in kept})
 
 
@@ -160,9 +160,7 @@ def kind_of(config: Config, stage: Stage) -> str:
 
 def exactly(config: Config, stage: Stage) -> str:
     """What two toys share whose gradients are the same but for weights of objectives."""
-    return repr(
-        (config, stage.family, stage.memory, stage.temperature, stage.query_tokens, stage.compat)
-    )
+    return repr((config, stage.family, stage.memory, sorted(stage.dials.items()), stage.compat))
 
 
 def size(model: Model) -> tuple[float, ...]:

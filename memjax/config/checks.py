@@ -80,8 +80,6 @@ RANGES: Mapping[type, Mapping[str, tuple[float, float]]] = {
         **dict.fromkeys(("steps", "batch_size", "grad_accum_steps"), (1, _LARGE)),
         "learning_rate": (_SMALL, 1000),
         "final_lr_ratio": (0, 1),
-        "temperature": (1e-6, 10**6),
-        "query_tokens": (1, _LENGTH),
     },
 }
 """The smallest and the largest value of every setting that is a number."""

@@ -170,10 +170,6 @@ class Stage:
     """
     memory: bool = True
     """False gives the decoder no memories: the control."""
-    temperature: float = 0.02
-    """Divisor of cosine similarities in retrieval."""
-    query_tokens: int = 7
-    """Tokens of a passage that form its query in n-gram and n-bag retrieval."""
     compat: tuple[str, ...] = ()
     """Quirks of the published code to reproduce (STAGE_QUIRKS)."""
 

@@ -48,7 +48,7 @@ def from_config_dict(tree: Mapping[str, Any], overrides: Iterable[tuple[str, str
     """
     if isinstance(tree, ml_collections.ConfigDict):
         tree = tree.to_dict()
-    config = _build(tree, Config)
+    config = _build(_with_dials(tree), Config)
     for key, text in overrides:
         config = _overridden(config, key, text)
     check(config)
@@ -94,6 +94,26 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+_DIALS = {"temperature": 0.02, "query_tokens": 7}
+"""Settings of a stage that became dials, with their defaults."""
+
+
+def _with_dials(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tree of a config; one that an early 0.2.0 wrote gets _DIALS where they are now."""
+    stages = tree.get("stages") if isinstance(tree, Mapping) else None
+    if not isinstance(stages, Mapping):
+        return tree
+    return {**tree, "stages": {name: _dialled(stage) for name, stage in stages.items()}}
+
+
+def _dialled(stage: Any) -> Any:
+    if not isinstance(stage, Mapping) or not _DIALS.keys() & stage.keys():
+        return stage
+    moved = {k: stage[k] for k in _DIALS if k in stage and stage[k] != _DIALS[k]}
+    kept = {key: value for key, value in stage.items() if key not in _DIALS}
+    return kept | ({"dials": {**kept.get("dials", {}), **moved}} if moved else {})
 
 
 _OBJECTIVES = Mapping[str, float]

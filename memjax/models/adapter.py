@@ -105,7 +105,7 @@ class Adapter:
             )
             wanted = type(fields[name].default)
             ConfigError.require(
-                type(value) is wanted,
+                type(value) is wanted or (wanted is float and type(value) is int),
                 f"{key}.dials.{name}: {value!r}, expected {wanted.__name__}. Change it",
             )
         return self.dials(**stage.dials)

@@ -20,6 +20,7 @@ from memjax.models.adapter import ENCODER_READS, Adapter
 from memjax.models.encoder import Encoder, fold, unfold
 from memjax.models.memory_model import UNIT_INIT
 from memjax.models.request import Requests
+from memjax.models.retriever import QueryDials
 from memjax.models.uses import Use, decoder_uses, encoder_uses
 
 MASKED = -1e30
@@ -131,5 +132,6 @@ ADAPTER = Adapter(
     uses=_uses,
     reads=ENCODER_READS,
     untied=("encoder",),
+    dials=QueryDials,
     check=lambda config, stage, key: _check_decoder(config.model.decoder),
 )

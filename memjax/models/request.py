@@ -159,7 +159,7 @@ class Asking:
     batch: Batch
     ids: SpecialIds
     stage: Stage
-    """Where `temperature`, `query_tokens` and `compat` come from."""
+    """Where `dials` and `compat` come from."""
     key: jax.Array | None = None
     """The source of noise and of random requests; None in evaluation, which has no noise, plain
     losses, and draws from a fixed key."""

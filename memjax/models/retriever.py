@@ -3,6 +3,7 @@
 Shapes: B passage, L token, K vector, E encoder width.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import flax.linen as nn
@@ -11,12 +12,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Config, Model, Stage
+from memjax.config.checks import check_range
 from memjax.models.adapter import ENCODER_READS, Adapter
 from memjax.models.encoder import Encoder
 from memjax.models.request import Requests
 from memjax.models.uses import SIMILARITIES, Use, encoder_uses
 
 _SMALLEST_SQUARE = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryDials:
+    """Settings of the families that answer queries."""
+
+    query_tokens: int = 7
+    """Tokens of a passage that form its query in n-gram and n-bag retrieval."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrieverDials(QueryDials):
+    """Settings of a retriever alone."""
+
+    temperature: float = 0.02
+    """Divisor of cosine similarities."""
 
 
 def unit(x: Float[Array, "*any E"]) -> Float[Array, "*any E"]:
@@ -68,6 +86,12 @@ def _uses(config: Config, stage: Stage, requests: Requests) -> Iterator[Use]:
         yield Use(SIMILARITIES, "head", pairs * pairs / stage.grad_accum_steps, width)
 
 
+def _check(config: Config, stage: Stage, key: str) -> None:
+    temperature = ADAPTER.dials_of(stage, key).temperature
+    name = f"{key}.dials.temperature".removeprefix("config.")
+    check_range(name, temperature, (1e-6, 10**6))
+
+
 ADAPTER = Adapter(
     name="retriever",
     module=Retriever,
@@ -79,4 +103,6 @@ ADAPTER = Adapter(
     reads=ENCODER_READS,
     untied=("encoder",),
     backbone="encoder",
+    dials=RetrieverDials,
+    check=_check,
 )

@@ -41,7 +41,7 @@ def build_requests(
       batch: sequences of tokens, alone or with what objectives read beside them.
       names: objectives that the model's family can be trained for.
       ids: reserved ids.
-      stage: where `temperature`, `query_tokens` and `compat` come from.
+      stage: where `dials` and `compat` come from.
       key: in training the source of noise and random requests; None in evaluation, which has no
         noise and draws from a fixed key.
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Config, ConfigError, Stage
 from memjax.models.request import Asking, Request, Requests, Variables
+from memjax.models.retriever import QueryDials, RetrieverDials
 from memjax.objectives.objective import Objective
 from memjax.objectives.terms import Scores
 
@@ -110,6 +111,10 @@ def _queries(tokens: jax.Array, taken: jax.Array, pad: int) -> jax.Array:
     return jnp.pad(queries, ((0, 0), (0, tokens.shape[1] - count)), constant_values=pad)
 
 
+def _query_tokens(stage: Stage) -> int:
+    return stage.dials.get("query_tokens", QueryDials.query_tokens)
+
+
 Draw = Callable[[jax.Array, int, jax.Array, int], jax.Array]
 
 
@@ -118,7 +123,7 @@ def _drawn(draw: Draw, number: int, asking: Asking) -> Request:
 
     `number` keeps the draws of objectives apart.
     """
-    chunks_BCL, count, pad = asking.chunks, asking.stage.query_tokens, asking.ids.pad
+    chunks_BCL, count, pad = asking.chunks, _query_tokens(asking.stage), asking.ids.pad
     key = jax.random.fold_in(asking.draw_key, number)
     passages_QL = chunks_BCL.reshape(-1, chunks_BCL.shape[-1])
     queries = draw(passages_QL, count, key, pad).reshape(chunks_BCL.shape)
@@ -132,7 +137,7 @@ def _drawn_of_one(draw: Draw, number: int, asking: Asking) -> Request:
 
     `number` keeps the draws of objectives apart.
     """
-    chunks_BCL, count, pad = asking.chunks, asking.stage.query_tokens, asking.ids.pad
+    chunks_BCL, count, pad = asking.chunks, _query_tokens(asking.stage), asking.ids.pad
     chunks = chunks_BCL.shape[1]
     ConfigError.require(chunks > 1, f"ranking: got {chunks} chunk per row, expected at least two")
     choice, query = jax.random.split(jax.random.fold_in(asking.draw_key, number))
@@ -177,6 +182,7 @@ def score(asking: Asking, variables: Variables, requests: Requests) -> dict[str,
     embedded = asking.apply(variables, "embed", flat, flat != asking.ids.pad)
     embedded_QXE = embedded.reshape(*tokens_QXL.shape[:2], -1)
     passages_QE, scores = embedded_QXE[:, 0], {}
+    temperature = asking.stage.dials.get("temperature", RetrieverDials.temperature)
     for name, request in requests.items():
         if name in drawn:
             queries_QE, found_QE = embedded_QXE[:, 1 + drawn.index(name)], passages_QE
@@ -184,9 +190,7 @@ def score(asking: Asking, variables: Variables, requests: Requests) -> dict[str,
             both = passages_QE.reshape(-1, 2, passages_QE.shape[1])
             queries_QE, found_QE = both[:, 0], both[:, 1]
         weight = request.weight
-        nats, correct = info_nce(
-            queries_QE, found_QE, asking.stage.temperature, weight.reshape(-1) > 0
-        )
+        nats, correct = info_nce(queries_QE, found_QE, temperature, weight.reshape(-1) > 0)
         scores[name] = Scores(nats.reshape(weight.shape), correct.reshape(weight.shape), weight)
     return scores
 
@@ -194,7 +198,7 @@ def score(asking: Asking, variables: Variables, requests: Requests) -> dict[str,
 def rank(asking: Asking, variables: Variables, requests: Requests) -> dict[str, Scores]:
     """Score every request of a ranker, [B, 1, 1]; one call of the encoder."""
     chunks_BCL, pad = asking.chunks, asking.ids.pad
-    candidate_BC = long_enough(chunks_BCL, asking.stage.query_tokens, pad)
+    candidate_BC = long_enough(chunks_BCL, _query_tokens(asking.stage), pad)
     queries = [request.inputs for request in requests.values()]
     tokens = jnp.concatenate([*queries, chunks_BCL], axis=1)
     memories = asking.apply(variables, "encode", tokens, tokens != pad)
@@ -210,11 +214,12 @@ def rank(asking: Asking, variables: Variables, requests: Requests) -> dict[str, 
 
 
 def _check_query(config: Config, stage: Stage, key: str) -> None:
-    """Raises ConfigError where a query would be longer than a passage."""
+    """Raises ConfigError where a query has no token, or more than a passage."""
+    count, length = _query_tokens(stage), config.model.chunk_length
     ConfigError.require(
-        stage.query_tokens <= config.model.chunk_length,
-        f"{key}.query_tokens={stage.query_tokens} are more than a passage has:"
-        f" config.model.chunk_length={config.model.chunk_length}",
+        1 <= count <= length,
+        f"{key}.dials.query_tokens: {count}, expected a number from 1 to the {length} of"
+        " config.model.chunk_length. Change one of them",
     )
 
 

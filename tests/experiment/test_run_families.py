@@ -42,7 +42,10 @@ def results(tmp_path_factory):
     )
     stages = {
         family: dataclasses.replace(
-            stage, family=family, objectives=dict.fromkeys(names, 1.0), query_tokens=3
+            stage,
+            family=family,
+            objectives=dict.fromkeys(names, 1.0),
+            dials={"query_tokens": 3} if family in ("retriever", "ranker") else {},
         )
         for family, names in OTHERS.items()
     }

@@ -76,7 +76,9 @@ def make(family: str, kind: str, **changes: object) -> tuple[nn.Module, Config, 
         **changes,
     )
     config = Config(data=Data(vocab_size=VOCABULARY, sequence_length=CHUNKS * LENGTH), model=model)
-    stage = Stage(family=family, objectives=dict.fromkeys(objectives, 1.0), query_tokens=3)
+    stage = Stage(
+        family=family, objectives=dict.fromkeys(objectives, 1.0), dials={"query_tokens": 3}
+    )
     return build(config, stage), config, stage
 
 

@@ -89,7 +89,7 @@ def program(
         compat=quirks,
     )
     config = Config(data=Data(vocab_size=VOCABULARY, sequence_length=4 * LENGTH), model=model)
-    stage = Stage(family=family, query_tokens=2)
+    stage = Stage(family=family, dials={"query_tokens": 2})
     module = build(config, stage)
     tokens = example(module, config)
     variables = jax.eval_shape(module.init, jax.random.key(0), tokens)

@@ -273,7 +273,7 @@ def test_a_gradient_reaches_every_parameter_of_every_layer(quick, draw, name, fa
                 jnp.asarray(rows),
                 names,
                 IDS,
-                Stage(temperature=0.1, query_tokens=2),
+                Stage(dials={"temperature": 0.1, "query_tokens": 2}),
             ).values()
         )
 
@@ -325,7 +325,7 @@ def test_a_retriever_learns_sixteen_passages(quick):
         chunk_length=8, encoder=Backbone(kind="mixer", width=16, layers=1, heads=2, mlp_ratio=2)
     )
     rows = jnp.asarray(np.random.default_rng(0).integers(6, VOCABULARY, (8, 16)))
-    stage = Stage(query_tokens=4, temperature=0.1)
+    stage = Stage(dials={"query_tokens": 4, "temperature": 0.1})
     accuracy = fit(
         quick,
         Retriever(model, VOCABULARY),
@@ -349,7 +349,7 @@ def test_a_ranker_learns_which_candidate_is_asked_for(quick):
         chunk_length=4, encoder=Backbone(kind="mixer", **small), decoder=Backbone(**small)
     )
     rows = jnp.asarray(np.random.default_rng(0).integers(6, VOCABULARY, (16, 16)))
-    stage, tokens = Stage(query_tokens=3), rows.reshape(16, 4, 4)
+    stage, tokens = Stage(dials={"query_tokens": 3}), rows.reshape(16, 4, 4)
     before, after = fit(
         quick, Ranker(model, 4, VOCABULARY), tokens, ["ngram_ranking"], rows, stage, 300, 1e-2
     )["ngram_ranking"]

@@ -1,6 +1,7 @@
 """Retrieval: the loss against a plain one, what queries are drawn from, and what each objective
 shows to its model."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 
 from memjax.config import Backbone, Model, Stage
 from memjax.models import Encoder, Ranker, Retriever
-from memjax.objectives import Batch, SpecialIds, score
+from memjax.objectives import Batch, SpecialIds, load_config, score
 from memjax.objectives.retrieval import info_nce, long_enough, nbags, ngrams
 from memjax.testing.families import counts_of, weights_of
+from memjax.testing.settings import message_of, tree_with
 
 IDS = SpecialIds()
 LENGTH, CHUNKS, VOCABULARY = 4, 4, 36
@@ -28,7 +30,9 @@ MODEL = Model(
 RETRIEVER, RANKER = Retriever(MODEL, VOCABULARY), Ranker(MODEL, CHUNKS, VOCABULARY)
 RETRIEVAL = ("ngram_retrieval", "nbag_retrieval", "pair_retrieval")
 RANKING = ("ngram_ranking", "nbag_ranking")
-STAGE = Stage(temperature=0.1, query_tokens=2)
+STAGE = Stage(dials={"temperature": 0.1, "query_tokens": 2})
+ALONE = {"curriculum": ("main",), "controls": ()}
+"""A run of one stage."""
 # Every id stands in one chunk only, so that a query tells where it was taken from.
 ROWS = np.array(
     [
@@ -503,7 +507,7 @@ def test_negatives_come_from_all_devices():
 
 
 def test_queries_longer_than_passages_are_refused(variables):
-    stage = Stage(query_tokens=5)
+    stage = Stage(dials={"query_tokens": 5})
     message = r"query_tokens: got 5, expected 1 to 4, the tokens of a passage \(chunk_length\)"
     for module, family, name in (
         (RETRIEVER, "retriever", "ngram_retrieval"),
@@ -539,3 +543,26 @@ def test_chunks_that_do_not_pair_up_or_cannot_be_ranked_are_refused(variables):
         match="ranker has no objective 'pair_retrieval'; it has ngram_ranking, nbag_ranking",
     ):
         score(RANKER, variables["ranker"], ROWS, ["pair_retrieval"], IDS, STAGE)
+
+
+@pytest.mark.parametrize(
+    ("dial", "value", "expected"),
+    [
+        ("query_tokens", 0, "0, expected a number from 1 to the 32 of config.model.chunk_length"),
+        ("query_tokens", 33, "33, expected a number from 1 to the 32 of"),
+        ("query_tokens", 2.0, "2.0, expected int"),
+        ("temperature", 0.0, "0.0, expected a number from 1e-06 to 1000000"),
+        ("temperature", float("nan"), "nan, expected a number"),
+        ("temperature", "warm", "'warm', expected float"),
+    ],
+)
+def test_wrong_dials_are_refused(dial, value, expected):
+    stage = Stage(family="retriever", objectives={"ngram_retrieval": 1.0}, dials={dial: value})
+    message = message_of({"stages": {"main": dataclasses.asdict(stage)}, **ALONE})
+    assert message.startswith(f"config.stages.main.dials.{dial}")
+    assert expected in message
+
+
+def test_a_whole_number_is_a_temperature():
+    stage = Stage(family="retriever", objectives={"pair_retrieval": 1.0}, dials={"temperature": 1})
+    load_config(tree_with({"stages": {"main": dataclasses.asdict(stage)}, **ALONE}))

@@ -70,6 +70,8 @@ def family_config(family: str, variant: str = "") -> Config:
     """
     config = tiny_config("unused", optimizer=Optimizer(epsilon=1e3, clip_norm=0.0))
     names, drawn = [x for x in FAMILY_OBJECTIVES[family] if not x.endswith("recall")], {}
+    if family in ("retriever", "ranker"):
+        drawn = {"dials": {"query_tokens": 3}}
     if variant == "reading":
         names = ["recall", "blank_recall", "next_token"]
         drawn = {"scored_chunks": {"recall": 2}, "dials": {"place_range": 64}}
@@ -82,7 +84,6 @@ def family_config(family: str, variant: str = "") -> Config:
         steps=4,
         warmup_steps=0,
         learning_rate=100.0,
-        query_tokens=3,
         trainable=FREEZING["frozen_all"] if variant == "frozen" else ((".*", True),),
         grad_accum_steps=2 if family == "autoencoder" or variant == "microbatches" else 1,
         **drawn,

@@ -42,7 +42,9 @@ def setting(model=None, optimizer=None, data=None, **stage):
         "unused", optimizer=optimizer or Optimizer(), model=tiny_model(**(model or {}))
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **(data or {})))
-    return config, Stage(**({"batch_size": 8, "objectives": BOTH, "query_tokens": 3} | stage))
+    asked = stage.get("family") in ("retriever", "ranker")
+    dials = {"dials": {"query_tokens": 3}} if asked else {}
+    return config, Stage(**({"batch_size": 8, "objectives": BOTH} | dials | stage))
 
 
 def traced(config, stage, stored=False):

@@ -26,6 +26,13 @@ STAGE = dataclasses.replace(
 )
 
 
+RETRIEVER = {
+    "family": "retriever",
+    "objectives": {"ngram_retrieval": 1.0},
+    "dials": {"query_tokens": 3},
+}
+
+
 def traced(mesh, config=CONFIG, stage=STAGE):
     """The equations of a step by name, and the trainable parameters."""
     module = build(config, stage)
@@ -65,11 +72,11 @@ def test_copies_add_up_their_gradients_after_the_last_microbatch():
         # Noise is drawn for a microbatch as a whole.
         ((2, 4, 1), {}, 0.1),
         # Its passages are compared with those of other rows.
-        ((2, 4, 1), {"family": "retriever", "objectives": {"ngram_retrieval": 1.0}}, 0.0),
+        ((2, 4, 1), RETRIEVER, 0.0),
     ],
     ids=["one_copy", "one_microbatch", "noise", "compared_rows"],
 )
 def test_no_other_step_computes_copies_apart(mesh, changes, noise):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, noise=noise))
-    apart, _ = traced(mesh, config, dataclasses.replace(STAGE, query_tokens=3, **changes))
+    apart, _ = traced(mesh, config, dataclasses.replace(STAGE, **changes))
     assert not apart

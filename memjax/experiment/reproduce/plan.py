@@ -141,7 +141,7 @@ def configs(scale: Scale, corpus: str, seed: int, folder: Path) -> dict[str, c.C
         learning_rate=scale.learning_rate / 3,
         init_from="causal",
         init_part=AS_ENCODER,
-        query_tokens=min(7, scale.chunk_length // 2),
+        dials={"query_tokens": min(7, scale.chunk_length // 2)},
     )
     bottleneck = dataclasses.replace(reads, bottleneck=scale.width // 2)
     return {
