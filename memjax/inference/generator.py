@@ -16,7 +16,7 @@ from memjax.checkpoints.store_records import EncoderProvenance
 from memjax.data import Tokenizer
 from memjax.inference import prefix
 from memjax.inference.causal import CausalStrategy
-from memjax.inference.memory import MemoryStrategy, RecurrentStrategy
+from memjax.inference.memory import MemoryStrategy, PeerStrategy, RecurrentStrategy
 from memjax.inference.programs import DecodeState, Programs, compiled
 from memjax.inference.reading import ReadingStrategy
 from memjax.inference.room import evicts_nothing, require_room
@@ -324,6 +324,7 @@ STRATEGIES: Mapping[str, Callable[[Any, Any], DecodingStrategy]] = {
     "keeps_memories": memory_strategy,
     "keeps_tokens": CausalStrategy,
     "keeps_state": RecurrentStrategy,
+    "keeps_written": PeerStrategy,
 }
 """Strategies by the kind of context that a family keeps."""
 

@@ -34,6 +34,7 @@ from memjax.inference.strategy import (
 )
 from memjax.models import EMPTY, PREDICT
 from memjax.models.memory import Memories
+from memjax.models.request import next_chunks
 
 
 class ChunkStrategy(DecodingStrategy):
@@ -207,4 +208,36 @@ class RecurrentStrategy(WholeTextStrategy):
         inputs = batch["inputs"]
         chunks = inputs.reshape(len(inputs), -1, self.window)
         states = self.apply(params, chunks, method="token_states")
+        return states.reshape(len(inputs), -1, states.shape[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerStrategy(WholeTextStrategy):
+    """The strategy of the field's other memories (memjax/models/peers): a chunk is read again for
+    every token, behind a start token.
+    """
+
+    start: int
+
+    @property
+    def cached(self) -> bool:
+        """Return False: what a peer reads differs too much for one cache."""
+        return False
+
+    def reach(self, context: int, continuation: int) -> int:
+        """Return all of them; a state depends on all."""
+        return context
+
+    def hidden(self, params: Params, batch: dict[str, Any]) -> jax.Array:
+        """Compute states of all chunks of the pieces, each from the chunks before it."""
+        inputs = batch["inputs"]
+        chunks = inputs.reshape(len(inputs), -1, self.window)
+        first = jnp.full_like(chunks[..., :1], self.start)
+        shown = jnp.concatenate([first, chunks[..., :-1]], axis=-1)
+        request = next_chunks(shown, chunks)
+
+        def run(module: Any) -> jax.Array:
+            return module.hidden(module.fold(chunks[:, :-1]), request)
+
+        states = self.apply(params, method=run)
         return states.reshape(len(inputs), -1, states.shape[-1])

@@ -62,7 +62,7 @@ def attend(
     query: Float[Array, "B T H E"],
     key: Float[Array, "B S G E"],
     value: Float[Array, "B S G E"],
-    valid: Bool[Array, "B S"],
+    valid: Bool[Array, "B S"] | Bool[Array, "#B T S"],
     causal: bool,
     implementation: str = "auto",
     interpret: bool = False,
@@ -77,7 +77,7 @@ def attend(
         last T of the S positions.
       key: not repeated for the query heads that share it.
       value: as `key`.
-      valid: False at padding.
+      valid: False at padding; or the keys that each query reads, and then all that it reads.
       causal: whether a position attends to earlier positions only.
       implementation: `xla`, `splash`, or `auto` (see `choose`).
       interpret: emulate the kernel without a TPU, slowly.
@@ -86,6 +86,8 @@ def attend(
       ConfigError: the implementation is unknown.
       ValueError: `splash` is compiled for something other than a TPU.
     """
+    if valid.ndim == 3:
+        return jax.nn.dot_product_attention(query, key, value, mask=valid[:, None])
     if choose(implementation, query.shape[1], query.shape[3]) == "xla":
         if query.shape[1] > LONGEST_WHOLE:
             return _by_blocks(query, key, value, valid, causal)

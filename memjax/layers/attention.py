@@ -114,9 +114,11 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Positions,
-        valid: Bool[Array, "B T"] | SharedPrefix,
+        valid: Bool[Array, "B T"] | Bool[Array, "#B T T"] | SharedPrefix,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """Compute `__call__`, and return the keys and values for positions after T."""
+        if not isinstance(valid, SharedPrefix) and valid.ndim == 3:
+            return self.read_masked(x, positions, valid)
         unasked = 0
         if isinstance(valid, SharedPrefix):
             entries = sum(valid.lengths)
@@ -133,6 +135,40 @@ class Attention(nn.Module):
         )
         cache = KeyValues(*(jnp.swapaxes(x_BTGE, 1, 2) for x_BTGE in scored[1:]))
         return self._finish(x, mixed_BTHE, positions), cache
+
+    def read_masked(
+        self,
+        x: Float[Array, "B R D"],
+        positions: Positions,
+        readable: Bool[Array, "#B T S"],
+        before: KeyValues | None = None,
+        rows: int = 0,
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """Compute positions that each read what a mask names, besides keys of other passes.
+
+        Args:
+          x: R positions, of which the last T are computed.
+          positions: rotary positions of all of x.
+          readable: which of the S keys each position reads: those of `before`, then those of x.
+          before: keys, which are rotated already, and values.
+          rows: R - T, leading positions that are read and not computed.
+
+        Returns:
+          The output, and the keys and values of x.
+        """
+        keys = jnp.broadcast_to(readable.sum(axis=-1), (len(x), x.shape[1] - rows))
+        keys = jnp.pad(keys, ((0, 0), (rows, 0)))
+        is_entry = jnp.zeros(x.shape[1], bool)
+        query, key, value = self._project(x, positions, is_entry, keys, rows)
+        own = KeyValues(*(jnp.swapaxes(y, 1, 2) for y in (key, value)))
+        if before is not None:
+            key, value = (
+                jnp.concatenate([jnp.swapaxes(old, 1, 2).astype(new.dtype), new], axis=1)
+                for old, new in zip(before, (key, value), strict=True)
+            )
+        mixed_BTHE = attend(query[:, rows:], key, value, readable, False)
+        computed = jax.tree.map(lambda at: at[:, rows:], positions)
+        return self._finish(x[:, rows:], mixed_BTHE, computed), own
 
     def cached_step(
         self,

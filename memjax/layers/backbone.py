@@ -69,6 +69,22 @@ class Block(nn.Module):
         mixed, cache = self.mix.read(self.mix_norm(x), positions, valid)
         return self._mix_channels(x + mixed), cache
 
+    def read_after(
+        self, x: jax.Array, positions: Positions, readable: jax.Array, before: KeyValues
+    ) -> tuple[jax.Array, KeyValues]:
+        """Compute `read` of positions that also read keys and values of this layer."""
+        mixed, cache = self.mix.read_masked(self.mix_norm(x), positions, readable, before)
+        return self._mix_channels(x + mixed), cache
+
+    def read_layers(
+        self, x: jax.Array, positions: Positions, readable: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Compute positions that also read rows of this layer; return the output twice."""
+        given = self.mix_norm(jnp.concatenate([rows.astype(x.dtype), x], axis=1))
+        mixed, _ = self.mix.read_masked(given, positions, readable, None, rows.shape[1])
+        x = self._mix_channels(x + mixed)
+        return x, x
+
     def cached_step(
         self, x: jax.Array, *args: Any
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -166,6 +182,8 @@ class Backbone(nn.Module):
                 "__call__": over_layers | {"in_axes": nn.broadcast},
                 "step": over_layers | {"in_axes": (0, nn.broadcast)},
                 "read": over_layers | {"in_axes": nn.broadcast},
+                "read_after": over_layers | {"in_axes": (nn.broadcast, nn.broadcast, 0)},
+                "read_layers": over_layers | {"in_axes": (nn.broadcast, nn.broadcast, 0)},
                 "cached_step": over_layers | {"in_axes": (0, *(nn.broadcast,) * 6)},
             },
         )
@@ -178,7 +196,7 @@ class Backbone(nn.Module):
         self,
         x: Float[Array, "B T D"],
         positions: Positions | None = None,
-        valid: Bool[Array, "B T"] | SharedPrefix | None = None,
+        valid: Bool[Array, "B T"] | Bool[Array, "#B T T"] | SharedPrefix | None = None,
     ) -> Float[Array, "B T D"]:
         """Compute all positions at once.
 
@@ -186,8 +204,8 @@ class Backbone(nn.Module):
           x: the input.
           positions: rotary positions, or places in a text. By default they count valid positions,
             so that padding on the left does not shift them.
-          valid: False at padding; None where there is none. Or the layout of chunks that share a
-            prefix, which needs positions.
+          valid: False at padding; None where there is none. Or which positions each one reads, or
+            the layout of chunks that share a prefix: both need positions.
         """
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
@@ -214,6 +232,58 @@ class Backbone(nn.Module):
         self._require_attention()
         x, cache = self.blocks.read(x.astype(jnp.float32), positions, valid)
         return self._finish(x), cache
+
+    def read_after(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Positions,
+        readable: Bool[Array, "#B T S"],
+        before: KeyValues,
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """Compute `read` of positions behind keys and values of other passes.
+
+        Args:
+          x: the input.
+          positions: rotary positions of x.
+          readable: which of the S = P + T keys each position reads, in every layer.
+          before: keys and values [N, B, G, P, E], as `read` returns them.
+
+        Returns:
+          The output, and the keys and values of x.
+
+        Raises:
+          ConfigError: as `read`.
+        """
+        self._require_attention()
+        x, cache = self.blocks.read_after(x.astype(jnp.float32), positions, readable, before)
+        return self._finish(x), cache
+
+    def read_layers(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Positions,
+        readable: Bool[Array, "#B T S"],
+        rows: Float[Array, "N B P D"],
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "N B T D"]]:
+        """Compute positions that read rows of every layer besides one another.
+
+        A row is an input of its layer: it is normalised and read, and nothing of it is computed.
+
+        Args:
+          x: the input.
+          positions: rotary positions of the P rows, then of x.
+          readable: which of the S = P + T rows and positions each position reads.
+          rows: of each layer.
+
+        Returns:
+          The output, and what leaves each layer.
+
+        Raises:
+          ConfigError: as `read`.
+        """
+        self._require_attention()
+        x, layers = self.blocks.read_layers(x.astype(jnp.float32), positions, readable, rows)
+        return self._finish(x), layers
 
     def cached_step(
         self,

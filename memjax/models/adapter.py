@@ -19,8 +19,8 @@ A capability is a plain word:
 | `retrieves`, `ranks` | its memories find passages; it scores candidates |
 | `estimates` | it returns one number per token |
 | `predicts_rows` | it predicts a whole sequence in one call, so that every loss can be weighted |
-| `keeps_tokens`, `keeps_memories`, `keeps_state` | it generates text, and this is what it keeps of
-earlier text |
+| `keeps_tokens`, `keeps_memories`, `keeps_state`, `keeps_written` | it generates text, and this is
+what it keeps of earlier text |
 
 Shapes: B sequence, X decoded chunk, L token of a chunk.
 """
@@ -73,9 +73,10 @@ class Adapter:
     """The module that a stage trains."""
     example: Callable[[Config], jax.Array]
     """The smallest tokens that `module.init` accepts."""
-    uses: Callable[[Config, Stage, Requests], Iterator[Use]]
+    uses: Callable[[Config, Stage, Requests], Iterator[Use]] | None = None
     """Where a training step applies each part of the parameters, in the order of a forward pass;
-    FLOPs follow from it. The requests are abstract and for one sequence."""
+    FLOPs follow from it. The requests are abstract and for one sequence. None counts those of the
+    traced program."""
     answer: Callable[[Asking, Variables, Requests], Answers] | None = None
     """Nats of the labels of all requests; None where objectives call the module themselves."""
     reads: frozenset[str] = frozenset()

@@ -35,7 +35,7 @@ def check(config: Config) -> None:
 
 def _check_rows(config: Config, families: set[str]) -> None:
     ConfigError.require(
-        config.chunks > 1 or not families & set(families_that("reads_chunks")),
+        config.chunks > 1 or not any(can(family, "reads_chunks") for family in families),
         f"config.model.chunk_length={config.model.chunk_length} does not divide"
         f" config.data.sequence_length={config.data.sequence_length} into two chunks or more; for"
         f" rows of {config.data.sequence_length} use"
@@ -98,7 +98,7 @@ def _readers(name: str) -> tuple[str, ...]:
 
 
 def _reads(family: str, name: str) -> bool:
-    return family in _readers(name)
+    return name in find(family).reads or family in _readers(name)
 
 
 def _only(readers: tuple[str, ...]) -> str:
@@ -110,14 +110,14 @@ def _check_read(config: Config, families: set[str]) -> None:
     for name in vars(default):
         value, unset, readers = getattr(model, name), getattr(default, name), _readers(name)
         ConfigError.require(
-            value == unset or families & set(readers),
+            value == unset or any(_reads(family, name) for family in families),
             f"config.model.{name}={value!r} is read by no stage here; {_only(readers)}; leave it"
             f" {unset!r}",
         )
     for quirk in model.compat:
         readers = _readers(quirk)
         ConfigError.require(
-            families & set(readers),
+            any(_reads(family, quirk) for family in families),
             f"config.model.compat names {quirk}, which no stage here reads; {_only(readers)}",
         )
 

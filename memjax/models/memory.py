@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from memjax.config import Config, Model
+from memjax.config import Model
 from memjax.layers import Backbone
 from memjax.layers.attention import KeyValues
 from memjax.models.request import Request
@@ -158,20 +158,21 @@ class Memory(nn.Module, abc.ABC):
         x, positions, at, valid = self._step_inputs(state, token, position)
         return self.backbone.cached_step(x, cache, positions, at, valid)
 
-    @abc.abstractmethod
     def _chunk_inputs(
         self, state: Memories, tokens: Int[Array, "B L"]
     ) -> tuple[tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]], int]:
         """Return the arguments of the backbone for the beginning of a chunk.
 
-        The number beside them is that of the positions before the chunk.
+        The number beside them is that of the positions before the chunk. A family with `prefill`
+        and `decode_step` of its own has none.
         """
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def _step_inputs(
         self, state: Memories, token: Int[Array, " B"], position: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], Int[Array, " B"], Int[Array, " B"], Bool[Array, "B T"]]:
         """Return a step's input, its rotary position, its index, and where the cache is read."""
+        raise NotImplementedError
 
     def append(
         self, state: Memories, cache: KeyValues | None, tokens: Int[Array, "B L"]
@@ -192,10 +193,12 @@ class Memory(nn.Module, abc.ABC):
         nothing = jnp.zeros(tokens.shape[:1], jnp.int32)
         return state, self.prefill(state, tokens[:, :0], nothing)[1]
 
-    @classmethod
     @abc.abstractmethod
-    def ledger(cls, config: Config, chunks: int) -> dict[str, tuple[int, int]]:
-        """Count what a memory of so many chunks holds: name to (numbers, bits of each)."""
+    def ledger(self, chunks: int) -> dict[str, tuple[int, int]]:
+        """Count what a memory of so many chunks holds: name to (numbers, bits of each).
+
+        Nothing is run and no parameters are needed.
+        """
 
 
 def prefill_backbone(
@@ -227,6 +230,6 @@ def state_at(states_BTD: jax.Array, at_B: jax.Array) -> Float[Array, "B D"]:
     return jnp.take_along_axis(states_BTD, at_B[:, None, None], axis=1, mode="clip")[:, 0]
 
 
-def number_bits(config: Config) -> int:
+def number_bits(config: Model) -> int:
     """Return the bits of a number of a state as it is computed."""
-    return 8 * jnp.dtype(config.model.dtype).itemsize
+    return 8 * jnp.dtype(config.dtype).itemsize

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from memjax.config import Config, ConfigError
+from memjax.config import ConfigError
 from memjax.layers import Embed, Head, Linear, make_backbone
 from memjax.layers.attention import Positions
 from memjax.layers.shared_prefix import SharedPrefix
@@ -301,12 +301,10 @@ class MemoryModel(SlotMemory):
         leaves = prefixes.leaves
         return self.joined_states(alone(request), leaves.get(VECTORS), leaves.get(VALID))
 
-    @classmethod
-    def ledger(cls, config: Config, chunks: int) -> dict[str, tuple[int, int]]:
+    def ledger(self, chunks: int) -> dict[str, tuple[int, int]]:
         """See `Memory.ledger`."""
-        model = config.model
-        numbers = chunks * model.memory_vectors * model.encoder.width
-        return {VECTORS: (numbers, number_bits(config))}
+        numbers = chunks * self.config.memory_vectors * self.config.encoder.width
+        return {VECTORS: (numbers, number_bits(self.config))}
 
     def __call__(
         self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"] | None = None

@@ -209,11 +209,10 @@ class RecurrentMemory(Memory):
         valid = jnp.ones((len(position), vectors + self.config.chunk_length), bool)
         return self.embed(token[:, None])[:, 0], at, at, valid
 
-    @classmethod
-    def ledger(cls, config: Config, chunks: int) -> dict[str, tuple[int, int]]:
+    def ledger(self, chunks: int) -> dict[str, tuple[int, int]]:
         """See `Memory.ledger`; the state is as large after any number of chunks."""
-        model = config.model
-        return {STATE: (model.memory_vectors * model.decoder.width, number_bits(config))}
+        config = self.config
+        return {STATE: (config.memory_vectors * config.decoder.width, number_bits(config))}
 
     def score(
         self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"] | None = None

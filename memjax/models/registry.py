@@ -17,6 +17,7 @@ from memjax.models import (
     retriever,
 )
 from memjax.models.adapter import Adapter
+from memjax.models.peers import PEERS
 
 FAMILIES: dict[str, Adapter] = {
     adapter.name: adapter
@@ -34,19 +35,30 @@ FAMILIES: dict[str, Adapter] = {
 """Families by name, the values of `config.stages.NAME.family`."""
 
 
+def known() -> dict[str, Adapter]:
+    """Return our families and the field's other memories, by name."""
+    return {**FAMILIES, **PEERS}
+
+
 def find(family: str | nn.Module, key: str = "family") -> Adapter:
     """Return the adapter of a family, given by its name or by a module of it.
 
     Raises:
       ConfigError: there is no such family; `key` names the setting.
     """
+    named = known()
     if isinstance(family, nn.Module):
-        fitting = (a.name for a in FAMILIES.values() if isinstance(family, a.module))
-        family = next(fitting, type(family).__name__)
+        # A peer may be built on another one: the class itself counts first.
+        kind, fallback = type(family), type(family).__name__
+        exact = (a.name for a in named.values() if a.module is kind)
+        fitting = (a.name for a in named.values() if isinstance(family, a.module))
+        family = next(exact, None) or next(fitting, fallback)
     ConfigError.require(
-        family in FAMILIES, f"{key}: {family!r}, expected one of {', '.join(FAMILIES)}"
+        family in named,
+        f"{key}: {family!r}, expected one of {', '.join(FAMILIES)}, or a name of"
+        " `memjax compare --list`",
     )
-    return FAMILIES[family]
+    return named[family]
 
 
 def can(family: str | nn.Module, capability: str) -> bool:

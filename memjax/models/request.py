@@ -199,7 +199,9 @@ class Asking:
     @property
     def rngs(self) -> dict[str, jax.Array] | None:
         """Generators for the module; None in evaluation."""
-        return None if self.key is None else {"noise": self.key}
+        if self.key is None:
+            return None
+        return {"noise": self.key, "memory": self.key_of("memory")}
 
     def apply(self, variables: Variables, method: str, *args: Any, **kwargs: Any) -> Any:
         """Apply a method of the model to arguments, with noise in training."""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
@@ -22,9 +23,9 @@ from memjax.config import Backbone, Config, Stage
 from memjax.layers import MIXERS
 from memjax.models import Request, build, find
 from memjax.models.uses import SIMILARITIES, Use
-from memjax.objectives import SpecialIds, build_requests
+from memjax.objectives import SpecialIds, build_requests, score
 from memjax.training.init_state import abstract_params
-from memjax.training.optimizer import split
+from memjax.training.optimizer import merge, split
 
 FORMULA = """\
 forward: of every matrix, 2 * its entries * the positions it is applied to;
@@ -80,7 +81,10 @@ def model_flops(config: Config, stage: Stage, stored: bool = False) -> Flops:
     params = abstract_params(module, config, stage)
     shapes = flatten_dict(params, sep="/")
     trained = flatten_dict(split(params, stage.trainable, "trainable")[0], sep="/")
-    uses = tuple(find(module).uses(config, stage, _requests(config, stage)))
+    count_uses = find(module).uses
+    if count_uses is None:
+        return _traced_flops(config, stage, module, params)
+    uses = tuple(count_uses(config, stage, _requests(config, stage)))
     order = (*_ORDER, *(use.path for use in uses))
     earliest = min((_place(path, order) for path in trained), default=len(order))
     parts: dict[str, Part] = {}
@@ -185,6 +189,27 @@ def _requests(config: Config, stage: Stage) -> dict[str, Request]:
 
 
 # Counting
+
+
+def _traced_flops(config: Config, stage: Stage, module: nn.Module, params: Any) -> Flops:
+    """Return the FLOPs of a family whose parts have no formula, as its program has them.
+
+    Where blocks are computed again in the backward pass, they count twice.
+    """
+    names, ids = tuple(stage.objectives), SpecialIds()
+    tokens = jax.ShapeDtypeStruct((stage.batch_size, config.data.sequence_length), jnp.int32)
+    trained, frozen = split(params, stage.trainable, "trainable")
+
+    def loss(trained: Any, frozen: Any, tokens: jax.Array) -> jax.Array:
+        variables = {"params": merge(trained, frozen)}
+        scored = score(module, variables, tokens, names, ids, stage, jax.random.key(0))
+        return sum((jnp.sum(x.nats) for x in scored.values()), jnp.float32(0))
+
+    forward, both = (
+        float(counted_flops(jax.jit(f).trace(trained, frozen, tokens).jaxpr))
+        for f in (loss, jax.grad(loss))
+    )
+    return Flops(forward, both - forward, {"decoder": Part(forward, both - forward)})
 
 
 def counted_flops(program: jex.ClosedJaxpr) -> int:

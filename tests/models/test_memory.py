@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.config import Backbone, Config, Data, Model, Stage
+from memjax.config import Backbone, Model, Stage
 from memjax.config.choices import READING_FEATURES
 from memjax.models import FAMILIES, MemoryModel, RecurrentMemory
 from memjax.models.memory import KINDS
@@ -248,11 +248,8 @@ def test_the_oldest_memory_leaves_a_full_bank(draw, quick):
 @pytest.mark.parametrize("name", MODULES)
 def test_the_ledger_counts_a_state(name, draw):
     module = MODULES[name]
-    config = Config(
-        data=Data(vocab_size=VOCABULARY, sequence_length=CHUNKS * LENGTH), model=module.config
-    )
     assert module.KIND in KINDS
-    ledger = type(module).ledger(config, CHUNKS - 1)
+    ledger = module.ledger(CHUNKS - 1)
     if not getattr(module, "memory", True):
         return
     variables = draw(module, TOKENS)

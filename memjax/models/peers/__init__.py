@@ -1,0 +1,16 @@
+"""The field's other memories, one file per architecture and one line per file here.
+
+To add one, write a file with a `Peer` and its adapter, and add it to PEERS.
+"""
+
+from memjax.models.peers import icae, rmt
+from memjax.models.peers.adapters import PeerAdapter
+
+PEERS: dict[str, PeerAdapter] = {
+    adapter.name: adapter
+    for adapter in (
+        rmt.ADAPTER,
+        icae.ADAPTER,
+    )
+}
+"""Peers by name, values of `config.stages.NAME.family` like those of our own families."""
