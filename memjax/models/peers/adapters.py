@@ -1,4 +1,4 @@
-"""The adapter of a peer: what one of the field's memories gives, and what all have in common."""
+"""The adapter of a peer, one of the field's other memories."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class PeerAdapter(Adapter):
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Dials of tests, whose chunks have 4 tokens."""
     unclaimed: str = ""
-    """What is not claimed."""
+    """Published results that are not claimed here."""
 
 
 def peer(name: str, module: type[Peer], summary: str, **about: Any) -> PeerAdapter:

@@ -1,4 +1,4 @@
-"""What the field's other memories share: a decoder, and the states that it reads.
+"""The base of the field's other memories: a decoder, and the states that it reads.
 
 A peer is a rule for a state and two maps: `write` of a chunk, and `read` of inputs. Everything else
 of the contract (models/memory.py) follows from them here. `read` is a pass of its own, also for
@@ -40,7 +40,7 @@ class NoDials:
 
 
 class Peer(Memory):
-    """A decoder that reads a state; subclasses say what a state is and how it is written.
+    """A decoder that reads a state; subclasses define the state and how it is written.
 
     `setup` of a subclass calls `setup_decoder`.
 
@@ -180,10 +180,11 @@ class Peer(Memory):
     ) -> Memories:
         """See `Memory.write`; a chunk of padding alone leaves every leaf as it was."""
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-        leaves = self._update(state.leaves, tokens, valid)
+        leaves = self.update_real(state.leaves, tokens, valid)
         return Memories(leaves, state.count + 1, self.KIND)
 
-    def _update(self, leaves: Leaves, tokens: jax.Array, valid: jax.Array) -> dict[str, Any]:
+    def update_real(self, leaves: Leaves, tokens: jax.Array, valid: jax.Array) -> dict[str, Any]:
+        """Return what `update` does where a chunk has a real token, and the old leaves elsewhere."""
         after, some = self.update(leaves, tokens, valid), valid.any(axis=-1)
         return {
             name: jnp.where(some.reshape(-1, *(1,) * (old.ndim - 1)), after[name], old)
@@ -210,7 +211,7 @@ class Peer(Memory):
             module: "Peer", leaves: Leaves, tokens: jax.Array, valid: jax.Array, cut: jax.Array
         ) -> tuple[dict[str, Any], dict[str, Any]]:
             before = {name: _cut(leaf, cut) for name, leaf in leaves.items()}
-            after = module._update(before, tokens, valid)
+            after = module.update_real(before, tokens, valid)
             return after, after
 
         body = nn.remat(write_chunk, prevent_cse=False) if self._recomputes else write_chunk
