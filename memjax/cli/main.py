@@ -33,6 +33,7 @@ GROUPS = {
         "measure": "Measure the memories of a stage with instruments.",
         "probe": "Compare encoders by decoders trained on their frozen vectors.",
         "eval": "Evaluate a language model on standard tasks and on recall over long texts.",
+        "compare": "Train memory architectures of the field side by side, at equal stored bits.",
         "reproduce": "Train, measure and judge the claims of the paper.",
     },
     "Plan": {

@@ -33,8 +33,12 @@ class PeerAdapter(Adapter):
     where everything is trained from scratch."""
     trainable: Rules = ((".*", True),)
     """Parameters that `memjax compare` trains, as `config.stages.NAME.trainable`."""
+    sized: str = "vectors"
+    """The dial, a whole number, that `memjax compare` sets by the budget; empty for none."""
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Dials of tests, whose chunks have 4 tokens."""
+    kind: str = ""
+    """The kind of memory, one of KINDS in models/memory.py."""
     unclaimed: str = ""
     """Published results that are not claimed here."""
 
@@ -69,6 +73,7 @@ def peer(name: str, module: type[Peer], summary: str, **about: Any) -> PeerAdapt
         answer=answer,
         reads=frozenset(("bptt_chunks",)),
         check=checked,
+        kind=module.KIND,
         **about,
     )
     return found

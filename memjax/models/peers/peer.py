@@ -184,7 +184,7 @@ class Peer(Memory):
         return Memories(leaves, state.count + 1, self.KIND)
 
     def update_real(self, leaves: Leaves, tokens: jax.Array, valid: jax.Array) -> dict[str, Any]:
-        """Return what `update` does where a chunk has a real token, and the old leaves elsewhere."""
+        """Return the leaves after a chunk; a chunk of padding alone leaves them as they were."""
         after, some = self.update(leaves, tokens, valid), valid.any(axis=-1)
         return {
             name: jnp.where(some.reshape(-1, *(1,) * (old.ndim - 1)), after[name], old)
