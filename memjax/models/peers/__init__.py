@@ -3,7 +3,7 @@
 To add one, write a file with a `Peer` and its adapter, and add it to PEERS.
 """
 
-from memjax.models.peers import calm, icae, next_vector, per_text, rmt
+from memjax.models.peers import calm, icae, inversion, next_vector, per_text, rmt
 from memjax.models.peers.adapters import PeerAdapter
 
 PEERS: dict[str, PeerAdapter] = {
@@ -12,6 +12,7 @@ PEERS: dict[str, PeerAdapter] = {
         rmt.ADAPTER,
         icae.ADAPTER,
         calm.ADAPTER,
+        inversion.ADAPTER,
         next_vector.ADAPTER,
         per_text.CRAMMING,
         per_text.MEMORY_TOKENS,
