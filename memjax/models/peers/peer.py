@@ -199,19 +199,20 @@ class Peer(Memory):
     ) -> Memories:
         """See `Memory.fold`; one chunk after another.
 
-        With `config.bptt_chunks` = n > 0 the state that enters chunk n, 2n, 3n, ... is cut off from
-        its past. With `config.remat` a chunk is computed again in the backward pass.
+        With `config.bptt_chunks` = n > 0 the state before chunk n, 2n, 3n, ... is cut off from its
+        past, for the write of that chunk and for all that read it. With `config.remat` a chunk is
+        computed again in the backward pass.
         """
         state = self.empty(len(tokens)) if state is None else state
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid
         every, chunk = self.config.bptt_chunks, jnp.arange(tokens.shape[1])
-        cut = (chunk > 0) & (chunk % every == 0) if every else jnp.zeros(chunk.shape, bool)
+        cut = (chunk + 1) % every == 0 if every else jnp.zeros(chunk.shape, bool)
 
         def write_chunk(
             module: "Peer", leaves: Leaves, tokens: jax.Array, valid: jax.Array, cut: jax.Array
         ) -> tuple[dict[str, Any], dict[str, Any]]:
-            before = {name: _cut(leaf, cut) for name, leaf in leaves.items()}
-            after = module.update_real(before, tokens, valid)
+            after = module.update_real(leaves, tokens, valid)
+            after = {name: _cut(leaf, cut) for name, leaf in after.items()}
             return after, after
 
         body = nn.remat(write_chunk, prevent_cse=False) if self._recomputes else write_chunk
