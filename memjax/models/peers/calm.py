@@ -134,6 +134,7 @@ ADAPTER = peer(
     " decoder reads the prediction.",
     published="Continuous Autoregressive Language Models, arXiv 2510.27688",
     dials=Dials,
+    sized="numbers",
     tiny={"patch": 2, "numbers": 6, "layers": 1},
     unclaimed="BrierLM of the published language models",
 )

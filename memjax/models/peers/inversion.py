@@ -187,6 +187,7 @@ ADAPTER = peer(
     " the decoder reads the last guess.",
     published="Text Embeddings Reveal (Almost) As Much As Text, arXiv 2310.06816",
     dials=Dials,
+    sized="",
     tiny={"rows": 1, "rounds": 1},
     lm_parts=f"{LM_PARTS},embed:embedder_embed,backbone:embedder_backbone",
     trainable=((r"^embedder_", False), (".*", True)),

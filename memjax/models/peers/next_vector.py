@@ -174,6 +174,7 @@ ADAPTER = peer(
     " prediction.",
     published="Large Concept Models, arXiv 2412.08821",
     dials=Dials,
+    sized="width",
     tiny={"width": 8},
     trainable=((r"^(centre|spread)$", False), (".*", True)),
     unclaimed="the sentence vectors of SONAR, and its languages",

@@ -49,9 +49,9 @@ class Dials:
 
     vectors: int = 4
     """K: vectors of a chunk."""
-    steps: int = 32
+    steps: int = 16
     """Gradient steps of a write."""
-    rate: float = 0.05
+    rate: float = 0.1
     """Learning rate of these steps; the published one of Cramming is 0.01 with more steps."""
     warmup: int = 0
     """Steps over which the rate of plain steps rises to `rate`."""
@@ -194,6 +194,7 @@ MEMORY_TOKENS = peer(
     published="Memory Tokens: Large Language Models Can Generate Reversible Sentence Embeddings,"
     " arXiv 2506.15001",
     dials=TokenDials,
+    sized="",
     tiny={"steps": 2, "rate": 0.5},
     lm_parts=LM_PARTS,
     trainable=_TRAINABLE,
