@@ -107,6 +107,7 @@ def test_a_corrector_reads_the_whole_hypothesis(inverted, quick):
     assert not np.array_equal(found(TOKENS)[:, 0], found(other)[:, 0])
 
 
+@pytest.mark.slow
 def test_the_embedder_has_no_gradient(inverted, quick):
     """Neither by the vector nor by a hypothesis; the corrector has one."""
     module, variables, _ = inverted

@@ -53,6 +53,7 @@ def nats(quick, module, variables, vectors, tokens=TOKENS, valid=REAL):
     return program(vectors, tokens, valid)
 
 
+@pytest.mark.slow
 def test_cramming_with_one_vector_and_plain_steps_is_memory_tokens(draw, quick):
     """A lattice equality, bit by bit."""
     tokens = module_of("memorytokens")
