@@ -27,6 +27,7 @@ F matching width.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -125,7 +126,7 @@ class Reading(nn.Module):
 class AmortisedBank(BankPeer):
     """A bank that a question aggregates into a prefix of a frozen language model."""
 
-    dials: Dials = Dials()
+    dials: Any = Dials()
 
     def setup_reader(self) -> None:
         """Make the language model, the question's stack, the aggregator and the prefix."""
