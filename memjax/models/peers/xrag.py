@@ -1,4 +1,4 @@
-"""A retriever's vector as one input of a language model (xRAG; Cheng et al. 2024, arXiv 2405.13792).
+"""xRAG (Cheng et al. 2024, arXiv 2405.13792): a retriever's vector is an input of a language model.
 
 A frozen retriever gives a chunk one unit vector e, which is what is stored. A small network turns
 it into an input, `v = W_2 GELU(W_1 e)`, and the inputs of all earlier chunks stand before the
