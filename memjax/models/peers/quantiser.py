@@ -82,10 +82,13 @@ class Quantiser(nn.Module):
     def loss(
         self, vectors: Float[Array, "*any D"], index: Int[Array, "*any"]
     ) -> Float[Array, "*any"]:
-        """Return the loss of each vector, by the squared distance to its code."""
+        """Return the loss of each vector, by its mean square over the width.
+
+        A sum would be the larger part of every clipped gradient.
+        """
         fixed = jax.lax.stop_gradient
-        book = jnp.sum((self.book[index] - fixed(vectors)) ** 2, axis=-1)
-        return book + COMMITMENT * jnp.sum((self.code(index) - vectors) ** 2, axis=-1)
+        book = jnp.mean((self.book[index] - fixed(vectors)) ** 2, axis=-1)
+        return book + COMMITMENT * jnp.mean((self.code(index) - vectors) ** 2, axis=-1)
 
 
 class Mbc(Mac):

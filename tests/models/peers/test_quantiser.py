@@ -64,7 +64,7 @@ def test_the_own_loss_moves_codes_to_vectors(quick):
         return module.apply(params, vectors, index, method=Quantiser.loss).sum(), index
 
     (book, vectors), index = quick(jax.grad(loss, (0, 1), has_aux=True))(BOOK, VECTORS_READ)
-    difference = BOOK[index] - VECTORS_READ
+    difference = (BOOK[index] - VECTORS_READ) / WIDTH
     np.testing.assert_allclose(vectors, -0.5 * difference, rtol=1e-5)
     wanted = np.zeros_like(BOOK)
     np.add.at(wanted, index, 2 * difference)
