@@ -31,6 +31,7 @@ setup(
         "memjax.evaluation.tasks": ["*.yaml"],
         "memjax.released": ["*/*", "*/reconstructor/*"],
         "memjax.experiment": ["*.jinja"],
+        "memjax.experiment.compare": ["*.jinja"],
         "memjax.experiment.report": ["*.jinja"],
         "memjax.experiment.reproduce": ["*.jinja"],
     },

@@ -55,8 +55,8 @@ def find(family: str | nn.Module, key: str = "family") -> Adapter:
         family = next(exact, None) or next(fitting, fallback)
     ConfigError.require(
         family in named,
-        f"{key}: {family!r}, expected one of {', '.join(FAMILIES)}, or a name of"
-        " `memjax compare --list`",
+        f"{key}: {family!r}, expected a name of `memjax compare --list` or one of"
+        f" {', '.join(FAMILIES)}",
     )
     return named[family]
 

@@ -225,10 +225,8 @@ def changed(stage: str, **changes: object) -> Config:
 
 
 def test_an_unknown_family_is_refused_with_those_there_are():
-    with pytest.raises(
-        ConfigError,
-        match=f"stages.combined.family: 'memory', expected one of {', '.join(FAMILY_OBJECTIVES)}$",
-    ):
+    known = f"expected .* or one of {', '.join(FAMILY_OBJECTIVES)}$"
+    with pytest.raises(ConfigError, match=f"stages.combined.family: 'memory', {known}"):
         changed("combined", family="memory")
 
 

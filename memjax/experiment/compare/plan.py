@@ -1,6 +1,8 @@
 """The plan of `memjax compare`: sizes, the budget of stored bits, and dials that meet it."""
 
+import bisect
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 from memjax import models
@@ -11,6 +13,8 @@ from memjax.models.memory import VALID
 from memjax.models.peers import PEERS
 from memjax.models.peers.adapters import PeerAdapter
 
+LARGEST = 4096
+"""The largest dial that a budget is filled with."""
 MATRICES = r"blocks.*/(kernel|mixing)$"
 OURS = {
     "memory_model": "the decoder reads vectors of earlier chunks from slots",
@@ -122,17 +126,13 @@ def fit(adapter: PeerAdapter, config: Config, stage: Stage, bits: int) -> dict[s
     Raises:
       ConfigError: even the smallest keep more.
     """
-    if not adapter.sized:
-        found = stored_bits(config, stage)
-        sizes = {}
-    else:
-        values = [
-            value
-            for value in range(1, 513)
-            if stored_bits(config, _with(stage, adapter.sized, value)) <= bits
-        ]
-        sizes = {adapter.sized: max(values, default=1)}
-        found = stored_bits(config, _with(stage, adapter.sized, sizes[adapter.sized]))
+    sizes: dict[str, int] = {}
+    if adapter.sized:
+        # What is kept grows with the dial.
+        values = range(1, LARGEST + 1)
+        kept = functools.partial(_kept, config, stage, adapter.sized)
+        sizes = {adapter.sized: max(1, bisect.bisect_right(values, bits, key=kept))}
+    found = stored_bits(config, dataclasses.replace(stage, dials=sizes))
     ConfigError.require(
         found <= bits,
         f"--names: {adapter.name} keeps {found:,} bits of a text, expected at most {bits:,}. Leave"
@@ -155,5 +155,5 @@ def stored_bits(config: Config, stage: Stage) -> int:
     return sum(numbers * size for name, (numbers, size) in ledger.items() if name != VALID)
 
 
-def _with(stage: Stage, dial: str, value: int) -> Stage:
-    return dataclasses.replace(stage, dials={dial: value})
+def _kept(config: Config, stage: Stage, dial: str, value: int) -> int:
+    return stored_bits(config, dataclasses.replace(stage, dials={dial: value}))

@@ -3,17 +3,53 @@
 To add one, write a file with a `Peer` and its adapter, and add it to PEERS.
 """
 
-from memjax.models.peers import calm, icae, inversion, next_vector, per_text, rmt
+from memjax.models.peers import (
+    amortised_bank,
+    auto_compressor,
+    calm,
+    cells,
+    hmt,
+    icae,
+    inversion,
+    kv_memory,
+    larimar,
+    memory_pool,
+    mplus,
+    next_vector,
+    per_text,
+    quantiser,
+    relational,
+    rmt,
+    scaling_rmt,
+    xrag,
+)
 from memjax.models.peers.adapters import PeerAdapter
 
 PEERS: dict[str, PeerAdapter] = {
     adapter.name: adapter
     for adapter in (
         rmt.ADAPTER,
+        scaling_rmt.ADAPTER,
+        auto_compressor.ADAPTER,
+        auto_compressor.MEMO_ADAPTER,
+        hmt.ADAPTER,
+        memory_pool.ADAPTER,
+        mplus.ADAPTER,
         icae.ADAPTER,
+        kv_memory.GIST_ADAPTER,
+        kv_memory.COMPRESSOR_ADAPTER,
+        xrag.ADAPTER,
+        amortised_bank.ADAPTER,
+        amortised_bank.CMT_ADAPTER,
+        quantiser.ADAPTER,
+        larimar.ADAPTER,
+        relational.ADAPTER,
+        cells.LEM,
+        cells.LSTM,
+        cells.GRU,
         calm.ADAPTER,
-        inversion.ADAPTER,
         next_vector.ADAPTER,
+        inversion.ADAPTER,
         per_text.CRAMMING,
         per_text.MEMORY_TOKENS,
     )

@@ -266,6 +266,7 @@ LSTM = peer(
     " transformer.",
     published="Long Short-Term Memory, Neural Computation 9 (8), 1997",
     dials=Dials,
+    sized="units",
     tiny={"units": 8},
     unclaimed="published perplexities",
 )
@@ -275,6 +276,7 @@ GRU = peer(
     "A gated recurrent unit, which continues from chunk to chunk and reads without a transformer.",
     published="Learning Phrase Representations using RNN Encoder-Decoder, arXiv 1406.1078",
     dials=Dials,
+    sized="units",
     tiny={"units": 8},
     unclaimed="published translations",
 )
@@ -284,6 +286,7 @@ LEM = peer(
     "Long expressive memory: a cell of two parts whose steps depend on the input.",
     published="Long Expressive Memory for Sequence Modeling, arXiv 2110.04744",
     dials=LEMDials,
+    sized="units",
     tiny={"units": 8},
     unclaimed="scores on dynamical systems and keywords",
 )

@@ -230,6 +230,7 @@ ADAPTER = peer(
     published="Larimar: Large Language Models with Episodic Memory Control, arXiv 2403.11901;"
     " Needle in the Haystack for Memory Based Large Language Models, arXiv 2407.01437",
     dials=Dials,
+    sized="slots",
     tiny={"slots": 6, "items": 2},
     unclaimed="scores of BERT with GPT-2 or GPT-J, fact edits, and needles in a million tokens",
 )

@@ -45,7 +45,7 @@ class Dials(RMTDials):
 class ScalingRMT(RecurrentMemoryTransformer):
     """The state is K vectors, written by a pass in which every position reads every other one."""
 
-    dials: Dials = Dials()
+    dials: Any = Dials()
 
     def start(self, batch: int) -> Leaves:
         """See `Peer.start`."""

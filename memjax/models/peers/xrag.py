@@ -102,6 +102,7 @@ ADAPTER = peer(
     published="xRAG: Extreme Context Compression for Retrieval-augmented Generation with One Token,"
     " arXiv 2405.13792",
     dials=Dials,
+    sized="",
     lm_parts=f"{LM_PARTS},embed:encoder/embed,backbone:encoder/backbone",
     trainable=((r"^encoder/", False), *FROZEN_LM),
     unclaimed="scores of Mistral models on questions; copies of text",
