@@ -29,7 +29,14 @@ from memjax.objectives.requests import shift_right
 from memjax.training.optimizer import make_optimizer, merge, split
 from memjax.training.step import TrainState, train_step
 
-pytestmark = pytest.mark.slow
+VARIANTS = frozenset(
+    ("scalingrmt", "memo", "mplus", "500xcompressor", "cmt", "mbc", "lstm", "gru", "memorytokens")
+)
+"""Peers that share their form with another one; theirs are tests of the night."""
+CASES = [
+    pytest.param(name, marks=pytest.mark.night if name in VARIANTS else pytest.mark.slow)
+    for name in PEERS
+]
 
 BATCH, CHUNKS, LENGTH, VOCABULARY = 2, 4, 4, 32
 STACK = Backbone(width=16, layers=2, heads=2, mlp_ratio=1)
@@ -71,7 +78,7 @@ class Made:
     """The same, compiled."""
 
 
-@pytest.fixture(params=PEERS, scope="module")
+@pytest.fixture(params=CASES, scope="module")
 def made(request, draw, quick):
     _, stage, module = setting(request.param)
     shapes = draw(module, ROWS.reshape(BATCH, CHUNKS, LENGTH))["params"]
@@ -197,7 +204,9 @@ CHUNK = np.arange(BORDERED)
 EARLIER = CHUNK[:, None] > CHUNK
 
 
-@pytest.mark.parametrize("name", [name for name in PEERS if PEERS[name].kind != "bank"])
+@pytest.mark.parametrize(
+    "name", [case for case in CASES if PEERS[str(case.values[0])].kind != "bank"]
+)
 def test_the_gradient_ends_at_borders(name, draw, quick):
     """T8: a loss reaches the chunks behind the last border, and nothing before it."""
     found = reached(name, draw, quick, EVERY)[EARLIER]
@@ -207,6 +216,7 @@ def test_the_gradient_ends_at_borders(name, draw, quick):
     assert np.array_equal(found, (same & (name not in DETACHED)) | again)
 
 
+@pytest.mark.slow
 def test_a_truncation_without_effect_is_seen(draw, quick):
     """T8 fails where no state is cut, as in the published code of two peers."""
     assert reached("rmt", draw, quick, 0)[EARLIER].all()
