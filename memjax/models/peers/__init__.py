@@ -5,6 +5,7 @@ To add one, write a file with a `Peer` and its adapter, and add it to PEERS.
 
 from memjax.models.peers import (
     amortised_bank,
+    associative,
     auto_compressor,
     calm,
     cells,
@@ -13,6 +14,7 @@ from memjax.models.peers import (
     inversion,
     kv_memory,
     larimar,
+    memory_network,
     memory_pool,
     mplus,
     next_vector,
@@ -43,6 +45,9 @@ PEERS: dict[str, PeerAdapter] = {
         amortised_bank.CMT_ADAPTER,
         quantiser.ADAPTER,
         larimar.ADAPTER,
+        memory_network.END_TO_END,
+        memory_network.SUPERVISED,
+        associative.ADAPTER,
         relational.ADAPTER,
         cells.LEM,
         cells.LSTM,

@@ -230,6 +230,7 @@ ADAPTER = peer(
     published="MEMO: A Deep Network for Flexible Combination of Episodic Memories, arXiv"
     " 2001.10913",
     dials=Dials,
+    sized="item_width",
     tiny={"items": 2, "item_width": 4, "hops": 2},
     check=_check,
     unclaimed="bAbI, paired associates from images, and shortest paths",

@@ -304,6 +304,7 @@ END_TO_END = peer(
     "Facts are token ids; a question reads all of them by soft attention, several times.",
     published="End-To-End Memory Networks, arXiv 1503.08895",
     dials=HopDials,
+    sized="",
     tiny={"hops": 2, "words": 2},
     unclaimed="scores on bAbI, Penn Treebank and Text8",
 )
@@ -313,6 +314,7 @@ SUPERVISED = peer(
     "Facts are token ids; a question takes the best one, and with it the next one.",
     published="Memory Networks, arXiv 1410.3916",
     dials=Dials,
+    sized="",
     tiny={"words": 2},
     unclaimed="scores on bAbI",
 )
