@@ -175,6 +175,7 @@ ADAPTER = peer(
     "Tokens compete for a few slots, which are written into the pages of a long-term memory.",
     published="A Framework for Inference Inspired by Human Memory Mechanisms, arXiv 2310.09297",
     dials=Dials,
+    sized="slots",
     tiny={"slots": 2, "pages": 2, "top": 2},
     check=_check,
     unclaimed="bAbI, relational reasoning on images, and language modelling",

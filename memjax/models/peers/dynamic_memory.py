@@ -42,7 +42,7 @@ ALONE = 3
 class Dials:
     """Settings of a dynamic memory network."""
 
-    words: int = 4
+    words: int = 8
     """Tokens of a fact."""
     episodes: int = 2
     """Times that all facts are gone through."""
@@ -206,6 +206,7 @@ ADAPTER = peer(
     "Facts are states of a GRU; a second one goes through them with gates, once for each episode.",
     published="Ask Me Anything: Dynamic Memory Networks, arXiv 1506.07285",
     dials=Dials,
+    sized="",
     tiny={"words": 2, "hidden": 8},
     unclaimed="bAbI, sentiment and tagging",
 )
