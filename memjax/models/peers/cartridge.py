@@ -135,7 +135,7 @@ class Cartridges(KeyValueBank):
                 return jnp.sum(mean_loss(logits, ids, weights, valid))
 
             rows, moments = carry
-            (gradient,) = nn.grad(loss, module, rows)
+            gradient = nn.grad(loss, module, rows)[0]
             change, moments = optimizer.update(gradient, moments, rows)
             rows = jax.tree.map(lambda x, y: x + jnp.where(moves[:, None], y, 0), rows, change)
             return (rows, moments), None
