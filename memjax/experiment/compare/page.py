@@ -22,14 +22,28 @@ def write_page(folder: Path, sizes: Scale) -> Path:
     for file in sorted((folder / "runs").glob("*.json")):
         run = json.loads(file.read_text(encoding="utf-8"))
         found.setdefault(run["name"], []).append(run)
-    rows = [row_of(name, runs, sizes) for name, runs in found.items()]
-    rows.sort(key=lambda row: -row["recalled"]["mean"])
-    equal = equal_flops(found)
-    page = templates.render(
-        "compare/compare.html.jinja", {}, rows=rows, sizes=sizes, equal=equal, count=len(rows)
+    rows = json.dumps(rows_of(found, sizes), indent=2)
+    (folder / "results.json").write_text(rows, encoding="utf-8")
+    return templates.write_page(folder / "compare.html", render(found, sizes))
+
+
+def render(found: Mapping[str, Sequence[Run]], sizes: Scale) -> str:
+    """Return the page of runs by their names."""
+    rows = rows_of(found, sizes)
+    return templates.render(
+        "compare/compare.html.jinja",
+        {},
+        rows=rows,
+        sizes=sizes,
+        equal=equal_flops(found),
+        plot=plot(rows, sizes.task.written),
     )
-    (folder / "results.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    return templates.write_page(folder / "compare.html", page)
+
+
+def rows_of(found: Mapping[str, Sequence[Run]], sizes: Scale) -> list[dict[str, Any]]:
+    """Return the rows of runs by their names, the best first."""
+    rows = [row_of(name, runs, sizes) for name, runs in found.items()]
+    return sorted(rows, key=lambda row: -row["recalled"]["mean"])
 
 
 def row_of(name: str, runs: Sequence[Run], sizes: Scale) -> dict[str, Any]:
@@ -78,6 +92,57 @@ def works(runs: Sequence[Run], at: str) -> bool:
         if len(above) < 3 or above.mean() <= ERRORS * above.std(ddof=1) / math.sqrt(len(above)):
             return False
     return True
+
+
+def plot(rows: Sequence[Run], chunks: int, width: int = 760, height: int = 380) -> dict[str, Any]:
+    """Return the plot of recalled shares against the FLOPs of writing all chunks and one read.
+
+    Args:
+      rows: those of the page.
+      chunks: chunks that are written.
+      width: of the plot, in pixels.
+      height: of the plot.
+
+    Returns:
+      `points`, each with its place and that of its label (None where there is no room), whether it
+      is on the Pareto front, and `front`, those that no cheaper row surpasses, the cheapest first.
+    """
+    costs = {row["name"]: chunks * row["write"] + row["read"] for row in rows}
+    logs = [math.log10(cost) for cost in costs.values() if cost > 0]
+    low, high = (math.floor(min(logs)), math.ceil(max(logs) + 0.01)) if logs else (0, 1)
+    points, taken, best = [], [], -1.0
+    for row in sorted(rows, key=lambda row: (costs[row["name"]], -row["recalled"]["mean"])):
+        share = row["recalled"]["mean"]
+        x = width * (math.log10(max(costs[row["name"]], 1)) - low) / (high - low)
+        point = {"name": row["name"], "x": max(0.0, x), "y": height * (1 - share), "share": share}
+        points.append({**point, "front": share > best})
+        best = max(best, share)
+        taken.append((point["x"] - 4, point["y"] - 4, point["x"] + 4, point["y"] + 4))
+    # Those on the front get their labels first.
+    for point in sorted(points, key=lambda point: not point["front"]):
+        point["label"] = _label(point, taken, width)
+    return {
+        "points": points,
+        "front": [point for point in points if point["front"]],
+        "ticks": [(width * (n - low) / (high - low), n) for n in range(low, high + 1)],
+        "width": width,
+        "height": height,
+    }
+
+
+def _label(
+    point: Mapping[str, Any], taken: list[tuple[float, float, float, float]], width: int
+) -> tuple[float, float] | None:
+    """Return where a label begins that covers no other, and take its room."""
+    long, high = 6.2 * len(point["name"]), 11
+    for left, top in ((7, -5), (-7 - long, -5), (-long / 2, -18), (-long / 2, 7)):
+        x, y = point["x"] + left, point["y"] + top
+        box = x, y, x + long, y + high
+        free = all(box[2] < a or c < box[0] or box[3] < b or d < box[1] for a, b, c, d in taken)
+        if free and 0 <= x <= width + 60 - long:
+            taken.append(box)
+            return x, y + high - 2
+    return None
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:

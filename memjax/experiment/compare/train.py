@@ -122,31 +122,32 @@ def evaluate(
     batch: int,
     written: int,
     batches: int,
+    controls: bool,
 ) -> dict[str, Any]:
-    """Return the share of values recalled from all chunks, with its controls.
+    """Return the share of values recalled from all chunks.
 
-    `shuffled` reads the memory of another sequence, `constant` that of one sequence for all.
+    With `controls` also those with the memory of another sequence (`shuffled`) and with that of one
+    sequence for all (`constant`), and the share by distance.
     """
-    found: dict[str, list[np.ndarray]] = {"recalled": [], "shuffled": [], "constant": []}
+    found: dict[str, list[np.ndarray]] = {}
     distance = []
     for number in range(batches):
         rows = draw_rows(task, batch, written, HELD_OUT, number)
-        variants = {
-            "recalled": rows.tokens,
-            "shuffled": np.roll(rows.tokens, 1, axis=0),
-            "constant": np.broadcast_to(rows.tokens[:1], rows.tokens.shape),
-        }
+        variants = {"recalled": rows.tokens}
+        if controls:
+            variants["shuffled"] = np.roll(rows.tokens, 1, axis=0)
+            variants["constant"] = np.broadcast_to(rows.tokens[:1], rows.tokens.shape)
         for name, tokens in variants.items():
             recalled = correct(params, rows._replace(tokens=tokens))
-            found[name].append(np.asarray(recalled)[:, -1])
+            found.setdefault(name, []).append(np.asarray(recalled)[:, -1])
         distance.append(rows.distance[:, -1])
     at, right = np.concatenate(distance), np.concatenate(found["recalled"])
-    by_distance = {str(d): float(right[at == d].mean()) for d in np.unique(at)}
-    return {
-        **{name: float(np.concatenate(values).mean()) for name, values in found.items()},
-        "count": int(right.size),
-        "by_distance": by_distance,
+    shares: dict[str, Any] = {
+        name: float(np.concatenate(values).mean()) for name, values in found.items()
     }
+    if controls:
+        shares["by_distance"] = {str(d): float(right[at == d].mean()) for d in np.unique(at)}
+    return {**shares, "count": int(right.size)}
 
 
 def flops(module: Any, params: Tree, stage: Stage, task: Task) -> dict[str, int]:
@@ -188,14 +189,17 @@ def measure(
     size, course = stage.batch_size, []
 
     def watch(at: int, params: Tree) -> None:
-        found = evaluate(correct, params, task, size, task.written, max(1, batches // 4))
+        found = evaluate(correct, params, task, size, task.written, max(1, batches // 4), False)
         course.append({"step": at, "flops": at * step, "recalled": found["recalled"]})
 
     params = train(config, stage, task, seed, params, watch, max(1, stage.steps // 4))
     # Slots belong to the chunks of a training sequence.
     fixed = models.can(module, "encodes") and config.model.layout != "text"
     lengths = lengths[:1] if fixed or models.can(module, "reads_rows") else lengths
-    curve = {str(n): evaluate(correct, params, task, size, n, batches) for n in lengths}
+    curve = {
+        str(n): evaluate(correct, params, task, size, n, batches, controls=n == task.written)
+        for n in lengths
+    }
     trained, frozen = split(params, stage.trainable, "trainable")
     return {
         "name": trial.name,

@@ -6,7 +6,7 @@ import pytest
 
 from memjax.cli.main import main
 from memjax.config import ConfigError
-from memjax.experiment.compare.page import equal_flops, row_of, works
+from memjax.experiment.compare.page import equal_flops, plot, row_of, works
 from memjax.experiment.compare.plan import SCALES, fit, names, setting, stored_bits
 from memjax.models.peers import PEERS
 
@@ -73,6 +73,23 @@ def test_equal_flops_are_those_of_the_cheapest_training():
     cheap, costly = equal_flops(found)
     assert (cheap["name"], cheap["step"], cheap["share"]["mean"]) == ("one", 2, 0.2)
     assert costly["share"] is None
+
+
+def test_the_plot_joins_the_rows_that_no_cheaper_row_surpasses():
+    costs = {"cheap": (1, 0.2), "best": (100, 0.9), "beaten": (100, 0.5), "dear": (1000, 0.9)}
+    rows = [
+        {"name": name, "write": cost, "read": 0, "recalled": {"mean": share, "error": 0.0}}
+        for name, (cost, share) in costs.items()
+    ]
+    found = plot(rows, 1, width=300, height=100)
+    assert [point["name"] for point in found["front"]] == ["cheap", "best"]
+    places = {point["name"]: (point["x"], point["y"]) for point in found["points"]}
+    # The axis is logarithmic, from 1 to 10,000.
+    assert places["cheap"] == pytest.approx((0, 80))
+    assert places["best"] == pytest.approx((150, 10))
+    assert places["dear"] == pytest.approx((225, 10))
+    labels = [point["label"] for point in found["points"] if point["label"]]
+    assert len(set(labels)) == len(labels) == 4
 
 
 @pytest.mark.slow
