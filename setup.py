@@ -34,6 +34,7 @@ setup(
         "memjax.experiment.compare": ["*.jinja"],
         "memjax.experiment.report": ["*.jinja"],
         "memjax.experiment.reproduce": ["*.jinja"],
+        "memjax.models.peers": ["status.json"],
     },
     entry_points={"console_scripts": ["memjax = memjax.cli.main:main"]},
     install_requires=[

@@ -1,12 +1,15 @@
 """The adapter of a peer, one of the field's other memories."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
 from memjax.config import Config, ConfigError, Rules, Stage
+from memjax.files import read_json
 from memjax.models.adapter import Adapter, Answers
 from memjax.models.peers.peer import Peer
 from memjax.models.request import Asking, Requests, Variables, shared_entries
@@ -18,6 +21,8 @@ LM_PARTS = "embed,backbone,head"
 FROZEN_LM: Rules = ((r"^(embed|backbone|head)/", False), (".*", True))
 """A peer whose language model stays as it was trained."""
 STATUSES = ("works", "fails", "mechanism only")
+MEASURED = Path(__file__).with_name("status.json")
+"""The statuses of those that docs/make_peers.py has measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +31,6 @@ class PeerAdapter(Adapter):
 
     published: str = ""
     """The name, the paper and its arXiv number."""
-    status: str = "mechanism only"
-    """One of STATUSES (docs/peers.md)."""
     lm_parts: str = ""
     """Parts that come from a causal language model that is trained first, as `init_part`; empty
     where everything is trained from scratch."""
@@ -41,6 +44,17 @@ class PeerAdapter(Adapter):
     """The kind of memory, one of KINDS in models/memory.py."""
     unclaimed: str = ""
     """Published results that are not claimed here."""
+
+    @property
+    def status(self) -> str:
+        """One of STATUSES (docs/peers.md)."""
+        return measured().get(self.name, "mechanism only")
+
+
+@functools.cache
+def measured() -> dict[str, str]:
+    """Return the statuses of the peers that were measured."""
+    return read_json(MEASURED, ConfigError)
 
 
 def peer(name: str, module: type[Peer], summary: str, **about: Any) -> PeerAdapter:
