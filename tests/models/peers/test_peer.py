@@ -2,15 +2,19 @@
 
 They are numbered: T1 memory is the only path between chunks, T2 no input reads a later one, nor
 does a retrieval (T2r), T3 padding writes nothing, T4 padding before a text changes nothing, T5 a
-fold is successive writes, T7 the ledger counts the state, T9 sequences are independent. A property
-is shown by what stays equal, bit by bit, when a part of the input changes: a choice that looks
-ahead has no gradient. One compiled program per peer shows all.
+fold is successive writes, T7 the ledger counts the state, T9 sequences are independent, T10 without
+the weights that read it a memory is of no use, T13 what has left a bank is gone (that of the others
+is in test_peer_limits.py). A property is shown by what stays equal, bit by bit, when a part of the
+input changes: a choice that looks ahead has no gradient. One compiled program per peer shows all.
 """
+
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import path_aware_map
 
 from memjax.config import Backbone, Config, Data, Model, Stage
 from memjax.models import build
@@ -24,6 +28,25 @@ MODEL = Model(chunk_length=LENGTH, decoder=STACK, encoder=STACK)
 TOKENS = np.random.default_rng(0).integers(6, VOCABULARY, (BATCH, CHUNKS, LENGTH)).astype(np.int32)
 REAL = np.ones(TOKENS.shape, bool)
 NUMBER = np.arange(CHUNKS)
+ATTENTION = "backbone/blocks/mix/out/"
+"""Where a memory is rows before the inputs or in every layer, the decoder's attention reads it."""
+READERS = {
+    **dict.fromkeys(("mac", "cmt", "mbc"), r"aggregator_\d+/out/"),
+    # No weight stands between a cell's state and its inputs: its output is all that can be off.
+    **dict.fromkeys(("rmc", "lem", "lstm", "gru"), "out/"),
+    "calm": "sample/",
+    "dmn": "episode/",
+    "larimar": "(past|added)/",
+    "lcm": "concept/",
+    "memformer": r"readers_\d+/out/",
+    # Where attention goes decides when to halt, besides what is read.
+    "memo_inference": "(out|policy)/",
+    # The first table is of keys alone.
+    "memn2n": "(tables_[1-9]|ages)",
+    "memorynetworks": r"answers_\d+/",
+    "pmi": "recall(_pages)?/value/",
+}
+"""The parameters by which other peers read their memory (T10)."""
 
 
 def module_of(name, model=MODEL, chunks=CHUNKS, **dials):
@@ -48,7 +71,7 @@ def everything(module):
             task=np.full(CHUNKS, PREDICT),
         )
         hidden = model.hidden(prefixes, request, shown)
-        counts = [jnp.full(BATCH, count) for count in range(CHUNKS)]
+        counts = [jnp.full(BATCH, count) for count in range(CHUNKS + 1)]
         folded = [model.at(prefixes, count).leaves for count in counts]
         state = model.empty(BATCH)
         written = [state.leaves]
@@ -65,8 +88,13 @@ def peer(request, draw, quick):
     module = module_of(request.param)
     variables, program = draw(module, TOKENS), quick(everything(module))
 
-    def show(tokens=TOKENS, valid=REAL, inputs=TOKENS, shown=REAL):
-        return program(variables, tokens, valid, inputs, shown)
+    reader = re.compile("params/" + READERS.get(request.param, ATTENTION))
+    blind = path_aware_map(
+        lambda path, leaf: np.zeros_like(leaf) if reader.match("/".join(path)) else leaf, variables
+    )
+
+    def show(tokens=TOKENS, valid=REAL, inputs=TOKENS, shown=REAL, reads=True):
+        return program(variables if reads else blind, tokens, valid, inputs, shown)
 
     return module, show, show()
 
@@ -131,7 +159,7 @@ def test_padding_before_a_text_changes_nothing(peer):
 def test_a_fold_is_successive_writes(peer):
     """T5."""
     module, _, (_, folded, written) = peer
-    for count, (one, other) in enumerate(zip(folded, written, strict=True)):
+    for count, (one, other) in enumerate(zip(folded[:-1], written, strict=True)):
         one, other = entries(module, one, count), entries(module, other, count)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, other)
 
@@ -152,3 +180,26 @@ def test_sequences_are_independent(peer):
     other, states, _ = show(tokens=changed(TOKENS, 1), inputs=changed(TOKENS, 1))
     assert np.array_equal(hidden[0], other[0])
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y[0]), folded, states)
+
+
+def test_without_weights_that_read_it_a_memory_is_of_no_use(peer):
+    """T10: what is decoded is then that of the control, which reads the state before any text."""
+    _, show, _ = peer
+    hidden, folded, _ = show(reads=False)
+    control, empty, _ = show(valid=~REAL, reads=False)
+    np.testing.assert_allclose(hidden, control, atol=1e-6)
+    # Not for want of a memory.
+    assert not all(np.array_equal(leaf, empty[2][name]) for name, leaf in folded[2].items())
+
+
+def test_what_has_left_a_bank_is_gone(peer):
+    """T13: a state has room for two chunks; of three, nothing of the first one is in it."""
+    module, show, (_, folded, _) = peer
+    if module.KIND == "bank":
+        _, states, _ = show(tokens=changed(TOKENS, slice(None), 0))
+        for name, leaf in folded[3].items():
+            assert leaf.shape[1] == 2
+            assert np.array_equal(leaf, states[3][name])
+            assert np.array_equal(leaf[:, 0], folded[2][name][:, 1])
+        # Before the third one came, it was.
+        assert any(not np.array_equal(x[:, 0], states[2][n][:, 0]) for n, x in folded[2].items())
