@@ -21,8 +21,10 @@ from memjax.config import Backbone, Config, Data, Model, Stage
 from memjax.inference.generator import Generator
 from memjax.layers.lora import adapter_shapes
 from memjax.models import build
+from memjax.models.memory import Memories
 from memjax.models.peers import PEERS
 from memjax.models.peers.adapters import answer
+from memjax.models.peers.rmt import RecurrentMemoryTransformer
 from memjax.models.request import Asking, Batch, SpecialIds, next_chunks
 from memjax.objectives import build_requests
 from memjax.objectives.requests import shift_right
@@ -175,12 +177,15 @@ def test_generation_is_greedy(made):
         assert scored[before[: len(scored)]].all()
 
 
-def reached(name, draw, quick, every):
+def cut_module(name, every=EVERY):
+    return setting(name, BORDERED, bptt_chunks=every)[2]
+
+
+def reached(module, draw, quick):
     """Whether the loss of each chunk has a gradient at the tokens of each chunk.
 
     The chunks have no token in common, so that the rows of the token tables are chunks.
     """
-    _, _, module = setting(name, BORDERED, bptt_chunks=every)
     tokens = 6 + np.arange(BORDERED * LENGTH).reshape(1, BORDERED, LENGTH)
     inputs = shift_right(jnp.asarray(tokens), IDS.bos, IDS.pad)
     flat = flatten_dict(draw(module, tokens)["params"])
@@ -202,6 +207,7 @@ def reached(name, draw, quick, every):
 
 CHUNK = np.arange(BORDERED)
 EARLIER = CHUNK[:, None] > CHUNK
+SAME = CHUNK[:, None] // EVERY == CHUNK // EVERY
 
 
 @pytest.mark.parametrize(
@@ -209,14 +215,42 @@ EARLIER = CHUNK[:, None] > CHUNK
 )
 def test_the_gradient_ends_at_borders(name, draw, quick):
     """T8: a loss reaches the chunks behind the last border, and nothing before it."""
-    found = reached(name, draw, quick, EVERY)[EARLIER]
-    same = (CHUNK[:, None] // EVERY == CHUNK // EVERY)[EARLIER]
+    found, same = reached(cut_module(name), draw, quick)[EARLIER], SAME[EARLIER]
     # Tokens that are read again are inputs of the next chunk, and no state.
     again = (CHUNK[:, None] // EVERY == (CHUNK + 1) // EVERY)[EARLIER] & (name in READS_AGAIN)
     assert np.array_equal(found, (same & (name not in DETACHED)) | again)
 
 
+class CutsNothing(RecurrentMemoryTransformer):
+    """A fault, as in the published code of two peers: what is detached is read by nothing."""
+
+    def fold(self, tokens, valid=None, state=None):
+        def detach(leaves):
+            leaves = jax.lax.stop_gradient(leaves)
+
+        states = [self.start(len(tokens))]
+        for chunk in range(tokens.shape[1]):
+            text = tokens[:, chunk]
+            states.append(self.update(states[-1], text, jnp.ones(text.shape, bool)))
+            if (chunk + 1) % self.config.bptt_chunks == 0:
+                detach(states[-1])
+        leaves = jax.tree.map(lambda *leaf: jnp.stack(leaf, axis=1), *states)
+        return Memories(leaves, jnp.full(len(tokens), len(states) - 1), self.KIND)
+
+
+class CutsAll(RecurrentMemoryTransformer):
+    """A fault: every state is detached, not only those at a border."""
+
+    def update(self, leaves, tokens, valid):
+        return jax.lax.stop_gradient(super().update(leaves, tokens, valid))
+
+
 @pytest.mark.slow
-def test_a_truncation_without_effect_is_seen(draw, quick):
-    """T8 fails where no state is cut, as in the published code of two peers."""
-    assert reached("rmt", draw, quick, 0)[EARLIER].all()
+@pytest.mark.parametrize("kind", [CutsNothing, CutsAll])
+def test_a_truncation_without_effect_is_seen(kind, draw, quick):
+    """T8 fails: all chunks before are reached, or none."""
+    sound = cut_module("rmt")
+    module = kind(sound.config, sound.chunks, sound.vocab_size, dials=sound.dials)
+    found = reached(module, draw, quick)[EARLIER]
+    assert (found == (kind is CutsNothing)).all()
+    assert not np.array_equal(found, SAME[EARLIER])
