@@ -142,7 +142,8 @@ class MemoryLLM(Peer):
     ) -> tuple[Float[Array, "B L D"], Float[Array, "N B L D"]]:
         """Run the backbone over inputs that read rows of every layer, and return all states.
 
-        The rows stand at positions -P to -1: the newest is always as near.
+        Those that are there stand at positions up to -1: the newest is always as near, and a place
+        without a row moves none, not the sink either.
         """
         rows = jnp.swapaxes(rows, 0, 1)
         if self.dials.sink:
@@ -150,7 +151,7 @@ class MemoryLLM(Peer):
             sink = jnp.broadcast_to(sink, (*rows.shape[:2], 1, rows.shape[3]))
             rows = jnp.concatenate([sink, rows], axis=2)
             there = jnp.pad(there, ((0, 0), (1, 0)), constant_values=True)
-        before = jnp.broadcast_to(jnp.arange(-there.shape[1], 0), there.shape)
+        before = -jnp.cumsum(there[:, ::-1], axis=1)[:, ::-1]
         positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         length = valid.shape[1]
         own = jnp.tri(length, dtype=bool) & valid[:, None]
