@@ -3,8 +3,9 @@ in what has read it.
 
 The oldest entry of a full state is replaced, and one more chunk is written. What is then in the
 places of entries is the same, bit by bit. A bank and a pool write the same entry too; what is
-written by a peer that reads the whole state has read what leaves. That nothing is lost of a state
-with room is shown by the entries before, which only move.
+written by a peer that reads the whole state has read what leaves. The entries behind it only move:
+nothing is lost before it has to leave. (T13 of what a bank folds, and T10, are in test_peer.py; the
+last test here is of the control that T10 compares with.)
 """
 
 import jax.numpy as jnp
@@ -17,10 +18,8 @@ from memjax.models.memory import VALID, VECTORS
 from memjax.models.peers import PEERS
 from memjax.models.peers.hmt import CACHE
 from memjax.models.peers.memory_pool import POOL
-from memjax.models.peers.mplus import (
-    STORE,
-    STORE_KEY,
-)
+from memjax.models.peers.mplus import STORE, STORE_KEY
+from memjax.models.request import PREDICT
 
 CHUNKS, LENGTH, VOCABULARY, FULL = 3, 4, 24, 5
 """FULL: chunks after which every state is full, the store of M+ too."""
@@ -103,3 +102,23 @@ def test_what_leaves_a_full_state_leaves_no_trace(name, draw, quick):
         assert np.array_equal(new[0, -count:], new[1, -count:]) is (name not in READS_ALL)
     for leaf in set(after) - set(names):
         assert np.array_equal(after[leaf][0], after[leaf][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rmt", "larimar", "icae"])
+def test_the_control_reads_the_state_before_any_text(name, draw, quick):
+    """What T10 compares with, for a peer of every kind."""
+    tokens, real = jnp.asarray(TOKENS[:, :CHUNKS]), jnp.ones((2, LENGTH), bool)
+    module = module_of(name)
+    control = module.clone(memory=False)
+
+    def read_nothing(model):
+        place = jnp.full(2, CHUNKS - 1)
+        x = model.embed_inputs(tokens[:, -1], real, place, jnp.full(2, PREDICT))
+        return model.head(model.read(model.empty(2).leaves, x, tokens[:, -1], real))
+
+    def run(variables):
+        return control.apply(variables, tokens), module.apply(variables, method=read_nothing)
+
+    logits, wanted = quick(run)(draw(module, TOKENS[:, :CHUNKS]))
+    np.testing.assert_allclose(logits[:, -1], wanted, atol=1e-6)
