@@ -9,6 +9,7 @@ BESIDE = {"beam", "golden", "golden_configs", "launch", "reliability"}
 """Folders of tests that are no room of memjax."""
 OF_NO_MODULE = {
     "cli/test_released.py",
+    "models/peers/test_lattice.py",
     "models/test_parameters.py",
     "models/test_properties.py",
     "models/test_quirks.py",
