@@ -48,7 +48,7 @@ EVERY, BORDERED = 3, 5
 """Chunks between borders of T8, and chunks of its sequence."""
 READS_AGAIN = frozenset(("hmt",))
 """Peers that keep the last tokens of a chunk, and read them before those of the next one."""
-DETACHED = frozenset(("lamemo", "transformerxl"))
+DETACHED = frozenset(("memoria", "lamemo", "transformerxl"))
 """Chains whose states carry no gradient at all, as published: T8 needs only zeros there."""
 IDS = SpecialIds()
 
