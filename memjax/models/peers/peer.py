@@ -70,11 +70,14 @@ class Peer(Memory):
             width, self.vocab_size, self.embed if config.decoder.tie_embeddings else None
         )
 
-    def setup_lm_decoder(self) -> None:
+    def setup_lm_decoder(self, stack: bool = True) -> None:
         """Make the parts of a causal language model, and marks that its own inputs never had.
 
         The marks begin at 0, so that the model begins as it was trained, and stand on the first
         input of a chunk alone.
+
+        Args:
+          stack: False leaves `backbone` out; the peer makes one with the same parameters.
         """
         config = self.config
         width, zeros = config.decoder.width, nn.initializers.zeros
@@ -82,7 +85,8 @@ class Peer(Memory):
         self.embed = Embed(self.vocab_size, width, dtype, EMBEDDING_INIT)
         self.chunk_position = self.param("chunk_position", zeros, (self.chunks, width))
         self.task_mark = self.param("task_mark", zeros, (TASKS, width))
-        self.backbone = make_backbone(config, config.decoder, config.chunk_length)
+        if stack:
+            self.backbone = make_backbone(config, config.decoder, config.chunk_length)
         tied = self.embed if config.decoder.tie_embeddings else None
         self.head = Head(width, self.vocab_size, tied)
 
