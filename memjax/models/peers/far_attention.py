@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.config import Model
 from memjax.layers import MLP, Attention, Backbone, Block, rotate
+from memjax.layers.attend import attend
 from memjax.layers.norm import make_norm
 from memjax.sharding import constrain
 
@@ -31,6 +32,9 @@ class Far(NamedTuple):
     key: Float[Array, "*J N P G E"]
     value: Float[Array, "*J N P G E"]
     there: Bool[Array, "*J N P"]
+    """False at rows that are empty, which nothing reads."""
+    block: Int[Array, "*J N P"] | None = None
+    """The number of each row's block; None where rows have none."""
 
 
 class Local(NamedTuple):
@@ -70,7 +74,7 @@ class FarAttention(Attention):
         self,
         query: Float[Array, "N T H E"],
         key: Float[Array, "N P H E"],
-        there: Bool[Array, "N P"],
+        far: Far,
         valid: Bool[Array, "N T"],
     ) -> Bool[Array, "N #H #T P"]:
         """Return which stored rows each query reads.
@@ -78,10 +82,10 @@ class FarAttention(Attention):
         Args:
           query: queries before their rotation.
           key: stored keys, repeated for every head.
-          there: False at rows that are empty, which are read by none in any case.
+          far: the stored rows.
           valid: False at padding. A choice depends on no later position.
         """
-        return there[:, None, None]
+        return far.there[:, None, None]
 
     def read_far(
         self, x: Float[Array, "N T D"], valid: Bool[Array, "N T"], far: Far | None
@@ -101,20 +105,22 @@ class FarAttention(Attention):
         readable = (jnp.tri(length, dtype=bool) & valid[:, None]) | jnp.eye(length, dtype=bool)
         unturned, none = jnp.zeros_like(positions), jnp.zeros(length, bool)
         query, key, value = self._project(x, unturned, none, readable.sum(axis=-1))
-        own = self._scores(self._turn(query, positions), self._by_head(self._turn(key, positions)))
+        turned, near = self._turn(query, positions), self._turn(key, positions)
+        own = self._scores(turned, self._by_head(near))
         asks = (readable & valid[..., None])[:, None]
         received = jnp.where(asks, own, 0).sum(axis=(1, 2)) / jnp.maximum(asks.sum(axis=(1, 2)), 1)
-        own, values = jnp.where(readable[:, None], own, NEVER), self._by_head(value)
+        own = jnp.where(readable[:, None], own, NEVER)
         if far is None or not far.key.shape[1]:
             weights = nn.softmax(own, axis=-1)
+            mixed = attend(turned, near, value, valid, True, self.attention)
         else:
             far_key, far_value = self._by_head(far.key), self._by_head(far.value)
-            read = self.chosen(query, far_key, far.there, valid) & far.there[:, None, None]
+            read = self.chosen(query, far_key, far, valid) & far.there[:, None, None]
             asked = self._turn(query, jnp.full_like(positions, self.distance))
             other = jnp.where(read, self._scores(asked, far_key), NEVER)
             weights = self._weigh(other, own, far.there.any(axis=1))
-            values = jnp.concatenate([far_value.astype(values.dtype), values], axis=1)
-        mixed = jnp.einsum("nhts,nshe->nthe", weights.astype(values.dtype), values)
+            values = jnp.concatenate([far_value.astype(value.dtype), self._by_head(value)], axis=1)
+            mixed = jnp.einsum("nhts,nshe->nthe", weights.astype(value.dtype), values)
         attended = jnp.sum(weights * valid[:, None, :, None], axis=(1, 2))
         return self._finish(x, mixed, unturned), Local(x, key, value, received, attended)
 
@@ -146,14 +152,15 @@ class FarBlock(Block):
     """A block whose attention also reads stored rows.
 
     Attributes:
-      make: returns the attention, a FarAttention, from the stack's settings and the dtype.
+      make: returns the attention, a FarAttention, from the stack's settings, the dtype and the
+        implementation.
     """
 
     make: Callable[..., FarAttention] = FarAttention
 
     def setup(self) -> None:
         self.mix_norm = make_norm(self.config, self.dtype, "mix_norm")
-        self.mix = self.make(self.config, self.dtype)
+        self.mix = self.make(self.config, self.dtype, self.attention)
         self.mlp_norm = make_norm(self.config, self.dtype, "mlp_norm")
         self.mlp = MLP(self.config, self.dtype)
 
@@ -198,7 +205,8 @@ class FarBackbone(Backbone):
                 "read_far": over_layers | {"in_axes": (nn.broadcast, 0)},
             },
         )
-        self.blocks = stack(self.config, self.length, self.dtype, make=self.make)
+        how = {"attention": self.attention, "make": self.make}
+        self.blocks = stack(self.config, self.length, self.dtype, **how)
         if self.config.final_norm:
             self.norm = make_norm(self.config, self.dtype, "norm")
 
@@ -218,8 +226,14 @@ def make_far_backbone(
     model: Model, make: Callable[..., FarAttention] = FarAttention
 ) -> FarBackbone:
     """Return the decoder's stack of a model, over a chunk."""
-    dtype = jnp.dtype(model.dtype)
-    return FarBackbone(model.decoder, model.chunk_length, dtype, model.remat, make=make)
+    return FarBackbone(
+        model.decoder,
+        model.chunk_length,
+        jnp.dtype(model.dtype),
+        model.remat,
+        attention=model.attention,
+        make=make,
+    )
 
 
 def highest(scores: Float[Array, "*any P"], most: int) -> Bool[Array, "*any P"]:

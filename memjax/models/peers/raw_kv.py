@@ -76,11 +76,11 @@ class TokenReader(FarAttention):
         self,
         query: Float[Array, "N L H E"],
         key: Float[Array, "N P H E"],
-        there: Bool[Array, "N P"],
+        far: Far,
         valid: Bool[Array, "N L"],
     ) -> Bool[Array, "N H L P"]:
         """See `FarAttention.chosen`; every head chooses by the mean keys of units."""
-        batch, stored, heads, width = key.shape
+        there, (batch, stored, heads, width) = far.there, key.shape
         unit, entries = min(self.unit, self.rows), stored // self.rows
         room = ((0, 0), (0, 0), (0, -self.rows % unit))
         filled = jnp.pad(there.reshape(batch, entries, self.rows), room)

@@ -10,7 +10,7 @@ from memjax.config import Backbone, Model, match_rules
 from memjax.layers import make_backbone
 from memjax.models.memory import VALID
 from memjax.models.peers import PEERS
-from memjax.models.peers.far_attention import NEVER
+from memjax.models.peers.far_attention import NEVER, Far
 from memjax.models.peers.longmem import LongMem, LongMemDials
 from memjax.models.peers.raw_kv import KEY, VALUE, TokenReader
 from memjax.models.request import next_chunks
@@ -98,8 +98,9 @@ def test_neighbours_are_retrieved_as_one(quick):
     there = np.array([[True, True, True, True, False, False]])
     key = np.zeros((1, 6, 1, 2), np.float32)
     key[0, :, 0, 0] = [4, 0, 1, 3, NEVER, 9]
+    far = Far(key, key, there)
     query = np.array([[[[1.0, 0.0]], [[-1.0, 0.0]]]], np.float32)
-    found = quick(lambda: reader.apply({}, query, key, there, there[:, :2], method="chosen"))()
+    found = quick(lambda: reader.apply({}, query, key, far, there[:, :2], method="chosen"))()
     assert found[0, 0].tolist() == [
         [False, False, False, True, True, False],
         [False, False, True, False, False, False],

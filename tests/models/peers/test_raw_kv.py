@@ -145,9 +145,9 @@ def test_of_equal_scores_the_first_are_chosen():
 class LooksAhead(TokenReader):
     """A faulty reader: all queries of a chunk choose together."""
 
-    def chosen(self, query, key, there, valid):
+    def chosen(self, query, key, far, valid):
         mean = jnp.broadcast_to(query.mean(axis=1, keepdims=True), query.shape)
-        return super().chosen(mean, key, there, valid)
+        return super().chosen(mean, key, far, valid)
 
 
 @pytest.mark.slow
