@@ -6,6 +6,7 @@ To add one, write a file with a `Peer` and its adapter, and add it to PEERS.
 from memjax.models.peers import (
     amortised_bank,
     associative,
+    attendre,
     auto_compressor,
     calm,
     cartridge,
@@ -67,6 +68,7 @@ PEERS: dict[str, PeerAdapter] = {
         longmem.ADAPTER,
         raw_blocks.ADAPTER,
         event_blocks.ADAPTER,
+        attendre.ADAPTER,
         amortised_bank.ADAPTER,
         amortised_bank.CMT_ADAPTER,
         quantiser.ADAPTER,

@@ -1,7 +1,7 @@
 """Attention that also reads stored keys and values, and stacks of it.
 
-Keys are stored before their rotation. Local keys are rotated by their positions as usual, and all
-stored ones are read as if they stood at one distance.
+Keys are stored before their rotation. Local keys are rotated by their positions as usual, and
+stored ones are read as if all stood at one distance, or in a row before the local ones.
 
 Shapes: N sequence, T position, P stored row, S = P + T, D width, H head, G key and value head, E
 head width, J layer.
@@ -47,8 +47,8 @@ class Local(NamedTuple):
     value: Float[Array, "*J N T G E"]
     received: Float[Array, "*J N T"]
     """The mean score of a position's key with its own query and real ones behind it."""
-    attended: Float[Array, "*J N S"]
-    """The weight of every key, stored ones first, as a sum over real queries and heads."""
+    weights: Float[Array, "*J N T S"]
+    """Weights of all keys, stored ones first, as means over heads."""
 
 
 class FarAttention(Attention):
@@ -59,11 +59,12 @@ class FarAttention(Attention):
     Attributes:
       gated: local and stored keys have a softmax each, and a learned number for every head weighs
         both. False is one softmax over all.
-      distance: positions between a query and every stored row.
+      distance: positions between a query and every stored row. None leaves stored rows where their
+        keys have been rotated to.
     """
 
     gated: bool = False
-    distance: int = 0
+    distance: int | None = 0
 
     def setup(self) -> None:
         super().setup()
@@ -116,13 +117,15 @@ class FarAttention(Attention):
         else:
             far_key, far_value = self._by_head(far.key), self._by_head(far.value)
             read = self.chosen(query, far_key, far, valid) & far.there[:, None, None]
-            asked = self._turn(query, jnp.full_like(positions, self.distance))
+            asked = turned
+            if self.distance is not None:
+                asked = self._turn(query, jnp.full_like(positions, self.distance))
             other = jnp.where(read, self._scores(asked, far_key), NEVER)
             weights = self._weigh(other, own, far.there.any(axis=1))
             values = jnp.concatenate([far_value.astype(value.dtype), self._by_head(value)], axis=1)
             mixed = jnp.einsum("nhts,nshe->nthe", weights.astype(value.dtype), values)
-        attended = jnp.sum(weights * valid[:, None, :, None], axis=(1, 2))
-        return self._finish(x, mixed, unturned), Local(x, key, value, received, attended)
+        local = Local(x, key, value, received, weights.mean(axis=1))
+        return self._finish(x, mixed, unturned), local
 
     def _weigh(
         self, far: Float[Array, "N H T P"], own: Float[Array, "N H T T"], some: Bool[Array, " N"]
