@@ -43,6 +43,7 @@ NOTHING_LEAVES = {
     **dict.fromkeys(("rmt", "scalingrmt", "r3mem"), "all vectors are written anew from all"),
     **dict.fromkeys(("lamemo", "transformerxl"), "rows of tokens: a chunk replaces all of them"),
     "memoria": "rows leave by the lives that they have left, not by their age",
+    "attendre": "rows leave by the attention that they got, not by their age",
     "memformer": "every slot is written anew from itself",
     "memoryprompt": "a cell adds up all chunks, and the prompt is its output",
     "larimar": "sums of all chunks",
