@@ -1,6 +1,7 @@
 """The documents are right: links lead somewhere, commands exist, and code runs."""
 
 import importlib
+import json
 import os
 import re
 import runpy
@@ -18,7 +19,9 @@ from memjax.cli.arguments import parse, read_config
 from memjax.cli.main import COMMANDS
 from memjax.config import Stage
 from memjax.data.sources.files import FilesSource
+from memjax.experiment.compare.run import compare
 from memjax.models import build, find
+from memjax.models.peers import PEERS
 from memjax.models.registry import FAMILIES
 from memjax.objectives import OBJECTIVES, SpecialIds, check, score, total
 from memjax.testing import tiny_config
@@ -220,10 +223,20 @@ def test_the_contributed_objective_and_family_can_be_scored(monkeypatch, quick):
         assert sums.nats / sums.count == pytest.approx(np.log(320), rel=0.2)
 
 
+@pytest.mark.slow
+def test_the_contributed_memory_is_compared(monkeypatch, tmp_path):
+    adapter = contributed(2)["ADAPTER"]
+    monkeypatch.setitem(PEERS, adapter.name, adapter)
+    compare(tmp_path, "tiny", [adapter.name], [0])
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    # One vector of 16 numbers in float32 for each of 4 chunks.
+    assert (row["name"], row["bits"]) == ("mean", 4 * 16 * 32)
+
+
 def test_the_contributed_corpus_format_is_read(tmp_path):
     file = tmp_path / "stories.csv"
     file.write_text('text,n\n"hello, world",1\nbye,2\n', encoding="utf-8")
-    formats = {".csv": contributed(2)["CsvPart"]}
+    formats = {".csv": contributed(3)["CsvPart"]}
     source = FilesSource("stories", [file], "text", False, formats)
     assert [document.text for document in source] == ["hello, world", "bye"]
 
