@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from memjax.config import Backbone, Model
@@ -195,3 +196,58 @@ def test_a_question_of_the_whole_chunk_is_seen(kind, causal, weights, quick):
     other[:, 2] += 1
     one, two = read(X), read(other)
     assert np.array_equal(one[:, :2], two[:, :2]) is causal
+
+
+PLACES, SYMBOLS, STEPS = 8, 8, 600
+FIRST_DANCE, FIRST_NOISE, END = 16 + PLACES, 16 + PLACES + SYMBOLS, 16 + PLACES + 2 * SYMBOLS
+
+
+def ballet(rng, batch, dances, delay):
+    """Chunks of a place and a dance with chunks of noise behind each, a dance, and its place."""
+    tokens = rng.integers(FIRST_NOISE, END, (batch, dances * (1 + delay), 8))
+    place = rng.random((batch, PLACES)).argsort(axis=1)[:, :dances]
+    dance = rng.integers(FIRST_DANCE, FIRST_NOISE, (batch, dances, 7))
+    tokens[:, :: 1 + delay, 0], tokens[:, :: 1 + delay, 1:] = 16 + place, dance
+    row, asked = np.arange(batch), rng.integers(0, dances, batch)
+    query = np.concatenate([np.ones((batch, 1), int), dance[row, asked]], axis=1)
+    return tokens.astype(np.int32), query.astype(np.int32), place[row, asked].astype(np.int32)
+
+
+@pytest.mark.night
+def test_it_finds_the_place_where_a_dance_was_seen():
+    """The ballet of the paper as a sequence, with 8 places: training with 16 tokens of noise behind
+    a dance, scores with 48. Without memory nothing is better than chance."""
+    stack = Backbone(width=32, layers=2, heads=4, mlp_ratio=2, qk_norm=True)
+    model = Model(chunk_length=8, decoder=stack)
+    module = HierarchicalChunkMemory(model, 32, END, dials=Dials(3, 2))
+
+    def loss(params, tokens, query, place, memory=True):
+        def score(model):
+            leaves = model.fold(tokens).leaves
+            leaves[VALID] &= memory
+            x, real = model.embed_tokens(query, query >= 0), query >= 0
+            last = model.read(leaves, x, query, real)[:, -1:]
+            return model.head(last)[:, 0, 16:FIRST_DANCE]
+
+        scores = module.apply({"params": params}, method=score)
+        nats = optax.softmax_cross_entropy_with_integer_labels(scores, place)
+        return nats.mean(), (scores.argmax(axis=-1) == place).mean()
+
+    optimizer = optax.adam(optax.linear_schedule(1e-2, 0, STEPS))
+
+    @jax.jit
+    def step(params, moments, batch):
+        gradient = jax.grad(loss, has_aux=True)(params, *batch)[0]
+        change, moments = optimizer.update(gradient, moments)
+        return optax.apply_updates(params, change), moments
+
+    rng = np.random.default_rng(0)
+    params = module.init(jax.random.key(0), np.zeros((1, 2, 8), np.int32))["params"]
+    moments = optimizer.init(params)
+    for _ in range(STEPS):
+        params, moments = step(params, moments, ballet(rng, 32, 2, 2))
+    found = {n: jax.jit(loss)(params, *ballet(rng, 256, n, 6))[1] for n in (2, 4)}
+    assert found[2] > 0.8
+    assert found[4] > 0.5
+    blind = jax.jit(lambda *args: loss(*args, memory=False))
+    assert blind(params, *ballet(rng, 256, 2, 6))[1] < 0.25
