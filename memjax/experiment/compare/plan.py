@@ -106,7 +106,7 @@ def setting(name: str, scale: Scale) -> tuple[Config, Stage]:
         objectives={"next_token": 1.0},
         steps=scale.steps,
         batch_size=scale.batch_size,
-        learning_rate=4e-3,
+        learning_rate=2e-3,
         warmup_steps=min(20, scale.steps),
         lr_schedule="linear",
         memory=name != "no_memory",

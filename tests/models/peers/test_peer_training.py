@@ -32,7 +32,19 @@ from memjax.training.optimizer import make_optimizer, merge, split
 from memjax.training.step import TrainState, train_step
 
 VARIANTS = frozenset(
-    ("scalingrmt", "memo", "mplus", "500xcompressor", "cmt", "mbc", "lstm", "gru", "memorytokens")
+    (
+        "scalingrmt",
+        "memo",
+        "transformerxl",
+        "mplus",
+        "500xcompressor",
+        "emllm",
+        "cmt",
+        "mbc",
+        "lstm",
+        "gru",
+        "memorytokens",
+    )
 )
 """Peers that share their form with another one; theirs are tests of the night."""
 CASES = [
