@@ -101,8 +101,8 @@ class Adapter:
         for name, value in stage.dials.items():
             ConfigError.require(
                 name in fields,
-                f"{key}.dials.{name} is not a dial of family {self.name}; expected"
-                f" {', '.join(fields) or 'it has none'}",
+                f"{key}.dials.{name}: unknown, expected"
+                f" {' or '.join(fields) or 'none'} for {key}.family={self.name!r}. Change it",
             )
             wanted = type(fields[name].default)
             ConfigError.require(

@@ -113,13 +113,15 @@ def test_a_toy_family_and_a_toy_objective_are_trained(toys):
 
 
 def test_dials_are_checked_by_name_and_type(toys):
-    with pytest.raises(ConfigError, match=r"config.stages.toy.dials.wide is not a dial of family"):
+    with pytest.raises(ConfigError, match=r"config.stages.toy.dials.wide: unknown, expected width"):
         load_config(to_json(config_of(dials={"wide": 1})))
     with pytest.raises(ConfigError, match=r"config.stages.toy.dials.width: 'x', expected int"):
         load_config(to_json(config_of(dials={"width": "x"})))
     stage = Stage(objectives={"next_token": 1.0}, dials={"width": 1})
     text = to_json(Config(stages={"main": stage}, curriculum=("main",)))
-    with pytest.raises(ConfigError, match=r"main.dials.width is not a dial of family memory_model"):
+    with pytest.raises(
+        ConfigError, match=r"dials.width: unknown, expected .*family='memory_model'"
+    ):
         load_config(text)
 
 
