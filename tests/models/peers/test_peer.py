@@ -34,16 +34,22 @@ READERS = {
     **dict.fromkeys(("mac", "cmt", "mbc"), r"aggregator_\d+/out/"),
     # No weight stands between a cell's state and its inputs: its output is all that can be off.
     **dict.fromkeys(("rmc", "lem", "lstm", "gru"), "out/"),
+    # The layers of a peer that makes its own.
+    **dict.fromkeys(("lamemo", "transformerxl"), r"blocks_\d+/out/"),
+    "memorizing": r"blocks_\d+/mix/out/",
     "calm": "sample/",
     "dmn": "episode/",
+    "hcam": r"readers_\d+/out/",
     "larimar": "(past|added)/",
     "lcm": "concept/",
+    "longmem": r"side_\d+/mix/out/",
     "memformer": r"readers_\d+/out/",
     # Where attention goes decides when to halt, besides what is read.
     "memo_inference": "(out|policy)/",
     # The first table is of keys alone.
     "memn2n": "(tables_[1-9]|ages)",
     "memorynetworks": r"answers_\d+/",
+    "memoria": r"blocks_\d+/reader/out/",
     "pmi": "recall(_pages)?/value/",
 }
 """The parameters by which other peers read their memory (T10)."""
