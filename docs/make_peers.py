@@ -1,15 +1,15 @@
 """Make docs/peers.md and docs/compare.html: train the rows of `memjax compare` with three seeds.
 
-    python docs/make_peers.py FOLDER                  measure missing rows, write the pages
-    python docs/make_peers.py FOLDER --only=NAME,...  measure missing rows of these names alone
+    python docs/make_peers.py FOLDER                  measure missing runs, write the pages
+    python docs/make_peers.py FOLDER --only=NAME,...  measure missing runs of these names alone
     python docs/make_peers.py FOLDER --steps=1        try the command, at the tiny scale
     python docs/make_peers.py --list                  list all rows
     python docs/make_peers.py --page                  write the pages from the stored runs
 
-Runs are kept in FOLDER, outside the repository, and the command resumes with the run that it was
-stopped in. Finished rows are in docs/peers.json and are skipped by the next call. Their status goes
-to memjax/models/peers/status.json, for `memjax compare --list`. Delete a row from the file, and its
-runs, to measure it again. All rows together take about five CPU-hours.
+Runs are kept in FOLDER, outside the repository. Every finished run is in docs/peers.json and is
+skipped by the next call, so the command can be stopped at any time. The status of a row goes to
+memjax/models/peers/status.json, for `memjax compare --list`. Delete a run from the file and from
+FOLDER to measure it again. All runs together take about five CPU-hours.
 """
 
 import json
@@ -33,25 +33,33 @@ SEEDS = (0, 1, 2)
 SCALE = "small"
 
 
-def command(name: str, folder: str, trial: int = 0) -> list[str]:
-    """Return the arguments of `memjax` that measure a row."""
-    seeds = ",".join(map(str, SEEDS[:1] if trial else SEEDS))
+def command(name: str, seed: int, folder: str, trial: int = 0) -> list[str]:
+    """Return the arguments of `memjax` that measure a run."""
     scale = "tiny" if trial else SCALE
-    return ["compare", f"--names={name}", f"--scale={scale}", f"--seeds={seeds}", f"--out={folder}"]
+    return ["compare", f"--names={name}", f"--scale={scale}", f"--seeds={seed}", f"--out={folder}"]
 
 
-def measure(name: str, folder: Path, trial: int) -> dict[str, Any]:
-    """Train a row, or what is missing of it, and return its runs and how they were made."""
-    load = os.getloadavg()[0]
-    run(command(name, str(folder), trial))
-    files = sorted((folder / "runs").glob(f"{name}-[0-9]*.json"))
-    shown = ["memjax", *command(name, "FOLDER", trial)]
-    return about(load) | {"command": shown, "runs": [read(file) for file in files]}
+def measure(key: str, folder: Path, trial: int) -> dict[str, Any]:
+    """Train a run, or take it from the folder, and return it and how it was made."""
+    name, seed = key.rsplit("-", 1)
+    load, file = os.getloadavg()[0], folder / "runs" / f"{key}.json"
+    if not file.exists():
+        run(command(name, int(seed), str(folder), trial))
+    shown = ["memjax", *command(name, int(seed), "FOLDER", trial)]
+    return about(load) | {"command": shown, "run": read(file)}
+
+
+def runs_of(found: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the runs by the names of their rows."""
+    runs = {name: [found.get(f"{name}-{seed}") for seed in SEEDS] for name in names()}
+    return {
+        name: [one["run"] for one in every if one] for name, every in runs.items() if any(every)
+    }
 
 
 def write_pages(found: Mapping[str, Any], page: Path, scale: str) -> None:
     """Write peers.md and compare.html."""
-    runs, sizes = {name: found[name]["runs"] for name in names() if name in found}, SCALES[scale]
+    runs, sizes = runs_of(found), SCALES[scale]
     measured = {row["name"]: row for row in rows_of(runs, sizes)}
     text = fill(
         TEMPLATE,
@@ -59,7 +67,7 @@ def write_pages(found: Mapping[str, Any], page: Path, scale: str) -> None:
         peers=PEERS,
         measured=measured,
         about=list(found.values()),
-        missing=len(names()) - len(measured),
+        missing=len(SEEDS) * len(names()) - len(found),
         sizes=sizes,
         status=lambda name: status(measured.get(name)),
         file=lambda peer: peer.module.__module__.rsplit(".", 1)[1] + ".py",
@@ -70,24 +78,27 @@ def write_pages(found: Mapping[str, Any], page: Path, scale: str) -> None:
 
 
 def status(row: Mapping[str, Any] | None) -> str:
-    """Return one of STATUSES."""
-    return "mechanism only" if row is None else "works" if row["works"] else "fails"
+    """Return one of STATUSES; fewer than three seeds do not decide."""
+    decided = row is not None and row["seeds"] == len(SEEDS)
+    return "mechanism only" if not decided else "works" if row["works"] else "fails"
 
 
 def write_status(found: Mapping[str, Any]) -> None:
     """Write the status of measured peers for `memjax compare --list`."""
-    runs = {name: found[name]["runs"] for name in PEERS if name in found}
-    rows = {row["name"]: status(row) for row in rows_of(runs, SCALES[SCALE])}
-    STATUS.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    rows = rows_of(runs_of(found), SCALES[SCALE])
+    decided = {row["name"]: status(row) for row in rows if row["name"] in PEERS}
+    STATUS.write_text(json.dumps(decided, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Measure missing rows and write the pages."""
+    """Measure missing runs and write the pages."""
     given = arguments(__doc__, names(), DATA, PAGE)
     found = read(given.data)
+    # All rows with one seed first, so that a stopped command leaves a whole table.
+    wanted = [f"{name}-{seed}" for seed in SEEDS for name in given.names]
     if given.listing:
-        for name in given.names:
-            print(f"{name}: {'measured' if name in found else 'missing'}")
+        for key in wanted:
+            print(f"{key}: {'measured' if key in found else 'missing'}")
         return
 
     def keep(found: Mapping[str, Any]) -> None:
@@ -97,9 +108,10 @@ def main() -> None:
             write_status(found)
 
     if not given.page_alone:
-        missing = [(name, "three seeds") for name in given.names if name not in found]
+        missing = [(key, "a run") for key in wanted if key not in found]
+        missing = missing[: len(given.names)] if given.steps else missing
         failed = measure_all(
-            missing, found, lambda name: measure(name, given.folder, given.steps), keep
+            missing, found, lambda key: measure(key, given.folder, given.steps), keep
         )
         if failed:
             sys.exit(f"failed: {', '.join(failed)}. The next call runs them again.")

@@ -22,6 +22,7 @@ from memjax.data.sources.files import FilesSource
 from memjax.experiment.compare.run import compare
 from memjax.models import build, find
 from memjax.models.peers import PEERS
+from memjax.models.peers.adapters import STATUSES
 from memjax.models.registry import FAMILIES
 from memjax.objectives import OBJECTIVES, SpecialIds, check, score, total
 from memjax.testing import tiny_config
@@ -252,6 +253,18 @@ def test_a_page_with_numbers_is_that_of_its_template(script, tmp_path, monkeypat
     found = runpy.run_path(str(tmp_path / "docs" / script.name), run_name="__main__")
     page = found["PAGE"].read_text(encoding="utf-8")
     assert page == text_of(found["PAGE"].relative_to(tmp_path))
+
+
+def test_three_seeds_decide_the_status_of_a_peer():
+    script = load_script(ROOT / "docs/make_peers.py")
+    found = {"rmt-0": {"run": {"seed": 0}}, "rmt-2": {"run": {"seed": 2}}, "icae-1": {"run": {}}}
+    assert script.runs_of(found) == {"rmt": [{"seed": 0}, {"seed": 2}], "icae": [{}]}
+    assert script.status(None) == script.status({"seeds": 2, "works": True}) == "mechanism only"
+    assert script.status({"seeds": 3, "works": True}) == "works"
+    assert script.status({"seeds": 3, "works": False}) == "fails"
+    stored = json.loads((ROOT / "memjax/models/peers/status.json").read_text())
+    assert set(stored) <= set(PEERS)
+    assert set(stored.values()) <= set(STATUSES)
 
 
 @pytest.fixture(scope="module")
