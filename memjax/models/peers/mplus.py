@@ -224,6 +224,7 @@ ADAPTER = peer(
     "Every layer has a pool of rows, and reads those of a store of dropped ones that score best.",
     published="M+: Extending MemoryLLM with Scalable Long-Term Memory, arXiv 2502.00592",
     dials=StoreDials,
+    sized="stored",
     tiny={"rows": 2, "vectors": 1, "stored": 3, "retrieved": 2, "key_width": 4},
     unclaimed="retention over more than 160,000 tokens of a model with 8B parameters",
 )

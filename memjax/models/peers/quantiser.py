@@ -178,6 +178,8 @@ ADAPTER = peer(
     published="Memory Bank Compression for Continual Adaptation of Large Language Models, arXiv"
     " 2601.00756",
     dials=MbcDials,
+    # A number has so few bits that a budget would buy more vectors than a chunk has tokens.
+    sized="",
     tiny={"vectors": 2, "blocks": 1, "codes": 16},
     lm_parts=LM_COPIES,
     trainable=((r"^backbone/blocks/mix/(key|value)/kernel$", RANK), *FROZEN_LM),

@@ -1,16 +1,24 @@
 """`memjax compare` trains what is missing, meets its budget, and writes its page."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from memjax.cli.main import main
 from memjax.config import ConfigError
 from memjax.experiment.compare.page import equal_flops, plot, row_of, works
 from memjax.experiment.compare.plan import SCALES, fit, names, setting, stored_bits
+from memjax.models import build
 from memjax.models.peers import PEERS
 
 SMALL = SCALES["small"]
+
+
+def example(config):
+    return jnp.zeros((1, config.chunks, config.model.chunk_length), jnp.int32)
 
 
 @pytest.mark.parametrize("name", names())
@@ -20,6 +28,11 @@ def test_every_row_meets_the_budget_and_has_a_valid_config(name):
     assert name == "causal_lm" or stored_bits(config, stage) <= SMALL.bits == 8 * 4 * 128 * 32
     if name in PEERS:
         PEERS[name].check(config, stage, "config.stages.main")
+        # A dial that fills the budget is what decides the bits, at the sizes that are trained.
+        more = {dial: size + 1 for dial, size in stage.dials.items()}
+        larger = dataclasses.replace(stage, dials=more)
+        assert not more or stored_bits(config, larger) > SMALL.bits
+        jax.eval_shape(build(config, stage).init, jax.random.key(0), example(config))
 
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_starts():
