@@ -79,14 +79,22 @@ def everything(module):
         hidden = model.hidden(prefixes, request, shown)
         counts = [jnp.full(BATCH, count) for count in range(CHUNKS + 1)]
         folded = [model.at(prefixes, count).leaves for count in counts]
-        state = model.empty(BATCH)
-        written = [state.leaves]
-        for chunk in range(CHUNKS - 1):
-            state = model.write(state, tokens[:, chunk], valid[:, chunk])
-            written.append(state.leaves)
-        return hidden, folded, written
+        return hidden, folded
 
-    return lambda variables, *args: module.apply(variables, *args, method=run)
+    def program(variables, tokens, valid, inputs, shown):
+        def write(state, chunk):
+            state = module.apply(variables, state, *chunk, method="write")
+            return state, state.leaves
+
+        hidden, folded = module.apply(variables, tokens, valid, inputs, shown, method=run)
+        empty = module.apply(variables, BATCH, method="empty")
+        # A scan, so that a write is compiled once.
+        chunks = (jnp.moveaxis(x[:, :-1], 1, 0) for x in (tokens, valid))
+        _, after = jax.lax.scan(write, empty, tuple(chunks))
+        written = [jax.tree.map(lambda x, at=at: x[at], after) for at in range(CHUNKS - 1)]
+        return hidden, folded, [empty.leaves, *written]
+
+    return program
 
 
 @pytest.fixture(params=PEERS, scope="module")
