@@ -384,10 +384,11 @@ def load(path: str | os.PathLike, stage: str = "", step: Step = None) -> Trained
       TokenizerError: the tokenizer cannot be read.
     """
     found = open_stage(path, stage, step=step)
+    layouts = functools.partial(local_layouts, rules=found.config.mesh.rules)
     return TrainedModel(
         module=build(found.config, found.settings),
         tokenizer=found.read_tokenizer(),
-        params=found.read(local_layouts if local_mesh() else None),
+        params=found.read(layouts if local_mesh() else None),
         config=found.config,
         stage=found.name,
         step=found.step,

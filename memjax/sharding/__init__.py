@@ -9,7 +9,6 @@ from memjax.sharding.mesh import (
     check_rows,
     constrain,
     gather_params,
-    local_layouts,
     local_mesh,
     local_rows,
     make_mesh,
@@ -32,6 +31,7 @@ from memjax.sharding.processes import (
 from memjax.sharding.rules import (
     Placement,
     abstract,
+    local_layouts,
     placements,
     shardings,
     spec_of,

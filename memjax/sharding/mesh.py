@@ -61,14 +61,9 @@ def make_mesh(
 def local_mesh() -> jax.sharding.Mesh | None:
     """Return the mesh over all devices of this process, which split batches; None if it has one."""
     devices = jax.local_devices()
-    return make_mesh(devices=devices) if len(devices) > 1 else None
-
-
-def local_layouts(tree: Any) -> Any:
-    """Return, per leaf, the layout that is whole on each of several devices of this process."""
-    mesh = local_mesh()
-    assert mesh, "one device"
-    return jax.tree.map(lambda _: replicated(mesh), tree)
+    if len(devices) == 1:
+        return None
+    return make_mesh(MeshConfig(data=1, fsdp=-1), devices)
 
 
 def on_local_devices() -> contextlib.AbstractContextManager[Any]:

@@ -14,6 +14,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_map_with_path
 
 from memjax.config import ConfigError, Rules, match_rules
+from memjax.sharding.mesh import local_mesh, memory, replicated
+
+WHOLE = 0.25
+"""The share of a device's memory that parameters for inference may fill, whole on each."""
 
 
 def spec_of(
@@ -55,6 +59,20 @@ def shardings(params: Any, rules: Rules, mesh: jax.sharding.Mesh) -> dict[str, A
         },
         sep="/",
     )
+
+
+def local_layouts(params: Any, rules: Rules) -> Any:
+    """Return the layout of every parameter over the devices of this process, which are several.
+
+    Parameters are whole on each device, or split by their rules where they would fill more than
+    WHOLE of its memory.
+    """
+    mesh = local_mesh()
+    assert mesh, "one device"
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
+    if size <= WHOLE * memory(mesh.devices.flat[0]):
+        return jax.tree.map(lambda _: replicated(mesh), params)
+    return shardings(params, rules, mesh)
 
 
 def state_shardings(state: Any, params: Any, places: Any, mesh: jax.sharding.Mesh) -> Any:

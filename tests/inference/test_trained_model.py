@@ -5,6 +5,11 @@ Shapes: N chunk, L token, T token of a text.
 """
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -285,3 +290,20 @@ def test_an_untrained_model_is_drawn_as_training_draws(models):
     )
     table = one.params["embed"]["embedding"]
     assert (np.asarray(table) != np.asarray(other.params["embed"]["embedding"])).any()
+
+
+@pytest.mark.slow
+def test_parameters_that_fill_a_device_are_split_over_all():
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    script = Path(__file__).with_name("split_parameters.py")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    whole, split = json.loads(done.stdout.splitlines()[-1])
+    assert whole["held"] == 1
+    # An eighth, and the parameters that no rule splits.
+    assert 1 / 8 < split["held"] < 0.15
+    np.testing.assert_allclose(split["memories"], whole["memories"], atol=1e-5)
+    assert split["chunk"] == whole["chunk"]
