@@ -146,7 +146,8 @@ ADAPTER = peer(
     "Slots that attend to one another at every token, with a gate on what replaces them.",
     published="Relational recurrent neural networks, arXiv 1806.01822",
     dials=Dials,
-    sized="slots",
+    # Every token costs a pass over all slots: a whole budget of them would take an hour.
+    sized="",
     tiny={"slots": 3, "heads": 2, "head_width": 4},
     check=_check,
     unclaimed="WikiText-103, and the program and game experiments",
