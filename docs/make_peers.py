@@ -9,7 +9,7 @@
 Runs are kept in FOLDER, outside the repository. Every finished run is in docs/peers.json and is
 skipped by the next call, so the command can be stopped at any time. The status of a row goes to
 memjax/models/peers/status.json, for `memjax compare --list`. Delete a run from the file and from
-FOLDER to measure it again. All runs together take about five CPU-hours.
+FOLDER to measure it again. All runs together take about six CPU-hours.
 """
 
 import json
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from docs.experiments import about, arguments, fill, measure_all, read, run, write  # noqa: E402
 from memjax.experiment.compare.page import render, rows_of  # noqa: E402
-from memjax.experiment.compare.plan import OURS, SCALES, names  # noqa: E402
+from memjax.experiment.compare.plan import OURS, ROLES, SCALES, names  # noqa: E402
 from memjax.models.peers import PEERS  # noqa: E402
 
 DATA, PAGE, TEMPLATE = (ROOT / "docs" / f"peers.{end}" for end in ("json", "md", "md.jinja"))
@@ -69,7 +69,7 @@ def write_pages(found: Mapping[str, Any], page: Path, scale: str) -> None:
         about=list(found.values()),
         missing=len(SEEDS) * len(names()) - len(found),
         sizes=sizes,
-        status=lambda name: status(measured.get(name)),
+        status=lambda name: ROLES.get(name) or status(measured.get(name)),
         file=lambda peer: peer.module.__module__.rsplit(".", 1)[1] + ".py",
     )
     page.write_text(text, encoding="utf-8")

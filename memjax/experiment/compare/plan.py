@@ -23,6 +23,8 @@ OURS = {
     "no_memory": "nothing is kept, the control",
 }
 """Rows of our own families, and what each is."""
+ROLES = {"causal_lm": "reference", "no_memory": "control"}
+"""Rows that are there for the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ def names() -> tuple[str, ...]:
 def listing() -> Iterator[str]:
     """Yield one line for each architecture: name, kind, status and source."""
     for name, what in OURS.items():
-        yield f"{name:18}{'ours':7}{'works':16}{what}"
+        yield f"{name:18}{'ours':7}{ROLES.get(name, 'works'):16}{what}"
     for name, adapter in PEERS.items():
         yield f"{name:18}{adapter.kind:7}{adapter.status:16}{adapter.published}"
 
