@@ -118,6 +118,7 @@ class Memory(nn.Module, abc.ABC):
           request: the chunks to decode; all of their positions are read, padding too.
         """
 
+    @abc.abstractmethod
     def prefill(
         self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
     ) -> tuple[Float[Array, "B D"], KeyValues | None]:
@@ -133,46 +134,6 @@ class Memory(nn.Module, abc.ABC):
           the whole chunk. The cache is None where the decoder is no transformer: it reads the whole
           chunk again for every token, and `tokens` are as many.
         """
-        inputs, start = self._chunk_inputs(state, tokens)
-        room = start + self.config.chunk_length
-        return prefill_backbone(self.backbone, inputs, start + length - 1, room)
-
-    def decode_step(
-        self,
-        state: Memories,
-        cache: KeyValues,
-        token: Int[Array, " B"],
-        position: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B D"], KeyValues]:
-        """Read one more token.
-
-        Args:
-          state: as in `prefill`.
-          cache: from `prefill` or the last step.
-          token: the input.
-          position: where it stands among the inputs of the chunk.
-
-        Returns:
-          The state that scores the next token, and the KV cache.
-        """
-        x, positions, at, valid = self._step_inputs(state, token, position)
-        return self.backbone.cached_step(x, cache, positions, at, valid)
-
-    def _chunk_inputs(
-        self, state: Memories, tokens: Int[Array, "B L"]
-    ) -> tuple[tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]], int]:
-        """Return the arguments of the backbone for the beginning of a chunk.
-
-        The number beside them is that of the positions before the chunk. A family with `prefill`
-        and `decode_step` of its own has none.
-        """
-        raise NotImplementedError
-
-    def _step_inputs(
-        self, state: Memories, token: Int[Array, " B"], position: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B D"], Int[Array, " B"], Int[Array, " B"], Bool[Array, "B T"]]:
-        """Return a step's input, its rotary position, its index, and where the cache is read."""
-        raise NotImplementedError
 
     def append(
         self, state: Memories, cache: KeyValues | None, tokens: Int[Array, "B L"]
@@ -199,6 +160,54 @@ class Memory(nn.Module, abc.ABC):
 
         Nothing is run and no parameters are needed.
         """
+
+
+class CachedMemory(Memory):
+    """A memory whose decoder is the backbone over inputs that the state gives, with a KV cache."""
+
+    def prefill(
+        self, state: Memories, tokens: Int[Array, "B T"], length: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], KeyValues | None]:
+        """See `Memory.prefill`."""
+        inputs, start = self._chunk_inputs(state, tokens)
+        room = start + self.config.chunk_length
+        return prefill_backbone(self.backbone, inputs, start + length - 1, room)
+
+    def decode_step(
+        self,
+        state: Memories,
+        cache: KeyValues,
+        token: Int[Array, " B"],
+        position: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B D"], KeyValues]:
+        """Read one more token.
+
+        Args:
+          state: as in `prefill`.
+          cache: from `prefill` or the last step.
+          token: the input.
+          position: where it stands among the inputs of the chunk.
+
+        Returns:
+          The state that scores the next token, and the KV cache.
+        """
+        x, positions, at, valid = self._step_inputs(state, token, position)
+        return self.backbone.cached_step(x, cache, positions, at, valid)
+
+    @abc.abstractmethod
+    def _chunk_inputs(
+        self, state: Memories, tokens: Int[Array, "B L"]
+    ) -> tuple[tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]], int]:
+        """Return the arguments of the backbone for the beginning of a chunk.
+
+        The number beside them is that of the positions before the chunk.
+        """
+
+    @abc.abstractmethod
+    def _step_inputs(
+        self, state: Memories, token: Int[Array, " B"], position: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], Int[Array, " B"], Int[Array, " B"], Bool[Array, "B T"]]:
+        """Return a step's input, its rotary position, its index, and where the cache is read."""
 
 
 def prefill_backbone(

@@ -31,7 +31,7 @@ from memjax.config import Config, ConfigError, Model, Stage
 from memjax.layers import Embed, Head, make_backbone
 from memjax.models.adapter import PREDICTOR_QUIRKS, Adapter, Answers
 from memjax.models.encoder import EMBEDDING_INIT, fold, require_places, unfold
-from memjax.models.memory import Memories, Memory, number_bits
+from memjax.models.memory import CachedMemory, Memories, number_bits
 from memjax.models.request import Asking, Request, Requests, Variables
 from memjax.models.uses import Use, decoder_uses
 
@@ -39,7 +39,7 @@ STATE = "state"
 """The one leaf of a state."""
 
 
-class RecurrentMemory(Memory):
+class RecurrentMemory(CachedMemory):
     """Token table, backbone and head over chunks in turn.
 
     The backbone is `config.decoder`, K is `config.memory_vectors`.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from memjax.models.encoder import fold, read_positions, unfold
-from memjax.models.memory import VALID, VECTORS, Memories, Memory
+from memjax.models.memory import VALID, VECTORS, CachedMemory, Memories
 from memjax.models.request import EMPTY, PREDICT
 
 FILLS = {"slots_of_ones": 1.0, "slots_of_zeros": 0.0}
@@ -28,7 +28,7 @@ def earlier_chunks(chunks: int) -> np.ndarray:
     return np.where(slot < chunk, slot, EMPTY)
 
 
-class SlotMemory(Memory):
+class SlotMemory(CachedMemory):
     """The methods of `MemoryModel` that read slots.
 
     `MemoryModel.setup` makes the parameters: `embed`, `bridge`, `backbone`, and the tables of

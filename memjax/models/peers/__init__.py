@@ -1,6 +1,6 @@
 """The field's other memories, one file per architecture and one line per file here.
 
-To add one, write a file with a `Peer` and its adapter, and add it to PEERS.
+To add one, write a file with a `ChainPeer` or a `BankPeer` and its adapter, and add it to PEERS.
 """
 
 from memjax.models.peers import (

@@ -30,7 +30,7 @@ from memjax.layers import rotate
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
 from memjax.models.peers.far_attention import Far, FarAttention, make_far_backbone
-from memjax.models.peers.peer import Leaves, Peer
+from memjax.models.peers.peer import ChainPeer, Leaves
 from memjax.models.peers.raw_kv import KEY, VALUE, are_there
 
 USE = "use"
@@ -54,7 +54,7 @@ class Dials:
     chunk's is the rest."""
 
 
-class Attendre(Peer):
+class Attendre(ChainPeer):
     """The state is R keys and values for every layer, with the oldest first."""
 
     KIND = "fused"

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import VALID, VECTORS, Memories, number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import GENERATOR, Leaves, Peer, flat_rows, take
+from memjax.models.peers.peer import GENERATOR, ChainPeer, Leaves, flat_rows, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MemoDials(Dials):
     """Share of a chunk by which the end of a segment moves in training, at most."""
 
 
-class AutoCompressor(Peer):
+class AutoCompressor(ChainPeer):
     """The state is the summaries of the last chunks, oldest first."""
 
     KIND = "fused"

@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 from memjax.layers import Linear
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import Leaves, Peer
+from memjax.models.peers.peer import ChainPeer, Leaves
 
 OUTPUT, CELL, SLOW = "output", "cell", "slow"
 """Leaves: h or y, the c of an LSTM, and the z of LEM."""
@@ -56,7 +56,7 @@ class LEMDials(Dials):
     """dt: the longest step; small ones suit long sequences."""
 
 
-class TokenChain(Peer):
+class TokenChain(ChainPeer):
     """A peer whose state changes with every token, in writes and in reads."""
 
     KIND = "chain"

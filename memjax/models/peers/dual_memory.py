@@ -32,7 +32,7 @@ from memjax.models.memory import number_bits
 from memjax.models.memory_model import UNIT_INIT
 from memjax.models.peers.adapters import peer
 from memjax.models.peers.memory_network import weights_of
-from memjax.models.peers.peer import Leaves, Peer
+from memjax.models.peers.peer import ChainPeer, Leaves
 from memjax.models.peers.relational import KINDS, Gate
 
 WORKING, PAGES = "working", "pages"
@@ -83,7 +83,7 @@ class Attend(nn.Module):
         return jnp.einsum("nro,nod->nrd", weights_of(scores, some).astype(value.dtype), value)
 
 
-class DualMemory(Peer):
+class DualMemory(ChainPeer):
     """The state is a working memory and pages, into which it is written after every chunk."""
 
     KIND = "chain"

@@ -30,7 +30,7 @@ from memjax.layers import Linear
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import Leaves, Peer, flat_rows
+from memjax.models.peers.peer import ChainPeer, Leaves, flat_rows
 from memjax.models.peers.rmt import block_mask
 from memjax.models.request import EMPTY
 
@@ -54,7 +54,7 @@ class Dials:
     """Share of a chunk that the probe reads."""
 
 
-class HierarchicalMemoryTransformer(Peer):
+class HierarchicalMemoryTransformer(ChainPeer):
     """The state is vectors of the last R chunks, and ids of the last tokens."""
 
     KIND = "fused"

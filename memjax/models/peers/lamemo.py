@@ -40,7 +40,7 @@ from memjax.layers.norm import make_norm
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import Leaves, Peer, take
+from memjax.models.peers.peer import ChainPeer, Leaves, take
 
 ROWS, MIXED, TOTAL = "rows", "mixed", "total"
 """Leaves of rows, newest last: what entered layers, what was taken in, the logarithms of sums."""
@@ -140,7 +140,7 @@ class RelativeBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class TransformerXL(Peer):
+class TransformerXL(ChainPeer):
     """The state is what entered each layer at the last M tokens."""
 
     KIND = "fused"

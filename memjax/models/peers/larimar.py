@@ -36,7 +36,7 @@ from memjax.layers import Linear, make_backbone
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import state_at
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import GENERATOR, Leaves, Peer
+from memjax.models.peers.peer import GENERATOR, ChainPeer, Leaves
 
 GRAM = "gram"
 """The leaf of the addresses' products G."""
@@ -68,7 +68,7 @@ class Dials:
     """Keep the unwritten part of the start, in place of the published block write."""
 
 
-class Larimar(Peer):
+class Larimar(ChainPeer):
     """The state is the sums that give the memory matrix."""
 
     KIND = "chain"

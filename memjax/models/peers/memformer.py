@@ -27,7 +27,7 @@ from memjax.layers import Block, Linear
 from memjax.layers.norm import make_norm
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import Leaves, Peer
+from memjax.models.peers.peer import ChainPeer, Leaves
 
 SLOTS = "slots"
 """The one leaf of a state."""
@@ -65,7 +65,7 @@ class SlotReader(nn.Module):
         return linear(name="out")(mixed.reshape(x.shape))
 
 
-class Memformer(Peer):
+class Memformer(ChainPeer):
     """The state is S slots of length 1."""
 
     KIND = "fused"

@@ -42,7 +42,7 @@ from memjax.layers.norm import make_norm
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import Leaves, Peer, take
+from memjax.models.peers.peer import ChainPeer, Leaves, take
 
 WORKING, ROWS, LIFE, COUNTS = "working", "rows", "life", "counts"
 """Leaves: working rows; long-term and then short-term rows, the newest last; steps that each row,
@@ -128,7 +128,7 @@ class MemoriaBlock(Block):
         return x + self.mlp(self.mlp_norm(x)), weights
 
 
-class Memoria(Peer):
+class Memoria(ChainPeer):
     """The state is rows, what each has to live, and how often pairs fired together."""
 
     KIND = "fused"

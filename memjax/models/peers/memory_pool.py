@@ -30,7 +30,7 @@ from memjax.config import ConfigError
 from memjax.models.memory import number_bits
 from memjax.models.memory_model import UNIT_INIT
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import GENERATOR, Leaves, Peer
+from memjax.models.peers.peer import GENERATOR, ChainPeer, Leaves
 
 POOL, WRITTEN = "pool", "written"
 
@@ -47,7 +47,7 @@ class Dials:
     """Begin every layer's rows with a learned one, which stays."""
 
 
-class MemoryLLM(Peer):
+class MemoryLLM(ChainPeer):
     """The state is a pool of rows for every layer."""
 
     KIND = "chain"

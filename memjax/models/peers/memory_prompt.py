@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from memjax.layers import Linear
 from memjax.models.memory import VALID, number_bits
 from memjax.models.peers.adapters import FROZEN_LM, LM_PARTS, peer
-from memjax.models.peers.peer import Leaves, Peer, flat_rows, last_valid
+from memjax.models.peers.peer import ChainPeer, Leaves, flat_rows, last_valid
 
 PROMPT, CELL = "prompt", "cell"
 """Leaves: h as P vectors, and c."""
@@ -47,7 +47,7 @@ class Dials:
     """Rank of the LSTM's matrix; 0 is a full one, as published."""
 
 
-class MemoryPrompt(Peer):
+class MemoryPrompt(ChainPeer):
     """The state is a prompt and the cell of the LSTM that writes it."""
 
     KIND = "fused"

@@ -97,12 +97,6 @@ class Peer(Memory):
         """Return the leaves of the state before any text, [B, ...] each."""
 
     @abc.abstractmethod
-    def update(
-        self, leaves: Leaves, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"]
-    ) -> Leaves:
-        """Return the leaves of the state after one more chunk; some of its tokens are real."""
-
-    @abc.abstractmethod
     def read(
         self,
         leaves: Leaves,
@@ -176,76 +170,6 @@ class Peer(Memory):
         """See `Memory.empty`."""
         return Memories(dict(self.start(batch)), jnp.zeros(batch, jnp.int32), self.KIND)
 
-    def write(
-        self,
-        state: Memories,
-        tokens: Int[Array, "B L"],
-        valid: Bool[Array, "B L"] | None = None,
-    ) -> Memories:
-        """See `Memory.write`; a chunk of padding alone leaves every leaf as it was."""
-        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-        leaves = self.update_real(state.leaves, tokens, valid)
-        return Memories(leaves, state.count + 1, self.KIND)
-
-    def update_real(self, leaves: Leaves, tokens: jax.Array, valid: jax.Array) -> dict[str, Any]:
-        """Return the leaves after a chunk; a chunk of padding alone leaves them as they were."""
-        after, some = self.update(leaves, tokens, valid), valid.any(axis=-1)
-        return {
-            name: jnp.where(some.reshape(-1, *(1,) * (old.ndim - 1)), after[name], old)
-            for name, old in leaves.items()
-        }
-
-    def fold(
-        self,
-        tokens: Int[Array, "B W L"],
-        valid: Bool[Array, "B W L"] | None = None,
-        state: Memories | None = None,
-    ) -> Memories:
-        """See `Memory.fold`; one chunk after another.
-
-        With `config.bptt_chunks` = n > 0 the state before chunk n, 2n, 3n, ... is cut off from its
-        past, for the write of that chunk and for all that read it. With `config.remat` a chunk is
-        computed again in the backward pass.
-        """
-        state = self.empty(len(tokens)) if state is None else state
-        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
-        every, chunk = self.config.bptt_chunks, jnp.arange(tokens.shape[1])
-        cut = (chunk + 1) % every == 0 if every else jnp.zeros(chunk.shape, bool)
-
-        def write_chunk(
-            module: "Peer", leaves: Leaves, tokens: jax.Array, valid: jax.Array, cut: jax.Array
-        ) -> tuple[dict[str, Any], dict[str, Any]]:
-            after = module.update_real(leaves, tokens, valid)
-            after = {name: _cut(leaf, cut) for name, leaf in after.items()}
-            return after, after
-
-        body = nn.remat(write_chunk, prevent_cse=False) if self._recomputes else write_chunk
-        scan = nn.scan(
-            body,
-            variable_broadcast="params",
-            split_rngs={"params": False, GENERATOR: True},
-            in_axes=(1, 1, 0),
-            out_axes=1,
-            check_constancy_invariants=self.is_initializing(),
-        )
-        _, after = scan(self, dict(state.leaves), tokens, valid, cut)
-        leaves = {
-            name: jnp.concatenate([first[:, None], after[name]], axis=1)
-            for name, first in state.leaves.items()
-        }
-        return Memories(leaves, state.count + tokens.shape[1], self.KIND)
-
-    @property
-    def _recomputes(self) -> bool:
-        return self.config.remat != "none"
-
-    def at(self, prefixes: Memories, count: Int[Array, " B"]) -> Memories:
-        """See `Memory.at`."""
-        width = next(iter(prefixes.leaves.values())).shape[1]
-        at = (count - (prefixes.count - (width - 1)))[:, None]
-        leaves = {name: take(leaf, at)[:, 0] for name, leaf in prefixes.leaves.items()}
-        return Memories(leaves, count, self.KIND)
-
     def written(
         self, tokens: Int[Array, "B C L"], valid: Bool[Array, "B C L"], order: np.ndarray
     ) -> Memories:
@@ -305,6 +229,83 @@ class Peer(Memory):
         return self.head(self.hidden(prefixes, request))
 
 
+class ChainPeer(Peer):
+    """A peer whose writes depend on the state, which they replace: `KIND` is `chain` or `fused`."""
+
+    @abc.abstractmethod
+    def update(
+        self, leaves: Leaves, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"]
+    ) -> Leaves:
+        """Return the leaves of the state after one more chunk; some of its tokens are real."""
+
+    def write(
+        self,
+        state: Memories,
+        tokens: Int[Array, "B L"],
+        valid: Bool[Array, "B L"] | None = None,
+    ) -> Memories:
+        """See `Memory.write`; a chunk of padding alone leaves every leaf as it was."""
+        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+        leaves = self.update_real(state.leaves, tokens, valid)
+        return Memories(leaves, state.count + 1, self.KIND)
+
+    def update_real(self, leaves: Leaves, tokens: jax.Array, valid: jax.Array) -> dict[str, Any]:
+        """Return the leaves after a chunk; a chunk of padding alone leaves them as they were."""
+        after, some = self.update(leaves, tokens, valid), valid.any(axis=-1)
+        return {
+            name: jnp.where(some.reshape(-1, *(1,) * (old.ndim - 1)), after[name], old)
+            for name, old in leaves.items()
+        }
+
+    def fold(
+        self,
+        tokens: Int[Array, "B W L"],
+        valid: Bool[Array, "B W L"] | None = None,
+        state: Memories | None = None,
+    ) -> Memories:
+        """See `Memory.fold`; one chunk after another.
+
+        With `config.bptt_chunks` = n > 0 the state before chunk n, 2n, 3n, ... is cut off from its
+        past, for the write of that chunk and for all that read it. With `config.remat` a chunk is
+        computed again in the backward pass.
+        """
+        state = self.empty(len(tokens)) if state is None else state
+        valid = jnp.ones(tokens.shape, bool) if valid is None else valid
+        every, chunk = self.config.bptt_chunks, jnp.arange(tokens.shape[1])
+        cut = (chunk + 1) % every == 0 if every else jnp.zeros(chunk.shape, bool)
+
+        def write_chunk(
+            module: "ChainPeer", leaves: Leaves, tokens: jax.Array, valid: jax.Array, cut: jax.Array
+        ) -> tuple[dict[str, Any], dict[str, Any]]:
+            after = module.update_real(leaves, tokens, valid)
+            after = {name: _cut(leaf, cut) for name, leaf in after.items()}
+            return after, after
+
+        again = self.config.remat != "none"
+        body = nn.remat(write_chunk, prevent_cse=False) if again else write_chunk
+        scan = nn.scan(
+            body,
+            variable_broadcast="params",
+            split_rngs={"params": False, GENERATOR: True},
+            in_axes=(1, 1, 0),
+            out_axes=1,
+            check_constancy_invariants=self.is_initializing(),
+        )
+        _, after = scan(self, dict(state.leaves), tokens, valid, cut)
+        leaves = {
+            name: jnp.concatenate([first[:, None], after[name]], axis=1)
+            for name, first in state.leaves.items()
+        }
+        return Memories(leaves, state.count + tokens.shape[1], self.KIND)
+
+    def at(self, prefixes: Memories, count: Int[Array, " B"]) -> Memories:
+        """See `Memory.at`."""
+        width = next(iter(prefixes.leaves.values())).shape[1]
+        at = (count - (prefixes.count - (width - 1)))[:, None]
+        leaves = {name: take(leaf, at)[:, 0] for name, leaf in prefixes.leaves.items()}
+        return Memories(leaves, count, self.KIND)
+
+
 class BankPeer(Peer):
     """A peer whose writes do not depend on the state: entries of a list, one per chunk.
 
@@ -331,21 +332,6 @@ class BankPeer(Peer):
             for name, leaf in entry.items()
         }
         return {**room, VALID: jnp.zeros((batch, self.slots), bool)}
-
-    def update(
-        self, leaves: Leaves, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"]
-    ) -> Leaves:
-        """Not used: a write is a fold of one chunk."""
-        raise NotImplementedError
-
-    def write(
-        self,
-        state: Memories,
-        tokens: Int[Array, "B L"],
-        valid: Bool[Array, "B L"] | None = None,
-    ) -> Memories:
-        """See `Memory.write`."""
-        return Memory.write(self, state, tokens, valid)
 
     def fold(
         self,

@@ -33,7 +33,7 @@ from memjax.layers.norm import make_norm
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import Leaves, Peer
+from memjax.models.peers.peer import ChainPeer, Leaves
 
 STATE = "state"
 """The one leaf of a state."""
@@ -83,7 +83,7 @@ class Coupling(nn.Module):
         return jnp.concatenate([a, b], axis=-1)
 
 
-class ReversibleMemory(Peer):
+class ReversibleMemory(ChainPeer):
     """The state is K rows."""
 
     KIND = "chain"

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import Leaves, Peer
+from memjax.models.peers.peer import ChainPeer, Leaves
 
 STATE = "state"
 """The one leaf of a state."""
@@ -35,7 +35,7 @@ class Dials:
     """K."""
 
 
-class RecurrentMemoryTransformer(Peer):
+class RecurrentMemoryTransformer(ChainPeer):
     """The state is K vectors of the decoder's width."""
 
     KIND = "fused"
