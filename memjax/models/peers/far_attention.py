@@ -20,10 +20,8 @@ from memjax.config import Model
 from memjax.layers import MLP, Attention, Backbone, Block, rotate
 from memjax.layers.attend import attend
 from memjax.layers.norm import make_norm
+from memjax.models.peers.peer import MASKED
 from memjax.sharding import constrain
-
-NEVER = -1e30
-"""Score of a key that is not read."""
 
 
 class Far(NamedTuple):
@@ -110,7 +108,7 @@ class FarAttention(Attention):
         own = self._scores(turned, self._by_head(near))
         asks = (readable & valid[..., None])[:, None]
         received = jnp.where(asks, own, 0).sum(axis=(1, 2)) / jnp.maximum(asks.sum(axis=(1, 2)), 1)
-        own = jnp.where(readable[:, None], own, NEVER)
+        own = jnp.where(readable[:, None], own, MASKED)
         if far is None or not far.key.shape[1]:
             weights = nn.softmax(own, axis=-1)
             mixed = attend(turned, near, value, valid, True, self.attention)
@@ -120,7 +118,7 @@ class FarAttention(Attention):
             asked = turned
             if self.distance is not None:
                 asked = self._turn(query, jnp.full_like(positions, self.distance))
-            other = jnp.where(read, self._scores(asked, far_key), NEVER)
+            other = jnp.where(read, self._scores(asked, far_key), MASKED)
             weights = self._weigh(other, own, far.there.any(axis=1))
             values = jnp.concatenate([far_value.astype(value.dtype), self._by_head(value)], axis=1)
             mixed = jnp.einsum("nhts,nshe->nthe", weights.astype(value.dtype), values)

@@ -35,12 +35,10 @@ from memjax.layers.norm import make_norm
 from memjax.models.memory import VALID, number_bits
 from memjax.models.peers.adapters import peer
 from memjax.models.peers.lamemo import sinusoids
-from memjax.models.peers.peer import BankPeer, Leaves
+from memjax.models.peers.peer import MASKED, BankPeer, Leaves
 
 CONTENTS, SUMMARY = "contents", "summary"
 """Leaves of an entry."""
-MASKED = -1e30
-"""Score of a chunk that is not there."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,14 +30,12 @@ from memjax.layers import Linear
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import ChainPeer, Leaves, flat_rows
+from memjax.models.peers.peer import MASKED, ChainPeer, Leaves, flat_rows
 from memjax.models.peers.rmt import block_mask
 from memjax.models.request import EMPTY
 
 CACHE, FILLED, TAIL = "cache", "filled", "tail"
 """Leaves of a state: remembered vectors, newest last; how many chunks they are of; last tokens."""
-MASKED = -1e30
-"""Score of what is not there."""
 
 
 @dataclasses.dataclass(frozen=True)

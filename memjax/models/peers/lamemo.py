@@ -40,14 +40,12 @@ from memjax.layers.norm import make_norm
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import ChainPeer, Leaves, take
+from memjax.models.peers.peer import MASKED, ChainPeer, Leaves, take
 
 ROWS, MIXED, TOTAL = "rows", "mixed", "total"
 """Leaves of rows, newest last: what entered layers, what was taken in, the logarithms of sums."""
 FILLED, FRESH = "filled", "fresh"
 """Leaves of counts: rows that are there, and those of the last chunk."""
-MASKED = -1e30
-"""Score of what is not read."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,13 +42,11 @@ from memjax.layers.norm import make_norm
 from memjax.models.encoder import EMBEDDING_INIT
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import ChainPeer, Leaves, take
+from memjax.models.peers.peer import MASKED, ChainPeer, Leaves, take
 
 WORKING, ROWS, LIFE, COUNTS = "working", "rows", "life", "counts"
 """Leaves: working rows; long-term and then short-term rows, the newest last; steps that each row,
 the working ones last, has to live, 0 where there is none; how often pairs fired together."""
-MASKED = -1e30
-"""Score of what is not there."""
 MOST = 2**15 - 1
 """The largest count."""
 

@@ -39,7 +39,7 @@ from jaxtyping import Array, Bool, Float, Int
 from memjax.layers import Embed, Linear
 from memjax.models.memory import VALID
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import GENERATOR, BankPeer, Leaves
+from memjax.models.peers.peer import GENERATOR, MASKED, BankPeer, Leaves
 
 FACTS = "facts"
 """The leaf of facts."""
@@ -47,8 +47,6 @@ TABLE_INIT = nn.initializers.normal(0.1)
 """Scale of tables of words and ages."""
 EMPTY_RATE = 0.1
 """Empty memories for each fact, in training."""
-MASKED = -1e30
-"""Score of what is not read."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,12 +29,10 @@ from memjax.config import ConfigError
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
 from memjax.models.peers.memory_pool import POOL, Dials, MemoryLLM, rows_at
-from memjax.models.peers.peer import Leaves
+from memjax.models.peers.peer import MASKED, Leaves
 
 AGE = "age"
 STORE, STORE_KEY, STORE_AGE, STORE_LIFE = "store", "store_key", "store_age", "store_life"
-NEVER = -1e30
-"""Score of a row that is not there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +167,7 @@ class MPlus(MemoryLLM):
         """Return stored rows for every layer by their age, and where there are some."""
         age, most = leaves[STORE_AGE], self.dials.retrieved
         there, key = (age >= 0)[:, None], leaves[STORE_KEY].astype(jnp.float32)
-        score = jnp.where(there, scores(self.asks(entering), key), NEVER)
+        score = jnp.where(there, scores(self.asks(entering), key), MASKED)
         _, chosen = jax.lax.top_k(score, most)
         ages = jnp.take_along_axis(jnp.broadcast_to(age[:, None], score.shape), chosen, axis=2)
         by_age = jnp.argsort(ages, axis=2)

@@ -31,6 +31,8 @@ TASKS = 3
 """Rows of the table of task marks: to predict, to retain, to recall."""
 GENERATOR = "memory"
 """The generator of what is random in a memory; without it every peer is deterministic."""
+MASKED = -1e30
+"""The score of what is not read; not infinite, so that no gradient is NaN."""
 Leaves = Mapping[str, Any]
 
 

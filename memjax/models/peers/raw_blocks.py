@@ -33,8 +33,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from memjax.models.memory import VALID, number_bits
 from memjax.models.peers.adapters import FROZEN_LM, LM_PARTS, peer
-from memjax.models.peers.far_attention import NEVER, Far, FarAttention, highest, make_far_backbone
-from memjax.models.peers.peer import BankPeer, Leaves
+from memjax.models.peers.far_attention import Far, FarAttention, highest, make_far_backbone
+from memjax.models.peers.peer import MASKED, BankPeer, Leaves
 from memjax.models.peers.raw_kv import KEY, VALUE, are_there, kept_rows, most_attended, rows_at
 
 
@@ -90,8 +90,8 @@ class BlockReader(FarAttention):
         keys /= jnp.maximum(speaks.sum(axis=1), 1)[..., None, None]
         score = jnp.einsum("nlhe,nuhe->nlu", self.asked(query, valid), keys)
         if self.first:
-            score = score.at[:, :, 0].set(-NEVER)
-        score = jnp.where(member.any(axis=1)[:, None], score, NEVER)
+            score = score.at[:, :, 0].set(-MASKED)
+        score = jnp.where(member.any(axis=1)[:, None], score, MASKED)
         read = highest(score, self.most).astype(key.dtype)
         return (jnp.einsum("nlu,npu->nlp", read, member.astype(key.dtype)) > 0)[:, None]
 
@@ -164,7 +164,7 @@ class BlockBank(BankPeer):
         at, real = most_attended(local.received.mean(axis=0), valid, self.rows)
         number = jnp.where(real, self.numbers(states, tokens, valid, at), self.entry_blocks - 1)
         # In each layer the tokens that represent a block come first, and what is empty last.
-        received = jnp.where(real, jnp.take_along_axis(local.received, at[None], axis=2), NEVER)
+        received = jnp.where(real, jnp.take_along_axis(local.received, at[None], axis=2), MASKED)
         order = jnp.lexsort((-received, jnp.broadcast_to(number, received.shape)), axis=-1)
         taken = jnp.take_along_axis(jnp.broadcast_to(at, order.shape), order, axis=2)
         rows = jax.vmap(rows_at, (0, 0, None), out_axes=1)

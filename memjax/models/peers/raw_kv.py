@@ -30,13 +30,12 @@ from memjax.layers.norm import make_norm
 from memjax.models.memory import VALID, number_bits
 from memjax.models.peers.adapters import peer
 from memjax.models.peers.far_attention import (
-    NEVER,
     Far,
     FarAttention,
     FarBlock,
     highest,
 )
-from memjax.models.peers.peer import BankPeer, Leaves
+from memjax.models.peers.peer import MASKED, BankPeer, Leaves
 
 KEY, VALUE = "key", "value"
 """The leaves of an entry."""
@@ -90,7 +89,7 @@ class TokenReader(FarAttention):
         keys = jnp.pad(keys, (*room, (0, 0), (0, 0))).reshape(*filled.shape, heads, width)
         number = jnp.maximum(filled.sum(axis=2), 1)[..., None, None]
         score = jnp.einsum("nlhe,nuhe->nhlu", query, keys.sum(axis=2) / number)
-        score = jnp.where(filled.any(axis=2)[:, None, None], score, NEVER)
+        score = jnp.where(filled.any(axis=2)[:, None, None], score, MASKED)
         units = highest(score, max(1, self.most // unit))
         units = units.reshape(*units.shape[:3], entries, -1)
         return jnp.repeat(units, unit, axis=-1)[..., : self.rows].reshape(*score.shape[:3], stored)
@@ -199,7 +198,7 @@ def most_attended(
     not 0.
     """
     length = valid.shape[1]
-    score = jnp.where(valid, jax.lax.stop_gradient(received), NEVER)
+    score = jnp.where(valid, jax.lax.stop_gradient(received), MASKED)
     _, at = jax.lax.top_k(score, kept_rows(length, most))
     order = jnp.where(jnp.take_along_axis(valid, at, axis=1), at, length + at)
     order = jnp.sort(order, axis=1)

@@ -10,8 +10,9 @@ from memjax.config import Backbone, Model, match_rules
 from memjax.layers import make_backbone
 from memjax.models.memory import VALID
 from memjax.models.peers import PEERS
-from memjax.models.peers.far_attention import NEVER, Far
+from memjax.models.peers.far_attention import Far
 from memjax.models.peers.longmem import LongMem, LongMemDials
+from memjax.models.peers.peer import MASKED
 from memjax.models.peers.raw_kv import KEY, VALUE, TokenReader
 from memjax.models.request import next_chunks
 
@@ -97,7 +98,7 @@ def test_neighbours_are_retrieved_as_one(quick):
     reader = TokenReader(STACK, jnp.float32, rows=3, most=2, unit=2)
     there = np.array([[True, True, True, True, False, False]])
     key = np.zeros((1, 6, 1, 2), np.float32)
-    key[0, :, 0, 0] = [4, 0, 1, 3, NEVER, 9]
+    key[0, :, 0, 0] = [4, 0, 1, 3, MASKED, 9]
     far = Far(key, key, there)
     query = np.array([[[[1.0, 0.0]], [[-1.0, 0.0]]]], np.float32)
     found = quick(lambda: reader.apply({}, query, key, far, there[:, :2], method="chosen"))()
