@@ -23,9 +23,7 @@ token, R likely token, V vocabulary.
 """
 
 import dataclasses
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -35,6 +33,7 @@ from memjax.layers.attention import KeyValues
 from memjax.models.peers.adapters import FROZEN_LM, LM_PARTS, peer
 from memjax.models.peers.kv_memory import KeyValueBank
 from memjax.models.peers.peer import Leaves
+from memjax.models.peers.per_text import descend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,27 +127,14 @@ class Cartridges(KeyValueBank):
         optimizer = optax.adam(self.dials.rate)
         moves = jnp.arange(self.vectors) >= self.dials.frozen
 
-        def step(module: "Cartridges", carry: tuple[Any, Any], _: None) -> tuple[Any, None]:
-            def loss(module: "Cartridges", rows: KeyValues) -> jax.Array:
-                logits = module.head(module.behind(rows, tokens, valid))
-                # A sum over chunks, so that a step of one does not depend on the others.
-                return jnp.sum(mean_loss(logits, ids, weights, valid))
+        def loss(module: "Cartridges", rows: KeyValues) -> tuple[jax.Array, None]:
+            logits = module.head(module.behind(rows, tokens, valid))
+            return jnp.sum(mean_loss(logits, ids, weights, valid)), None
 
-            rows, moments = carry
-            gradient = nn.grad(loss, module, rows)[0]
-            change, moments = optimizer.update(gradient, moments, rows)
-            rows = jax.tree.map(lambda x, y: x + jnp.where(moves[:, None], y, 0), rows, change)
-            return (rows, moments), None
+        def moved(change: KeyValues, _: None) -> KeyValues:
+            return jax.tree.map(lambda x: jnp.where(moves[:, None], x, 0), change)
 
-        steps = nn.scan(
-            step,
-            variable_broadcast="params",
-            split_rngs={"params": False},
-            length=self.dials.steps,
-            check_constancy_invariants=False,
-        )
-        (rows, _), _ = steps(self, (rows, optimizer.init(rows)), None)
-        return rows
+        return descend(self, loss, rows, optimizer, self.dials.steps, moved)
 
 
 def first_rows(text: KeyValues, valid: Bool[Array, "N L"], count: int) -> KeyValues:

@@ -22,6 +22,7 @@ Shapes: N chunk, M entry, K vector, L token, D width, T = K + L - 1 positions.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -94,27 +95,15 @@ class Cramming(BankPeer):
             # Parameters cannot be made inside a gradient.
             self.text_nats(first, tokens, valid)
             return {VECTORS: first}
-        optimizer = self.optimizer
 
-        def step(module: "Cramming", carry: tuple[Any, Any], _: None) -> tuple[Any, None]:
-            def loss(module: "Cramming", vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-                nats, exact = module.text_nats(vectors, tokens, valid)
-                return nats.sum(), exact
+        def loss(module: "Cramming", vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+            nats, exact = module.text_nats(vectors, tokens, valid)
+            return nats.sum(), exact
 
-            vectors, moments = carry
-            (gradient,), exact = nn.grad(loss, module, vectors, has_aux=True)
-            change, moments = optimizer.update(gradient, moments, vectors)
-            kept = (exact & module.dials.stop)[:, None, None]
-            return (jnp.where(kept, vectors, vectors + change), moments), None
+        def moved(change: jax.Array, exact: jax.Array) -> jax.Array:
+            return jnp.where((exact & self.dials.stop)[:, None, None], 0, change)
 
-        steps = nn.scan(
-            step,
-            variable_broadcast="params",
-            split_rngs={"params": False},
-            length=self.dials.steps,
-            check_constancy_invariants=False,
-        )
-        (vectors, _), _ = steps(self, (first, optimizer.init(first)), None)
+        vectors = descend(self, loss, first, self.optimizer, self.dials.steps, moved)
         return {VECTORS: jax.lax.stop_gradient(vectors)}
 
     @property
@@ -170,6 +159,43 @@ class MemoryTokens(Cramming):
     """An entry is one vector by default."""
 
     dials: Dials = TokenDials()
+
+
+def descend(
+    module: nn.Module,
+    loss: Callable[[Any, Any], tuple[jax.Array, Any]],
+    first: Any,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    moved: Callable[[Any, Any], Any],
+) -> Any:
+    """Return values after gradient steps on a loss of a module, as a write takes them.
+
+    Args:
+      module: the module.
+      loss: from the module and values to a number, a sum over chunks, so that a step of one does
+        not depend on the others, and something beside it.
+      first: the values to begin with.
+      optimizer: of the values.
+      steps: their number.
+      moved: from an update and what is beside the loss to what is added to the values.
+    """
+
+    def step(module: nn.Module, carry: tuple[Any, Any], _: None) -> tuple[Any, None]:
+        values, moments = carry
+        gradients, beside = nn.grad(loss, module, values, has_aux=True)
+        change, moments = optimizer.update(gradients[0], moments, values)
+        return (jax.tree.map(jnp.add, values, moved(change, beside)), moments), None
+
+    scan = nn.scan(
+        step,
+        variable_broadcast="params",
+        split_rngs={"params": False},
+        length=steps,
+        check_constancy_invariants=False,
+    )
+    (values, _), _ = scan(module, (first, optimizer.init(first)), None)
+    return values
 
 
 _TRAINABLE = ((r"^first$", False), *FROZEN_LM)
