@@ -15,11 +15,9 @@ Shapes: N sequence, L token, S slot, D width, H head, E head width.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -27,7 +25,8 @@ from memjax.layers import Block, Linear
 from memjax.layers.norm import make_norm
 from memjax.models.memory import number_bits
 from memjax.models.peers.adapters import peer
-from memjax.models.peers.peer import ChainPeer, Leaves
+from memjax.models.peers.memoria import RowReader
+from memjax.models.peers.peer import MASKED, ChainPeer, Leaves
 
 SLOTS = "slots"
 """The one leaf of a state."""
@@ -45,26 +44,6 @@ class Dials:
     """The divisor of the scores of a write; below 1, a slot takes few of the chunk's states."""
 
 
-class SlotReader(nn.Module):
-    """Attention of positions to slots, which is added to the positions."""
-
-    width: int
-    heads: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "N L D"], slots: Float[Array, "N S D"]
-    ) -> Float[Array, "N L D"]:
-        linear = functools.partial(Linear, self.width, dtype=self.dtype)
-        query, key, value = (
-            linear(name=name)(y).reshape(*y.shape[:2], self.heads, -1)
-            for name, y in (("query", x), ("key", slots), ("value", slots))
-        )
-        mixed = jax.nn.dot_product_attention(query, key, value)
-        return linear(name="out")(mixed.reshape(x.shape))
-
-
 class Memformer(ChainPeer):
     """The state is S slots of length 1."""
 
@@ -78,7 +57,7 @@ class Memformer(ChainPeer):
         layers = range(stack.layers)
         self.blocks = [Block(stack, self.config.chunk_length, dtype) for _ in layers]
         self.read_norms = [make_norm(stack, dtype, f"read_norm_{number}") for number in layers]
-        self.readers = [SlotReader(stack.width, stack.heads, dtype) for _ in layers]
+        self.readers = [RowReader(stack, dtype) for _ in layers]
         self.norm = make_norm(stack, dtype, "norm")
         self.bias = self.param(
             "bias", nn.initializers.normal(1.0), (self.dials.vectors, stack.width)
@@ -112,7 +91,7 @@ class Memformer(ChainPeer):
         scores = jnp.concatenate([own, others], axis=-1).astype(jnp.float32)
         scores /= self.dials.temperature * slots.shape[-1] ** 0.5
         seen = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)[:, None]
-        weights = nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1)
+        weights = nn.softmax(jnp.where(seen, scores, MASKED), axis=-1)
         taken = jnp.einsum("nsl,nld->nsd", weights[..., 1:], self.write_value(states))
         # A slot keeps itself as it is, so that one that attends to itself alone is kept.
         return unit(weights[..., :1] * slots + taken + self.bias).astype(slots.dtype)
@@ -126,10 +105,11 @@ class Memformer(ChainPeer):
     ) -> Float[Array, "N L D"]:
         """See `Peer.read`."""
         positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-        x = x.astype(jnp.float32)
+        x, slots = x.astype(jnp.float32), leaves[SLOTS]
+        filled = jnp.ones(slots.shape[:2], bool)
         for block, norm, reader in zip(self.blocks, self.read_norms, self.readers, strict=True):
             x, _ = block(x, positions, valid)
-            x = x + reader(norm(x), leaves[SLOTS])
+            x = x + reader(norm(x), slots, filled)[0]
         return self.norm(x)
 
     def ledger(self, chunks: int) -> dict[str, tuple[int, int]]:
