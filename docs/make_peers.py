@@ -22,9 +22,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
 from docs.experiments import about, arguments, fill, measure_all, read, run, write  # noqa: E402
 from memjax.experiment.compare.page import render, rows_of  # noqa: E402
 from memjax.experiment.compare.plan import OURS, ROLES, SCALES, names  # noqa: E402
+from memjax.experiment.compare.task import Task  # noqa: E402
 from memjax.models.peers import PEERS  # noqa: E402
 
 DATA, PAGE, TEMPLATE = (ROOT / "docs" / f"peers.{end}" for end in ("json", "md", "md.jinja"))
@@ -70,11 +73,23 @@ def write_pages(found: Mapping[str, Any], page: Path, scale: str) -> None:
         missing=len(SEEDS) * len(names()) - len(found),
         sizes=sizes,
         status=lambda name: ROLES.get(name) or status(measured.get(name)),
+        guess=guess(sizes.task),
         file=lambda peer: peer.module.__module__.rsplit(".", 1)[1] + ".py",
     )
     page.write_text(text, encoding="utf-8")
     if runs:
         page.with_name("compare.html").write_text(render(runs, sizes), encoding="utf-8")
+
+
+def guess(task: Task, draws: int = 100_000) -> float:
+    """Return how often the most frequent value of a sequence is right, whatever the key."""
+    shape = draws, task.written * task.pairs
+    values = np.sort(np.random.default_rng(0).integers(0, task.values, shape), axis=1)
+    run = most = np.ones(draws)
+    for at in range(1, shape[1]):
+        run = np.where(values[:, at] == values[:, at - 1], run + 1, 1)
+        most = np.maximum(most, run)
+    return float(most.mean() / shape[1])
 
 
 def status(row: Mapping[str, Any] | None) -> str:
