@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from memjax.config import Backbone
-from memjax.sharding import gather_params
+from memjax.sharding import gather_params, platform
 
 COLUMN_PARALLEL, ROW_PARALLEL = ("fsdp", "tensor"), ("tensor", "fsdp")
 """Layouts of a pair of matrices. Over `tensor` the first is split by outputs and the second by
@@ -26,9 +26,10 @@ def last_init(config: Backbone) -> nn.initializers.Initializer:
 class Linear(nn.Module):
     """Computes y = x @ kernel (+ bias) with a product in `dtype`, whatever that of parameters is.
 
-    Leading axes are folded into one first. The weight's gradient is then a plain product of two
-    matrices; contracting two axes at once makes XLA write transposed copies of the activations
-    (about half the time of an MLP's backward pass on CPUs).
+    On CPUs, leading axes are folded into one first. The weight's gradient is then a plain product
+    of two matrices; contracting two axes at once makes XLA write transposed copies of the
+    activations (about half the time of an MLP's backward pass). On TPUs they are not: folding
+    copies activations whose length is no multiple of a tile (a seventh of a step's HBM traffic).
 
     LoRA factors beside the kernel (layers/lora.py) are added: y += x @ lora_in @ lora_out.
     """
@@ -44,7 +45,8 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*any I"]) -> Float[Array, "*any O"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(self.dtype)
+        rows = (math.prod(x.shape[:-1]),) if platform() == "cpu" else x.shape[:-1]
+        flat = x.reshape(*rows, x.shape[-1]).astype(self.dtype)
         used = tuple(None if axis == "fsdp" else axis for axis in self.layout)
         y = flat @ gather_params(kernel.astype(self.dtype), self.layout, used)
         if self.has_variable("params", "lora_in"):

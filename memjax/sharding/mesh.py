@@ -177,6 +177,15 @@ def axis_size(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape[axis]
 
 
+def platform() -> str:
+    """Return the platform of the mesh in context, or without one that of the default devices.
+
+    It is `tpu` where a step is compiled for a TPU topology on another machine.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def sum_copies(function: Callable[..., Any], params: Any, rows: Any, layouts: Any) -> Any:
     """Compute `function(params, rows)` on the rows of every copy, and add the results up once.
 
