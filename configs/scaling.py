@@ -40,6 +40,10 @@ SLOTS, READING = (
 )
 VARIANTS = SLOTS + READING
 CHIPS, TOKENS_PER_CHIP = 256, 16384
+MICROBATCHES = {"125m": 1, "350m": 2, "1.3b": 4, "7b": 4}
+"""Where a chip has several sequences."""
+SAVED = {"125m": 16384, "350m": 12288, "1.3b": 4096, "7b": 0}
+"""Decoded tokens of a microbatch whose matrix products a chip of v5e has room for."""
 
 
 def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
@@ -51,12 +55,12 @@ def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
     decoder = c.Backbone(kind="transformer", **DECODERS[size])
     encoder = dataclasses.replace(decoder, width=decoder.width // 2, heads=decoder.heads // 2)
     rows = max(CHIPS, CHIPS * TOKENS_PER_CHIP // (length * chunks))
+    microbatches = min(MICROBATCHES[size], rows // CHIPS)
     stage = c.Stage(
         objectives={"next_token": 1.0, "copy": 1.0},
         steps=50_000,
         batch_size=rows,
-        # What 32 blocks of 4096 keep for the backward pass is 12 GiB for 16 thousand tokens.
-        grad_accum_steps=4 if size == "7b" and rows > CHIPS else 1,
+        grad_accum_steps=microbatches,
         learning_rate=3e-4,
         warmup_steps=1000,
         final_lr_ratio=0.1,
@@ -69,7 +73,7 @@ def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
             encoder=encoder,
             decoder=decoder,
             dtype="bfloat16",
-            remat="nothing_saveable",
+            remat=_remat(size, TOKENS_PER_CHIP // microbatches),
         ),
         mesh=c.MESHES["fsdp"],
         optimizer=c.Optimizer(beta2=0.95, decay_rules=((r"kernel$", 0.1), (".*", 0.0))),
@@ -78,16 +82,24 @@ def get_config(variant: str = "1.3b-512x8") -> ml_collections.ConfigDict:
         checkpoint_every=1000,
         evaluators=c.usual_evaluators(every=1000),
     )
-    return c.to_config_dict(_reading(config) if shape in READING_SHAPES else config)
+    return c.to_config_dict(_reading(config, size) if shape in READING_SHAPES else config)
 
 
-def _reading(config: c.Config) -> c.Config:
+def _remat(size: str, tokens: int) -> str:
+    """Return the policy of remat with that many decoded tokens of a microbatch."""
+    return "dots_with_no_batch_dims_saveable" if tokens <= SAVED[size] else "nothing_saveable"
+
+
+def _reading(config: c.Config, size: str) -> c.Config:
     """Return the config with a reading decoder and a frozen encoder."""
+    scored = dict.fromkeys(("blank_recall", "recall", "next_token"), 8)
     stage = dataclasses.replace(
         config.stages["combined"],
         objectives={"blank_recall": 1.0, "recall": 0.5, "next_token": 1.5},
-        scored_chunks={"blank_recall": 8, "recall": 8, "next_token": 8},
+        scored_chunks=scored,
         dials={"place_range": 4096},
         trainable=c.FREEZING["frozen_all"],
     )
-    return dataclasses.replace(config, model=c.reading(config.model), stages={"combined": stage})
+    remat = _remat(size, sum(scored.values()) * config.model.chunk_length)
+    model = dataclasses.replace(c.reading(config.model), remat=remat)
+    return dataclasses.replace(config, model=model, stages={"combined": stage})
