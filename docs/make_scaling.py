@@ -3,7 +3,6 @@
     python docs/make_scaling.py            compile missing entries (minutes each), write the page
     python docs/make_scaling.py WORD       of those only entries with this word in their key
     python docs/make_scaling.py --page     write the page from docs/scaling.json alone
-    python docs/make_scaling.py --all      every size and shape on every slice: 4 hours on one core
 
 A change of the step or of the compiler invalidates docs/scaling.json: delete it and run again. The
 extra `aot` is required.
@@ -12,8 +11,8 @@ extra `aot` is required.
 import dataclasses
 import json
 import os
-import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 
 import jinja2  # noqa: E402
 
-from configs import scaling  # noqa: E402
-from memjax.config import MESHES, Config, Mesh  # noqa: E402
+from configs import pretrained, scaling  # noqa: E402
+from memjax.cli.compile import parse_mesh  # noqa: E402
+from memjax.config import Config  # noqa: E402
 from memjax.experiment.reproduce.run import commit  # noqa: E402
 from memjax.objectives import load_config  # noqa: E402
 from memjax.performance.aot.compiling import compile_program  # noqa: E402
-from memjax.performance.aot.search import search  # noqa: E402
 from memjax.performance.aot.topologies import topology  # noqa: E402
 
 DATA, PAGE, TEMPLATE = (
@@ -55,7 +54,13 @@ class Entry(NamedTuple):
 
 MAIN = "1.3b-512x8"
 WEAK = "350m-256x4"
-READING = ("350m-512x32", "350m-reading-512x32", "350m-reading-512x256")
+SIZES = (*(f"{size}-512x8" for size in scaling.DECODERS), "350m-512x32")
+READING = ("350m-reading-512x32", "350m-reading-512x256")
+SLICES = {"v5e-256": "data=4,fsdp=64", "v5p-128": "fsdp"}
+"""The slices of most tables, with the mesh on each: parameters are split over 64 chips."""
+PRETRAINED = ("lora", "bridge", "bridge_only", "all", "no_memory")
+"""Variants of configs/pretrained.py, with the prefix of this word in the tables."""
+PRETRAINED_MICROBATCHES = 4
 
 
 def v5e(chips: int) -> str:
@@ -74,153 +79,72 @@ def weak_scaling() -> list[Entry]:
     return [Entry(WEAK, v5e(chips), mesh) for chips, mesh in zip(sizes, meshes, strict=True)]
 
 
-def reading() -> list[Entry]:
-    """Return decoders with the positions of the text, and before them one without."""
-    return [Entry(variant, slices) for slices in ("v5e-256", "v5p-128") for variant in READING]
+def on_slices(variants: Sequence[str], slices: Mapping[str, str] = SLICES) -> list[Entry]:
+    """Return the training steps of variants on every slice."""
+    return [Entry(variant, where, mesh) for where, mesh in slices.items() for variant in variants]
 
 
-def searched() -> list[Entry]:
-    """Return steps whose remat and microbatches the compiler's numbers choose."""
-    return [
-        Entry(f"{size}-512x8", slices, program="search")
-        for slices in ("v5e-256", "v5p-128")
-        for size in scaling.DECODERS
-    ]
-
-
-def entries(everything: bool = False) -> list[Entry]:
-    """Return the entries of the page; `everything` adds every size and shape on every slice."""
-    ones, pods = (
-        ("v4-8", "v5e-8", "v5p-8", "v6e-8"),
-        ("v4-512", "v5e-256", "v5p-512", "v6e-256", "2xv5e-256"),
-    )
-    wanted = [Entry(MAIN, name) for name in ("v5e-256", "v5p-128")]
-    wanted += weak_scaling()
-    wanted += [
-        Entry(f"{size}-512x8", slices)
-        for slices in ("v5e-256", "v5p-128")
-        for size in scaling.DECODERS
-    ]
-    wanted += [Entry(MAIN, name) for name in ("2xv5e-256", "v6e-256", "v4-512")]
-    wanted += reading()
-    wanted += [Entry(variant, "v5e-256") for variant in scaling.SLOTS]
-    wanted += [Entry(MAIN, name) for name in (*ones, "v5p-512")]
-    wanted += [Entry(MAIN, "v5e-256", program=program) for program in ("evaluate", "generate")]
-    wanted += [
-        *(Entry(WEAK, v5e(chips)) for chips in (32, 256, 512, 2048)),
-        *(Entry(WEAK, v5e(chips), f"data={chips // 32},fsdp=32") for chips in (256, 512)),
-        Entry(MAIN, "v5e-256", "data=16,fsdp=16"),
-        Entry(MAIN, "v5e-256", "fsdp_tp"),
-    ]
-    if everything:
-        wanted += [
-            Entry(variant, name) for name in (*pods, *ones, "v5p-128") for variant in scaling.SLOTS
-        ]
-    return list(dict.fromkeys(wanted))
+def tables() -> dict[str, list[Entry]]:
+    """Return the entries of the page by table."""
+    pretrained = [f"pretrained:{variant}" for variant in PRETRAINED]
+    return {
+        "sizes": on_slices(SIZES),
+        "reading": on_slices(READING),
+        "pretrained": on_slices(pretrained, {"v5e-8": "fsdp"} | SLICES),
+        "weak": weak_scaling(),
+        "meshes": [Entry(MAIN, "v5e-256"), Entry(MAIN, "v5e-256", SLICES["v5e-256"])],
+        "programs": [
+            Entry(MAIN, "v5e-256", program=program) for program in ("evaluate", "generate")
+        ],
+    }
 
 
 def config_of(entry: Entry) -> Config:
     """Return the variant with a constant number of tokens per chip.
 
-    Every shard of the batch has at least one sequence.
+    Every chip has at least one sequence.
     """
-    config = load_config(scaling.get_config(entry.variant))
+    family, _, variant = entry.variant.rpartition(":")
+    given = pretrained.get_config(variant) if family else scaling.get_config(variant)
+    config = load_config(given)
     chips = topology(entry.topology).chips
-    tensor = mesh_of(entry.mesh).tensor
-    shards = chips // max(tensor, 1)
-    rows = max(chips * TOKENS_PER_CHIP // config.data.sequence_length // shards, 1) * shards
-    stages = {
-        name: dataclasses.replace(stage, batch_size=rows) for name, stage in config.stages.items()
-    }
+    rows = max(TOKENS_PER_CHIP // config.data.sequence_length, 1) * chips
+    changes = {"batch_size": rows} | (
+        {"grad_accum_steps": PRETRAINED_MICROBATCHES} if family else {}
+    )
+    stages = {name: dataclasses.replace(stage, **changes) for name, stage in config.stages.items()}
     return dataclasses.replace(config, stages=stages)
 
 
-def mesh_of(text: str) -> Mesh:
-    """Parse a mesh, given by name or by axes."""
-    pairs = dict(re.findall(r"(\w+)=(\d+)", text))
-    return (
-        Mesh(**{"data": 1} | {axis: int(size) for axis, size in pairs.items()})
-        if pairs
-        else MESHES[text]
-    )
-
-
 def compile_entry(entry: Entry) -> dict[str, Any]:
-    """Compile an entry; return its report as plain values. `fsdp` stays within one slice."""
-    mesh, slices = mesh_of(entry.mesh), topology(entry.topology).slices
-    mesh = dataclasses.replace(mesh, data=slices) if slices > 1 and mesh.fsdp == -1 else mesh
-    report = compile_program(config_of(entry), "combined", entry.topology, mesh, entry.program)
-    return {**report.to_json(), "variant": entry.variant, "layout": entry.mesh}
-
-
-def search_entry(entry: Entry) -> dict[str, Any]:
-    """Return the report of the layout with the highest bound, the layout and its flags."""
-    tried = search(config_of(entry), "combined", entry.topology, [mesh_of(entry.mesh)])
-    layout, report = max(
-        (one for one in tried if one[1].bound is not None), key=lambda one: one[1].bound.mfu
-    )
+    """Compile an entry; return its report as plain values."""
+    config = config_of(entry)
+    stage = config.curriculum[-1]
+    report = compile_program(config, stage, entry.topology, parse_mesh(entry.mesh), entry.program)
     return {
         **report.to_json(),
         "variant": entry.variant,
-        "remat": layout.remat,
-        "microbatches": layout.microbatches,
-        "flags": layout.flags("combined"),
+        "remat": config.model.remat,
+        "microbatches": config.stages[stage].grad_accum_steps,
+        "commit": commit(),
     }
 
 
 def write_page(found: dict[str, Any]) -> None:
     """Write the tables of the available entries."""
-    there = [found[entry.key] for entry in entries(everything=True) if entry.key in found]
-    plain = [one for one in there if one["program"] == "train" and one["layout"] == "fsdp"]
-    order = {variant: place for place, variant in enumerate(scaling.VARIANTS)}
-    tables = {
-        "models": sorted(
-            (
-                one
-                for one in plain
-                if one["topology"] in ("v5e-256", "v5p-128") and one["variant"] in scaling.SLOTS
-            ),
-            key=lambda one: (one["topology"], order[one["variant"]]),
-        ),
-        "slices": sorted(
-            (one for one in plain if one["variant"] == MAIN),
-            key=lambda one: (one["topology"][:2], one["chips"]),
-        ),
-        "weak": [found[entry.key] for entry in weak_scaling() if entry.key in found],
-        "weak_others": sorted(
-            (
-                one
-                for one in there
-                if one["variant"] == WEAK
-                and one["program"] == "train"
-                and one["chips"] > 8
-                and one["mesh"]["fsdp"] > 8
-            ),
-            key=lambda one: (one["mesh"]["fsdp"] != 32 or one["mesh"]["data"] < 8, one["chips"]),
-        ),
-        "meshes": [
-            one
-            for one in there
-            if one["variant"] == MAIN and one["topology"] == "v5e-256" and one["program"] == "train"
-        ],
-        "reading": [found[entry.key] for entry in reading() if entry.key in found],
-        "programs": [one for one in there if one["program"] != "train"],
-        "searched": [
-            (found[entry.key], found.get(entry._replace(program="train").key))
-            for entry in searched()
-            if entry.key in found
-        ],
+    rows = {
+        name: [found[entry.key] for entry in entries if entry.key in found]
+        for name, entries in tables().items()
     }
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        tables=tables,
+        tables=rows,
         tokens_per_chip=TOKENS_PER_CHIP,
         commits=sorted({one["commit"] for one in found.values()}),
         main=MAIN,
         weak=WEAK,
-        reading=READING,
     )
     PAGE.write_text(page, encoding="utf-8")
 
@@ -229,12 +153,11 @@ def main() -> None:
     """Compile missing entries and write the page."""
     found: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
-    wanted = [*entries("--all" in sys.argv[1:]), *searched()]
+    wanted = dict.fromkeys(entry for entries in tables().values() for entry in entries)
     for entry in wanted if "--page" not in sys.argv[1:] else []:
         if entry.key in found or not all(word in entry.key for word in words):
             continue
-        make = search_entry if entry.program == "search" else compile_entry
-        found[entry.key] = make(entry) | {"commit": commit()}
+        found[entry.key] = compile_entry(entry)
         DATA.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(
             entry.key,
