@@ -57,6 +57,7 @@ def aggregate(draw, quick):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mac", "cmt"])
 def test_the_bank_is_a_set(aggregate, name):
     """B.3 tests 1 and 2, B.4 test 5: order does not matter, nor does a bank that is there twice."""
@@ -68,6 +69,7 @@ def test_the_bank_is_a_set(aggregate, name):
     assert np.abs(read(once) - wanted).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_marks_are_of_ages(aggregate):
     """The newest entry has the first mark, wherever it stands."""
     module = module_of("mac", marks=True)
@@ -79,6 +81,7 @@ def test_marks_are_of_ages(aggregate):
     np.testing.assert_allclose(read(later), read(few), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_of_one_vector_no_weight_is_learned(draw, quick):
     """B.3 test 3: its share is 1, whatever query and key are."""
     module = module_of("mac", vectors=1)
@@ -94,6 +97,7 @@ def test_of_one_vector_no_weight_is_learned(draw, quick):
     assert np.any(block["value"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_read_costs_the_same_for_any_bank():
     """The prefix has as many positions after any number of chunks, none included."""
     module = module_of("mac", by_input=False)
@@ -108,6 +112,7 @@ def test_a_read_costs_the_same_for_any_bank():
         assert shapes.key.shape == (2, 1, 2, 2 * 2, WIDTH // 2)
 
 
+@pytest.mark.slow
 def test_nothing_is_read_before_any_text(draw, quick):
     """The prefix is that of the question, and the bank has a gradient of exactly 0."""
     module = module_of("mac")
@@ -121,6 +126,7 @@ def test_nothing_is_read_before_any_text(draw, quick):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope[1]))
 
 
+@pytest.mark.slow
 def test_cmt_without_a_match_is_mac(aggregate, draw):
     """The lattice, B.4 test 1 and A.8: equal weights and all entries."""
     mac, cmt = module_of("mac"), module_of("cmt", chosen=0)
@@ -135,6 +141,7 @@ def test_cmt_without_a_match_is_mac(aggregate, draw):
     np.testing.assert_array_equal(all_chosen(BANK), found(BANK))
 
 
+@pytest.mark.slow
 def test_what_is_not_chosen_has_no_gradient(draw, quick):
     """B.4 test 3."""
     module = module_of("cmt", chosen=2)
@@ -152,6 +159,7 @@ def test_what_is_not_chosen_has_no_gradient(draw, quick):
     np.testing.assert_allclose(np.exp(weight[0, 0, chosen]).sum(), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_losses_of_cmt():
     """B.4 tests 2 and 4; a match that is found has no loss, one among equal keys log of their
     number."""

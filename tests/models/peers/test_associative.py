@@ -56,6 +56,7 @@ def encode(module, variables, tokens=TOKENS[:, 0], valid=REAL[:, 0]):
     return module.apply(variables, tokens, valid, method="encode")
 
 
+@pytest.mark.slow
 def test_items_stand_one_behind_the_other(draw):
     module = module_of()
     variables = draw(module, TOKENS)
@@ -86,6 +87,7 @@ def test_items_added_up_are_a_bag_of_words(draw):
     np.testing.assert_allclose(encode(summed, variables)[FACTS], items.sum(2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_facts_are_a_set_but_for_their_ages(draw):
     module = module_of()
     variables = draw(module, TOKENS)
@@ -98,6 +100,7 @@ def test_facts_are_a_set_but_for_their_ages(draw):
     assert not np.allclose(one, two, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_forced_halt_is_one_hop(draw):
     """With a probability of 1 to halt after the first hop, the others do not count."""
     module, one, last = module_of(), module_of(hops=1), module_of(halting=False)
@@ -114,6 +117,7 @@ def test_a_forced_halt_is_one_hop(draw):
     assert not np.allclose(first, show(last, variables), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_shares_of_hops_are_a_distribution():
     shares = np.asarray(shares_of(HALTS))
     np.testing.assert_allclose(shares.sum(0), 1, atol=1e-6)
@@ -123,6 +127,7 @@ def test_shares_of_hops_are_a_distribution():
     np.testing.assert_allclose(hops, shares[0] + 2 * shares[1] + 3 * shares[2], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_target_and_lure_swapped_swap_their_scores(draw):
     """Two words that change places in the tables and in the text change places in the scores."""
     module = module_of()
@@ -160,6 +165,7 @@ def test_gradients_are_finite_and_reach_the_policy(draw, quick):
         assert np.abs(grads["params"][name]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_reinforce_is_the_policy_gradient():
     """Over all hops and their rewards, its gradient is that of the expected reward."""
     reward = jnp.array([1.0, -2.0, 0.5])
@@ -182,6 +188,7 @@ def test_reinforce_is_the_policy_gradient():
     np.testing.assert_allclose(costs[1] - costs[0], 0.1 * expected_hops(HALTS), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_generator(draw):
     module = module_of(dropout=0.5)
     variables = draw(module, TOKENS)

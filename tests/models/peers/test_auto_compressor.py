@@ -41,6 +41,7 @@ def show(module, variables, quick, tokens=TOKENS, rngs=None):
     return program(variables, tokens, rngs)
 
 
+@pytest.mark.slow
 def test_a_write_appends(draw, quick):
     """B.17 (1): the entries before stay, bit by bit, until the state is full; then they move."""
     module = build(kept=2)
@@ -182,6 +183,7 @@ def test_segments_hold_every_token_once_and_none_of_a_later_chunk(quick):
         assert not held & set(TOKENS[:, chunk + 1 :].ravel().tolist())
 
 
+@pytest.mark.slow
 def test_memo_draws_lengths_with_a_generator_alone(draw, quick):
     """A.8: without one it is an AutoCompressor, bit by bit."""
     memo, plain = build(Memo, jitter=0.5), build()
@@ -203,6 +205,7 @@ class LooksAhead(AutoCompressor):
         return super().seen(prefixes, visible + 1)
 
 
+@pytest.mark.slow
 def test_the_common_test_finds_a_chunk_that_reads_itself(draw, quick):
     module, other = build(LooksAhead), TOKENS.copy()
     variables = draw(module, TOKENS)

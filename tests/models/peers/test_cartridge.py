@@ -75,6 +75,7 @@ def test_the_first_positions_stay(variables, write, quick):
     assert np.array_equal(trained[VALUE][..., 0, :], first[VALUE][..., 0, :])
 
 
+@pytest.mark.slow
 def test_a_student_like_its_teacher_has_the_least_loss():
     """B.21 (3): the entropy of the likely tokens; over all tokens, the gradient is 0."""
     logits = jnp.asarray(RNG.normal(size=(2, LENGTH, VOCABULARY)), jnp.float32)
@@ -86,6 +87,7 @@ def test_a_student_like_its_teacher_has_the_least_loss():
     np.testing.assert_allclose(slope, 0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_language_model_is_frozen(variables):
     """B.21 (4)."""
     rules = PEERS["cartridges"].trainable
@@ -121,6 +123,7 @@ def test_training_lowers_the_loss_below_that_of_the_first_tokens(variables, quic
     assert (last < first - 0.02).all()
 
 
+@pytest.mark.slow
 def test_padding_is_no_part_of_the_text(write):
     """Neither on the right nor on the left; a text of one token has positions to train."""
     for count in (3, 1):
@@ -136,6 +139,7 @@ def test_padding_is_no_part_of_the_text(write):
     assert all(np.isfinite(leaf).all() for leaf in nothing.values())
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_through_the_steps(variables, quick):
     module = make()
 
@@ -154,6 +158,7 @@ class SharedLoss(Cartridges):
         return tuple(jnp.broadcast_to(x[:1], x.shape) for x in found)
 
 
+@pytest.mark.slow
 def test_the_common_test_finds_shared_targets(variables, write, quick):
     """T9 would fail."""
     faulty, other = writer(make(SharedLoss), variables, quick), TEXTS.copy()

@@ -75,6 +75,7 @@ def lem(p, u, state, slow):
     return {OUTPUT: (1 - d_y) * y + d_y * np.tanh(new_y + z @ slow), SLOW: z}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_scan_is_a_loop_of_the_equations(name, draw):
     module = module_of(name)
@@ -91,6 +92,7 @@ def test_a_scan_is_a_loop_of_the_equations(name, draw):
         np.testing.assert_allclose(last[leaf], value, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_within_a_chunk_is_skipped(name, draw):
     module = module_of(name)
@@ -103,6 +105,7 @@ def test_padding_within_a_chunk_is_skipped(name, draw):
     np.testing.assert_array_equal(outs[:, ::2], short)
 
 
+@pytest.mark.slow
 def test_open_and_closed_gates_keep_the_state(draw):
     """An LSTM with a closed write gate keeps c, and a GRU with a full keep gate keeps h."""
     for name, bias, leaf in (("lstm", (-60, 60, 0, 0), CELL), ("gru", (0, 60, 0), OUTPUT)):
@@ -137,6 +140,7 @@ def test_full_steps_make_lem_two_plain_layers(draw):
     np.testing.assert_allclose(last[OUTPUT], y, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lem_is_bounded_and_its_gradient_reaches_a_far_token(draw, quick):
     """Of 2000 tokens, the first one has a finite gradient that is not 0."""
     module = module_of("lem", step=0.0242)

@@ -54,6 +54,7 @@ def scores_of(params):
     )
 
 
+@pytest.mark.slow
 def test_a_top_of_all_is_plain_attention(draw):
     found, params = attended(draw, len(OTHERS[0]))
     chosen = np.exp(scores_of(params) / WIDTH**0.5)
@@ -82,6 +83,7 @@ def test_what_is_not_chosen_has_no_effect(draw):
     assert not np.array_equal(one, found)
 
 
+@pytest.mark.slow
 def test_a_page_without_a_share_stays(draw):
     module = module_of()
     variables = draw(module, TOKENS)
@@ -98,6 +100,7 @@ def test_a_page_without_a_share_stays(draw):
     np.testing.assert_array_equal(found[WORKING], LEAVES[WORKING])
 
 
+@pytest.mark.slow
 def test_alpha_shares_the_two_memories(draw, quick):
     """With alpha = 1 the pages are not read and have no gradient."""
     module = module_of()
@@ -119,6 +122,7 @@ def test_alpha_shares_the_two_memories(draw, quick):
     np.testing.assert_allclose(found, 0.25 * first + 0.75 * second, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_closed_gate_keeps_the_working_memory(draw):
     module = module_of()
     variables = draw(module, TOKENS)

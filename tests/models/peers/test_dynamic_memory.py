@@ -62,6 +62,7 @@ def remember(module, variables, facts=FACT_ROWS, filled=ALL):
     return np.asarray(module.apply(variables, facts, filled, QUESTIONS, method="remember"))
 
 
+@pytest.mark.slow
 def test_facts_are_states_at_their_ends(draw):
     """Padding is skipped, and a fact of padding alone is none."""
     module, variables, weights = drawn(draw)
@@ -77,6 +78,7 @@ def test_facts_are_states_at_their_ends(draw):
     assert found[FILLED].tolist() == [[True, False]] * BATCH
 
 
+@pytest.mark.slow
 def test_gates_read_all_of_z(draw):
     module, variables, weights = drawn(draw)
     memory = QUESTIONS[:, ::-1]
@@ -104,6 +106,7 @@ def test_closed_gates_leave_the_question_alone(draw):
     assert not np.allclose(one, remember(module, variables), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_one_open_gate_is_one_step_of_the_gru(draw):
     module, variables, weights = drawn(draw)
     for place in range(PLACES):
@@ -114,6 +117,7 @@ def test_one_open_gate_is_one_step_of_the_gru(draw):
         np.testing.assert_allclose(found, np.repeat(step[:, None], LENGTH, 1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_episode_is_one_step_of_the_memory(draw):
     """m1 = GRU(h, q), and the second episode begins from m1."""
     module, variables, weights = drawn(draw, episodes=1)
@@ -128,6 +132,7 @@ def test_an_episode_is_one_step_of_the_memory(draw):
     np.testing.assert_array_equal(remember(module_of(episodes=0), variables), QUESTIONS)
 
 
+@pytest.mark.slow
 def test_the_order_of_facts_matters(draw):
     """It does not in memory networks without ages, whose facts are a set."""
     module, variables, _ = drawn(draw)
@@ -135,6 +140,7 @@ def test_the_order_of_facts_matters(draw):
     assert not np.allclose(one, two, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_empty_places_change_nothing(draw):
     module, variables, _ = drawn(draw)
     filled = np.array([[True, False, True]] * BATCH)

@@ -106,6 +106,7 @@ def written(variables, quick):
     return quick(lambda v: module.apply(v, method=run))(variables)
 
 
+@pytest.mark.slow
 def test_rows_stay_in_their_events(written):
     """Each event of a layer holds its own tokens, by their scores, and borders are between."""
     entry, local, begins = written
@@ -119,6 +120,7 @@ def test_rows_stay_in_their_events(written):
             assert np.array_equal(entry[KEY][row, layer], local.key[layer, row, order])
 
 
+@pytest.mark.slow
 def test_a_capped_chunk_has_no_border_to_store(variables, quick):
     """A row alone needs no mark, so that it costs what its keys and values do."""
     module = make(tokens=1)

@@ -133,6 +133,7 @@ def test_all_chunks_chosen_is_the_sum_over_all(reader, run, quick):
     np.testing.assert_allclose(run(ENTRIES)[0], quick(dense)(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_contents_are_means_of_pieces():
     valid = np.array([[1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 1, 0], [0] * 6], bool)
     found = np.asarray(pieces(jnp.asarray(valid), 2))
@@ -142,6 +143,7 @@ def test_contents_are_means_of_pieces():
     assert not found[2].any()
 
 
+@pytest.mark.slow
 def test_with_as_many_vectors_as_tokens_the_states_are_kept(weights, quick):
     module = make(vectors=LENGTH)
 
@@ -180,6 +182,7 @@ def test_what_is_kept_has_no_gradient(kind, cut, weights, quick):
     assert bool(found[:6].any()) is not cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "causal"), [(HierarchicalChunkMemory, True), (AsksWithTheChunk, False)]
 )

@@ -72,6 +72,7 @@ def state(**leaves):
     return {**full(), TAIL: np.tile(TOKENS[:, 2], 1), **leaves}
 
 
+@pytest.mark.slow
 def test_recall_of_the_last_vector_is_rmt(draw, quick):
     """Nothing stands before a chunk, and one vector is remembered of each."""
     module = make(RecallsLast, vectors=1, prepended=0)
@@ -88,6 +89,7 @@ def test_recall_of_the_last_vector_is_rmt(draw, quick):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_the_published_probe_reads_the_tokens_that_it_is_scored_on(share, draw, quick):
     """T2r: it fails what the one on the chunk before passes."""
@@ -121,6 +123,7 @@ def two_tokens(leaves):
     return {**leaves, TAIL: leaves[TAIL][:, 2:]}
 
 
+@pytest.mark.slow
 def test_what_is_remembered_has_no_order(recall):
     run, _ = recall
     leaves = two_tokens(full())
@@ -141,6 +144,7 @@ def test_nothing_to_recall_is_the_learned_vectors(recall):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_one_remembered_vector_leaves_nothing_to_weigh(draw, quick):
     """The maps of the recall then have a gradient of exactly 0, and the tokens before a chunk
     reach it through that vector alone."""
@@ -164,6 +168,7 @@ def test_one_remembered_vector_leaves_nothing_to_weigh(draw, quick):
     assert np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_the_oldest_vectors_leave_a_full_state(draw, quick):
     module = make(prepended=1)
     variables, leaves = draw(module, TOKENS), two_tokens(full())
@@ -173,6 +178,7 @@ def test_the_oldest_vectors_leave_a_full_state(draw, quick):
     np.testing.assert_array_equal(after[TAIL], TOKENS[:, 1, 2:])
 
 
+@pytest.mark.slow
 def test_last_tokens_are_the_real_ones():
     tokens = np.arange(10, 18).reshape(2, 4)
     valid = np.array([[True, True, True, False], [False, False, False, True]])
@@ -180,6 +186,7 @@ def test_last_tokens_are_the_real_ones():
     assert last_tokens(tokens, valid, 5).tolist() == [[-1, -1, 10, 11, 12], [-1, -1, -1, -1, 17]]
 
 
+@pytest.mark.slow
 def test_recall_loss_is_nats_of_the_right_chunk():
     weights = np.array([[[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.5, 0.0]]])
     loss = recall_loss(jnp.asarray(weights), jnp.array([0]))

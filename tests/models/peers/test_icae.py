@@ -3,6 +3,7 @@ The common tests are in test_peer.py, the equality with the memory model in test
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 
 from memjax.config import Backbone, Model, match_rules
@@ -27,6 +28,7 @@ def read(model, vectors, task):
     return model.read(leaves, x, TEXT, REAL)
 
 
+@pytest.mark.slow
 def test_a_writer_without_adapters_is_the_language_model(draw, quick):
     """Its rows stand behind the text."""
 
@@ -42,6 +44,7 @@ def test_a_writer_without_adapters_is_the_language_model(draw, quick):
     assert np.array_equal(vectors, states)
 
 
+@pytest.mark.slow
 def test_vectors_stand_before_the_text_that_is_decoded(draw, quick):
     def run(model):
         vectors = model.encode(TOKENS[:, 0], REAL)[VECTORS]
@@ -55,6 +58,7 @@ def test_vectors_stand_before_the_text_that_is_decoded(draw, quick):
     np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_mark_of_a_task_changes_that_task_alone(draw, quick):
     def run(model):
         vectors = model.encode(TOKENS[:, 0], REAL)[VECTORS]

@@ -39,6 +39,7 @@ def inverted(draw, quick):
     return module, variables, program
 
 
+@pytest.mark.slow
 def test_a_vector_has_length_1_and_no_padding(inverted):
     _, _, program = inverted
     valid = np.broadcast_to(np.arange(LENGTH) < 3, TOKENS.shape)
@@ -54,6 +55,7 @@ def test_a_vector_has_length_1_and_no_padding(inverted):
     assert all(np.isfinite(x).all() for x in nothing)
 
 
+@pytest.mark.slow
 def test_a_round_corrects_the_hypothesis_of_the_one_before(inverted, quick):
     """Written out: its own vector, the difference, and its tokens."""
     module, variables, program = inverted
@@ -126,6 +128,7 @@ def test_the_embedder_has_no_gradient(inverted, quick):
     assert not {"embedder_embed", "embedder_backbone"} & some
 
 
+@pytest.mark.slow
 def test_entries_are_inverted_once(inverted, quick):
     """What the decoder reads is the same where the rows are there and where they are not."""
     module, variables, program = inverted

@@ -106,6 +106,7 @@ def shared(variables):
     return {"params": params}, {"params": {**theirs, "writer_backbone": params["backbone"]}}
 
 
+@pytest.mark.slow
 def test_what_is_stored_replaces_the_mask(states):
     """B.18 (1), A.8: the published pass over everything, with its mask."""
     stored, masked, blind = states
@@ -134,6 +135,7 @@ def test_all_that_came_before_is_a_causal_model(variables, quick):
     np.testing.assert_allclose(behind, plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gists_do_not_see_earlier_chunks(variables, quick):
     """B.18 (5): an entry has no gradient at tokens of the chunk before, and one at its own."""
     tokens = 6 + np.arange(2 * LENGTH).reshape(1, 2, LENGTH)

@@ -117,6 +117,7 @@ def embedded(model, chunks):
     return jnp.concatenate(parts, axis=1)
 
 
+@pytest.mark.slow
 def test_chunks_in_turn_are_one_pass_over_the_text(weights, quick):
     """Transformer-XL that keeps all tokens."""
     module, chunks = make(TransformerXL, 12), 3
@@ -130,6 +131,7 @@ def test_chunks_in_turn_are_one_pass_over_the_text(weights, quick):
     np.testing.assert_allclose(kept, once[:, -12:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_takes_every_token_in_once(weights, quick):
     """The sum of the lowest layer, whose keys never change, is that over all tokens up to the end
     of the second chunk: the third one has not been looked at yet."""
@@ -153,6 +155,7 @@ def test_a_row_takes_every_token_in_once(weights, quick):
         np.testing.assert_allclose(one[:, :LENGTH], other[:, :LENGTH], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_are_the_last_real_tokens(weights, quick):
     valid = REAL.copy()
     valid[0, 1] = valid[0, 3] = False
@@ -171,6 +174,7 @@ def test_rows_are_the_last_real_tokens(weights, quick):
     np.testing.assert_array_equal(leaves[ROWS][1, -4:], x[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "causal"), [(LaMemo, True), (LooksAhead, False)])
 def test_rows_that_attend_to_the_chunk_itself_are_seen(kind, causal, weights, quick):
     """T2 fails where a row looks at inputs behind the one that is scored."""

@@ -62,6 +62,7 @@ def read(larimar, leaves, queries, module=None, rngs=None):
     return np.asarray(applied(module, larimar[1], Larimar.recall, leaves, asked, rngs=rngs)[0])
 
 
+@pytest.mark.slow
 def test_items_up_to_the_number_of_slots_are_read_back(larimar):
     """B.14 test 1: fewer items than slots, without noise."""
     z = RNG.normal(size=(5, WIDTH))
@@ -71,6 +72,7 @@ def test_items_up_to_the_number_of_slots_are_read_back(larimar):
     np.testing.assert_allclose(read(larimar, leaves, z, finer), z, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("items", [4, 14])
 def test_a_read_is_a_projection_on_the_memory(larimar, items):
     """B.14 test 2, with fewer and with more items than slots: the rank law."""
@@ -86,6 +88,7 @@ def test_a_read_is_a_projection_on_the_memory(larimar, items):
     assert (np.abs(projected - z).max() < 1e-3) == (items <= SLOTS)
 
 
+@pytest.mark.slow
 def test_a_start_of_ones_makes_the_memory_a_projector(larimar):
     """B.14 test 4: as many slots as the width."""
     module, start = module_of(slots=WIDTH), np.eye(WIDTH, dtype=np.float32)
@@ -110,6 +113,7 @@ def test_the_prior_keeps_what_is_unwritten(larimar):
         np.testing.assert_allclose(found, wanted, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_order_of_writes_does_not_matter(draw, quick):
     """B.14 test 3; without marks of places, which differ by order on purpose."""
     module = module_of()
@@ -122,6 +126,7 @@ def test_the_order_of_writes_does_not_matter(draw, quick):
         assert not np.allclose(one[name][:, 1], other[name][:, 1])
 
 
+@pytest.mark.slow
 def test_the_iteration_squares_its_error(quick):
     """B.14 test 5; and a ridge of almost 0 gives the same."""
     x = RNG.normal(size=(2, 6, 9)).astype(np.float32)
@@ -144,6 +149,7 @@ def test_noise_needs_a_generator(larimar):
     assert np.abs(read(larimar, leaves, z, noisy, rngs) - quiet).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_weight_penalty_is_a_divergence():
     """It is 0 for a standard normal, and flat below the floor."""
     assert weight_penalty(jnp.zeros(SLOTS), 1.0) == 0

@@ -125,6 +125,7 @@ def test_rows_of_another_sequence_would_be_seen(variables, quick, kind):
     assert np.array_equal(run(TOKENS)[0], run(other)[0]) == (kind is LongMem)
 
 
+@pytest.mark.slow
 def test_the_language_model_writes_and_is_frozen(variables, quick):
     """What is stored depends on no weight of the side network, and never becomes stale."""
     kept = {

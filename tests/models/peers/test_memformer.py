@@ -23,6 +23,7 @@ def memformer(draw):
     return MODULE, draw(MODULE, TOKENS)
 
 
+@pytest.mark.slow
 def test_slots_do_not_see_one_another(memformer, quick):
     module, variables = memformer
 
@@ -35,6 +36,7 @@ def test_slots_do_not_see_one_another(memformer, quick):
     assert found[:, 0, :, :, 0].any()
 
 
+@pytest.mark.slow
 def test_slots_have_length_one(memformer, quick):
     module, variables = memformer
 
@@ -58,6 +60,7 @@ def test_nothing_is_forgotten_without_a_bias_and_without_text(memformer, quick):
     np.testing.assert_allclose(quick(write)(params), SOME, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_slots_have_no_order(memformer, quick):
     """Slots in another order, together with their biases, are read and written alike."""
     module, variables = memformer
@@ -79,6 +82,7 @@ def test_slots_have_no_order(memformer, quick):
     np.testing.assert_allclose(read, same, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_read_values_no_text_before_matters(memformer, quick):
     """T10: the memory is then of no use, and the scores are those of the control."""
     module, variables = memformer

@@ -102,6 +102,7 @@ class Lists:
         return self.long + self.short + self.working
 
 
+@pytest.mark.slow
 def test_lists_of_rows_have_the_same_memory(weights, quick):
     """Recalled rows, lives and counts, of two sequences that differ, over many steps."""
     module, rng = make(lifespan=4, depth=2), np.random.default_rng(3)
@@ -164,6 +165,7 @@ def folded(model, count):
     return model.at(model.fold(jnp.asarray(TOKENS[:, :count])), jnp.full(BATCH, count)).leaves
 
 
+@pytest.mark.slow
 def test_what_recalled_rows_gain_adds_up(weights, quick):
     """Alpha steps for each recalled row, and none for another."""
     module, valid = make(), REAL.copy()
@@ -228,6 +230,7 @@ def test_the_abstractor_learns_from_one_chunk(kind, same, weights, quick):
     assert np.allclose(one, other, rtol=1e-4, atol=1e-5) is same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "apart"), [(Memoria, True), (SharesRows, False)])
 def test_a_state_that_sequences_share_is_seen(kind, apart, weights, quick):
     """T9 fails where a sequence reads rows of another."""
@@ -238,6 +241,7 @@ def test_a_state_that_sequences_share_is_seen(kind, apart, weights, quick):
     assert np.array_equal(read(leaves, x)[1], read(other, x)[1]) is apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "causal"), [(Memoria, True), (AbstractsItself, False)])
 def test_a_working_memory_of_the_scored_chunk_is_seen(kind, causal, weights, quick):
     """T2r fails where it is made of the chunk itself."""

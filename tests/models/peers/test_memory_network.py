@@ -47,6 +47,7 @@ def without_ages(variables):
     return {"params": {**params, "ages": params["ages"] * 0}}
 
 
+@pytest.mark.slow
 def test_shares_of_words_are_the_published_encoding():
     words, width = 3, 4
     for j in range(1, words + 1):
@@ -66,6 +67,7 @@ def test_ages_count_the_facts_behind():
     assert older[filled].tolist() == [3, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adjacent", [True, False])
 def test_a_read_is_its_equations(adjacent, draw):
     """Tables of words and ages, softmax(u keys) values, and the question after each hop."""
@@ -111,6 +113,7 @@ def test_one_memory_has_no_gradient_at_the_keys(draw, quick):
     assert values[1].any()
 
 
+@pytest.mark.slow
 def test_order_matters_through_ages_alone(draw):
     module = module_of()
     variables = draw(module, TOKENS)
@@ -123,6 +126,7 @@ def test_order_matters_through_ages_alone(draw):
     assert not np.allclose(one, two, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ordered"), [("memn2n", True), ("memorynetworks", False)])
 def test_order_within_a_fact(name, ordered, draw):
     """A sum with shares has an order of words, a plain sum has none."""
@@ -143,6 +147,7 @@ def test_linear_scores_are_the_weights(draw):
     np.testing.assert_allclose(found, question + scores @ values, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_shared_hops_have_as_many_parameters(draw):
     def count(**dials):
         return sum(x.size for x in jax.tree.leaves(draw(module_of(**dials), TOKENS)))
@@ -152,6 +157,7 @@ def test_shared_hops_have_as_many_parameters(draw):
     assert count(hops=3) - count(hops=2) == table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["memn2n", "memorynetworks"])
 def test_without_hops_nothing_is_read(name, draw):
     module = module_of(name, hops=0)
@@ -161,6 +167,7 @@ def test_without_hops_nothing_is_read(name, draw):
     )
 
 
+@pytest.mark.slow
 def test_empty_memories_are_drawn_with_a_generator_alone(draw):
     module = module_of()
     variables = draw(module, TOKENS)
@@ -169,6 +176,7 @@ def test_empty_memories_are_drawn_with_a_generator_alone(draw):
     np.testing.assert_array_equal(one[:, 0], two[:, 0])
 
 
+@pytest.mark.slow
 def test_a_question_of_all_inputs_looks_ahead(draw):
     """T2r: the published question is a whole sentence, which the common test would refuse."""
 
@@ -194,6 +202,7 @@ def supervised(draw):
     return module, draw(module, TOKENS)
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_the_choice(draw, quick):
     """The maps of the choice have no gradient from what is decoded, but from the margin loss."""
     module, variables = supervised(draw)
@@ -229,6 +238,7 @@ def test_the_right_fact_by_a_margin_costs_nothing():
     np.testing.assert_allclose(margin_loss(scores, gold + 1, filled), 0.15, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scores_are_symmetric_where_the_roles_are(draw):
     module, variables = supervised(draw)
     params = variables["params"]

@@ -44,6 +44,7 @@ def written(module, chunks, **rngs):
     return run
 
 
+@pytest.mark.slow
 def test_a_write_reads_the_newest_rows_alone(draw, quick):
     module = made()
     variables = draw(module, TOKENS)
@@ -58,6 +59,7 @@ def test_a_write_reads_the_newest_rows_alone(draw, quick):
     assert gradient[:, :, -2:].any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_a_pool_of_one_write_is_a_recurrent_memory_of_every_layer(draw, quick):
     module = made(rows=2)
     variables = draw(module, TOKENS)
@@ -77,6 +79,7 @@ def test_a_pool_of_one_write_is_a_recurrent_memory_of_every_layer(draw, quick):
     assert gradient.any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_the_oldest_rows_leave_and_the_first_write_fills_the_pool(draw, quick):
     module = made()
     pool = quick(written(module, 4))(draw(module, TOKENS), TOKENS)[POOL]
@@ -89,6 +92,7 @@ def test_the_oldest_rows_leave_and_the_first_write_fills_the_pool(draw, quick):
     assert not np.isin(first, third).any()
 
 
+@pytest.mark.slow
 def test_a_row_survives_by_the_law(draw, quick):
     """(1 - K / n)^t, here 1 / 4 after 2 writes of half a pool."""
     module, keys, writes = made(), 500, 2
@@ -124,6 +128,7 @@ def test_every_write_draws_anew(draw, quick):
     assert len(np.unique(new[0, :, 0, 0])) == CHUNKS
 
 
+@pytest.mark.slow
 def test_without_rows_it_is_a_causal_language_model(draw, quick):
     module = made(sink=False)
     variables = draw(module, TOKENS)
@@ -140,6 +145,7 @@ def test_without_rows_it_is_a_causal_language_model(draw, quick):
     np.testing.assert_allclose(read, plain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_short_chunk_fills_up_with_the_newest_rows(draw, quick):
     module = made()
     variables, valid = draw(module, TOKENS), REAL.copy()
@@ -165,6 +171,7 @@ class Lasting(MemoryLLM):
         return new + leaves[POOL].mean(axis=2, keepdims=True)
 
 
+@pytest.mark.slow
 def test_the_gradient_shows_a_write_that_reads_old_rows(draw, quick):
     module = made()
     faulty = Lasting(MODEL, CHUNKS, VOCABULARY, dials=module.dials)

@@ -39,6 +39,7 @@ def none():
     return {PROMPT: zeros, CELL: zeros, VALID: np.zeros((BATCH, 1), bool)}
 
 
+@pytest.mark.slow
 def test_the_first_chunk_is_read_by_the_language_model_alone(variables, quick):
     """B.11 (1): what stands in the prompt does not matter, and the states are those without it."""
 

@@ -64,6 +64,7 @@ class AsksByTheMean(MPlus):
         return jnp.swapaxes(entering, 0, 1).mean(axis=2, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [MPlus, AsksByTheMean])
 def test_the_published_query_lets_later_inputs_choose(kind, variables, quick):
     """T2r fails for it: earlier inputs read another row."""
@@ -94,6 +95,7 @@ def test_rows_come_in_the_order_of_their_age(variables, quick):
     assert found[1:].tolist() == [[False, True]] * (BATCH - 1)
 
 
+@pytest.mark.slow
 def test_a_row_is_in_one_place(variables, quick):
     """In the pool, then in the store, and then nowhere; copies are never stored."""
     module = make(rows=4, vectors=2)
@@ -105,6 +107,7 @@ def test_a_row_is_in_one_place(variables, quick):
         assert (store >= 0).sum() == min(max(0, len(written) - 4), 4)
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_selector_teaches_its_maps_alone(variables, quick):
     relevant = np.arange(DIALS.stored) < 2
     relevant = np.broadcast_to(relevant, (BATCH, DIALS.stored))

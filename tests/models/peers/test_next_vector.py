@@ -36,6 +36,7 @@ def predicted(request, draw, quick):
     return program, program(TOKENS)
 
 
+@pytest.mark.slow
 def test_a_prediction_comes_from_the_chunks_before(predicted):
     program, (guess, target) = predicted
     assert guess.shape == (2, *target.shape)
@@ -52,6 +53,7 @@ def test_a_prediction_without_noise_is_one(predicted):
     np.testing.assert_allclose(guess[0], guess[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_makes_samples_and_latents_differ(draw, quick):
     """And without any noise an encoder is a function of its text."""
     module = module_of("calm")
@@ -68,6 +70,7 @@ def test_noise_makes_samples_and_latents_differ(draw, quick):
     assert np.array_equal(mean, latents)
 
 
+@pytest.mark.slow
 def test_a_generator_begins_at_nothing(quick):
     """Its last matrix is 0 before training, and the prediction too."""
     module, states = module_of("calm"), np.ones((1, 2, 16), np.float32)
@@ -107,6 +110,7 @@ def test_concepts_are_restored_as_they_were(draw):
     np.testing.assert_allclose(restored, vectors, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_decoder_reads_the_prediction_alone(draw, quick):
     """Where the prediction cannot differ, no earlier chunk reaches the decoder."""
     for name, last in (("calm", "sample"), ("lcm", "concept")):
@@ -166,6 +170,7 @@ def test_squared_errors_are_means_over_samples():
     assert next_vector_losses.squared_loss(samples, targets).tolist() == [2]
 
 
+@pytest.mark.slow
 def test_a_prediction_that_reads_more_inputs_is_seen(draw, quick):
     """T2r of the common tests fails where the last input takes the first one's place."""
     module = module_of("lcm")

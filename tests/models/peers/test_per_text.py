@@ -63,6 +63,7 @@ def test_cramming_with_one_vector_and_plain_steps_is_memory_tokens(draw, quick):
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_a_step_is_the_gradient_of_the_mean_nats(draw, quick):
     """One plain step against the loss of the language model, written out."""
     module = module_of("cramming", plain=True, steps=1, rate=0.5)
@@ -81,11 +82,13 @@ def test_a_step_is_the_gradient_of_the_mean_nats(draw, quick):
     np.testing.assert_allclose(written(quick, module, variables), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_texts_of_a_batch_are_optimised_alone(crammed):
     together, alone = crammed(), crammed(TOKENS[1:2], REAL[1:2])
     np.testing.assert_allclose(together[1:2], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_through_the_steps(draw, quick):
     """The gradient outside the vectors is exactly 0."""
     module = module_of("cramming")
@@ -147,6 +150,7 @@ def test_an_exact_text_is_left_as_it_is(draw, quick):
     assert np.array_equal((text == TOKENS).all(axis=1), exact)
 
 
+@pytest.mark.slow
 def test_a_write_that_shares_rows_is_seen(draw, quick):
     """T9 of the common tests fails where a text reads the others of its batch."""
     module = module_of("memorytokens", steps=1)

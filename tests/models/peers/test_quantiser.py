@@ -77,6 +77,7 @@ def test_a_loss_joins_a_gradient():
     assert (with_loss(2.0, 9.0), slope) == (2.0, 3.0 + 4.0)
 
 
+@pytest.mark.slow
 def test_a_reset_replaces_unused_codes():
     """B.5 test 5."""
     index = jnp.array([[0, 0], [1, 0]])
@@ -124,6 +125,7 @@ def test_a_book_of_all_vectors_is_mac(pair):
     assert len(set(leaves[INDEX].ravel().tolist())) == len(vectors)
 
 
+@pytest.mark.slow
 def test_a_book_of_equal_codes_holds_nothing(pair):
     """B.5 test 4: as with one code, later scores do not depend on what was written."""
     mbc, _, variables = pair
@@ -155,6 +157,7 @@ def test_in_training_the_book_learns(draw, quick):
     assert np.any(taught[1]["params"]["quantiser"]["book"])
 
 
+@pytest.mark.slow
 def test_a_state_holds_numbers_alone():
     """Also after a fold whose codes stood beside them."""
     module = module_of()

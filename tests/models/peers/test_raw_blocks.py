@@ -42,6 +42,7 @@ def last_states(module, variables, quick):
     return quick(lambda v: module.apply(v, method=run))(variables)
 
 
+@pytest.mark.slow
 def test_a_text_within_the_window_is_plain_attention(variables, quick):
     """B.23 (3) and A.8, bit by bit."""
     module, plain = make(), make_backbone(MODEL, STACK, LENGTH)
@@ -88,6 +89,7 @@ def choice(quick, key, number, query, **how):
     return run()[0, 0].astype(int).tolist()
 
 
+@pytest.mark.slow
 def test_the_first_rows_of_a_block_represent_it(quick):
     """The mean of their keys is the block's, and blocks have any size."""
     key, number = [1, 9, 2, 2, 2, 0], [0, 0, 1, 1, 1, 2]
@@ -98,6 +100,7 @@ def test_the_first_rows_of_a_block_represent_it(quick):
     assert choice(quick, key, number, [-1.0], first=True) == [[1, 1, 0, 0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_queries_before_a_token_choose_with_it(quick):
     """Their mean, over `piece` of them."""
     key, number, query = [1, 0, -1], [0, 1, 2], [3.0, -1.0, -1.0]
@@ -135,6 +138,7 @@ def test_a_choice_that_looks_ahead_is_seen(draw, quick, reader):
     assert same == (reader is BlockReader)
 
 
+@pytest.mark.slow
 def test_each_layer_stores_representatives_first(variables, quick):
     """Blocks hold the tokens of the chunk, in the order of their scores; padding comes last."""
     module, valid = make(), REAL.copy()

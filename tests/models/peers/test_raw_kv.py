@@ -65,6 +65,7 @@ def test_a_closed_gate_leaves_the_window_alone(variables, quick):
     np.testing.assert_allclose(*scores, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "qk_norm"), [(0, False), (1, True)])
 def test_all_rows_in_one_softmax_are_full_attention(draw, quick, heads, qk_norm):
     """B.23 (2) and A.8: of a position that stands where the stored ones do."""
@@ -85,6 +86,7 @@ def test_all_rows_in_one_softmax_are_full_attention(draw, quick, heads, qk_norm)
     np.testing.assert_allclose(*quick(both)(variables), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_query_reads_k_rows(draw, quick):
     """A row that no head chose has no influence, bit by bit; one that was chosen has."""
     module = TokenReader(STACK, jnp.float32, gated=True, rows=3, most=1)
@@ -100,6 +102,7 @@ def test_a_query_reads_k_rows(draw, quick):
     assert sum(changed) == 1
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_what_is_stored(variables, quick):
     """B.23 (7)."""
 
@@ -111,6 +114,7 @@ def test_no_gradient_reaches_what_is_stored(variables, quick):
     assert not any(leaf.any() for leaf in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 def test_a_capped_chunk_keeps_what_its_text_attends_to(entries):
     """In order, and as they are among all rows."""
     every, two = entries(), entries(tokens=2)
@@ -128,6 +132,7 @@ def test_a_capped_chunk_keeps_what_its_text_attends_to(entries):
     assert real.tolist() == [[True, True], [True, False]]
 
 
+@pytest.mark.slow
 def test_padding_is_no_row(entries):
     """Real tokens come first, wherever they stand, and the rest is empty."""
     right = entries(REAL & (np.arange(LENGTH) < 3))
@@ -136,6 +141,7 @@ def test_padding_is_no_row(entries):
     assert are_there(left[KEY], left[VALUE]).tolist() == [[True] * 3 + [False]] * BATCH
 
 
+@pytest.mark.slow
 def test_of_equal_scores_the_first_are_chosen():
     scores = jnp.asarray([[1.0, 2.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]])
     assert highest(scores, 2).tolist() == [[True, True, False, False]] * 2

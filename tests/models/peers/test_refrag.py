@@ -118,6 +118,7 @@ def test_one_more_expanded_piece_moves_no_other(variables, quick):
         assert (two == new).sum() == SPAN
 
 
+@pytest.mark.slow
 def test_the_least_likely_pieces_are_expanded(variables, write, quick):
     """By the nats of the decoder that reads the chunk alone; the first token counts for nothing."""
 
@@ -159,6 +160,7 @@ def test_padding_takes_part_in_no_piece(variables, write, quick):
     assert filled.sum(axis=1).tolist() == [3 if x == 0 else 2 for x in right[EXPANDED][:, 0]]
 
 
+@pytest.mark.slow
 def test_pieces_that_do_not_divide_a_chunk(variables, quick):
     """Three pieces of at most three tokens hold all eight."""
     entry = writer(make(vectors=3, expanded=3), variables, quick)(TEXTS, REAL)
@@ -219,6 +221,7 @@ def test_the_common_tests_find_a_choice_that_looks_ahead(variables, quick):
         assert np.array_equal(one, two) == sound
 
 
+@pytest.mark.slow
 def test_the_common_tests_find_a_shared_choice(variables, write, quick):
     """T9 would fail."""
     faulty = writer(make(ChoosesTogether), variables, quick)

@@ -42,6 +42,7 @@ def linear(x, weights):
     return x @ weights["kernel"] + weights.get("bias", 0)
 
 
+@pytest.mark.slow
 def test_one_head_without_gate_and_mlp_is_one_attention_layer(draw):
     """M' = LN(M + Att), softmax(q k / sqrt(F)) v over the slots and the input."""
     module = module_of(heads=1, head_width=WIDTH, mlp_layers=0, gate="none")
@@ -56,6 +57,7 @@ def test_one_head_without_gate_and_mlp_is_one_attention_layer(draw):
     np.testing.assert_allclose(last, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", ["unit", "memory"])
 def test_gates_that_keep_all_leave_the_state(gate, draw):
     module = module_of(gate=gate)
@@ -72,6 +74,7 @@ def test_gates_that_keep_all_leave_the_state(gate, draw):
     assert not np.allclose(run(module, variables)[0], STATES, atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_gate_is_the_published_mixture(draw):
     module = module_of(mlp_layers=0)
     variables = draw(module, CHUNKS)
@@ -85,6 +88,7 @@ def test_the_gate_is_the_published_mixture(draw):
     np.testing.assert_allclose(run(module, variables, x=X[:, :1])[0], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_slots_are_a_set(draw):
     """Permuted slots give permuted slots, and the output is all of them in their order."""
     module = module_of()
@@ -96,6 +100,7 @@ def test_slots_are_a_set(draw):
     assert last.shape == STATES.shape
 
 
+@pytest.mark.slow
 def test_slots_begin_apart(draw):
     """Slots that begin as the same vector stay so; the identity matrix sets them apart."""
     module = module_of()

@@ -36,6 +36,7 @@ def variables(draw):
     return draw(make(), TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_the_inverse_undoes_the_stack(variables, quick, dtype, close):
     """B.7 (1): in either order."""
@@ -100,6 +101,7 @@ def test_what_is_kept_whole_is_reconstructed(variables, quick):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_without_memory_the_reconstruction_is_that_of_no_text(variables, quick):
     """B.7 (4): bit by bit; with it, it is that of the text."""
 
@@ -158,6 +160,7 @@ def test_auxiliary_losses_reach_both_directions(variables, quick):
         assert all(np.any(leaf) for leaf in jax.tree.leaves(slopes["params"][name]))
 
 
+@pytest.mark.slow
 def test_padding_of_a_chunk_is_not_written(variables, quick):
     """Neither on the right nor on the left."""
     valid = np.broadcast_to(np.arange(LENGTH) < 3, REAL.shape)

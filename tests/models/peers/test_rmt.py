@@ -54,6 +54,7 @@ def test_truncation_stops_gradients_at_every_border(draw, quick):
     assert by_token[2].all() and by_first.all()
 
 
+@pytest.mark.slow
 def test_one_chunk_behind_one_vector_is_prompt_tuning(draw, quick):
     module = make(vectors=1)
     variables = draw(module, TOKENS)
@@ -71,6 +72,7 @@ def test_one_chunk_behind_one_vector_is_prompt_tuning(draw, quick):
     np.testing.assert_allclose(*both(TOKENS[:, 0], np.ones((1, LENGTH), bool)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_vectors_that_are_read_see_no_token_and_each_other(draw, quick):
     """At one shared position, permuting them permutes what leaves at them, and nothing else."""
     module = make(vectors=3)
@@ -94,6 +96,7 @@ def test_vectors_that_are_read_see_no_token_and_each_other(draw, quick):
     np.testing.assert_allclose(turned[:, 3:], plain[:, 3:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_vectors_see_themselves_and_what_is_before():
     seen = np.array([[True, True, True, False, True, True]])
     assert block_mask(seen, 2, 2)[0].astype(int).tolist() == [
@@ -106,6 +109,7 @@ def test_blocks_of_vectors_see_themselves_and_what_is_before():
     ]
 
 
+@pytest.mark.slow
 def test_weights_of_two_chunks_run_over_seven(draw, quick):
     short, long = make(chunks=2), make(chunks=7)
     variables, tokens = draw(short, TOKENS[:, :2]), np.resize(TOKENS, (1, 7, LENGTH))
@@ -115,6 +119,7 @@ def test_weights_of_two_chunks_run_over_seven(draw, quick):
     assert states.shape == (1, 8, 2, WIDTH) and np.isfinite(states).all()
 
 
+@pytest.mark.slow
 def test_a_state_that_rows_share_would_be_found(draw, quick):
     """The common test of independent sequences fails on it."""
     tokens = np.concatenate([TOKENS, TOKENS[:, ::-1]])

@@ -29,6 +29,7 @@ class SeesAll(ScalingRMT):
         return self.backbone(x, jnp.zeros(x.shape[:2], int), jnp.ones((1, 1, x.shape[1]), bool))
 
 
+@pytest.mark.slow
 def test_every_position_is_read_and_the_state_leaves_at_its_own(draw, quick):
     module = make()
     variables = draw(module, TOKENS)
@@ -46,6 +47,7 @@ def test_every_position_is_read_and_the_state_leaves_at_its_own(draw, quick):
     np.testing.assert_allclose(*both(TOKENS[:, 0]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_chunk_is_decoded_as_by_rmt_and_causally(draw, quick):
     module = make()
     variables = draw(module, TOKENS)

@@ -41,6 +41,7 @@ def scores(quick):
     return lambda variables, tokens=TOKENS: program(variables, tokens)
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_the_vector_of_a_retriever(variables, quick):
     """The encoder is a retriever's, part by part, so that a trained one can be named for it."""
     tokens = TOKENS[:, 0]
@@ -69,6 +70,7 @@ def test_the_retriever_has_no_gradient(variables, quick):
     assert np.any(slope["bridge_in"]["kernel"])
 
 
+@pytest.mark.slow
 def test_a_network_of_zeros_reads_a_constant(variables, scores):
     """B.20 test 3: scores do not depend on what was written."""
     other = TOKENS.copy()
@@ -82,6 +84,7 @@ def test_a_network_of_zeros_reads_a_constant(variables, scores):
         assert np.array_equal(one, two) == same
 
 
+@pytest.mark.slow
 def test_a_student_like_its_teacher_has_no_divergence():
     """B.20 test 2; and only the student has a gradient."""
     teacher, student = RNG.normal(size=(2, 3, VOCABULARY)).astype(np.float32)
