@@ -240,6 +240,7 @@ def test_a_config_survives_json_and_a_twin_is_the_published_form_of_its_variant(
             assert dataclasses.replace(twin, name=config.name) == as_published(config) != config
 
 
+@pytest.mark.slow
 def test_parameters_are_as_many_as_are_known():
     found = {key: count(resolved(*key[:2]))[key[2]] for key in PARAMETERS}
     assert found == PARAMETERS

@@ -127,6 +127,7 @@ def test_the_readme_is_short():
     assert len(text_of("README.md").splitlines()) <= 200
 
 
+@pytest.mark.slow
 def test_ten_lines_of_the_readme_run(drawn, monkeypatch, capsys):
     ((_, code),) = blocks("README.md", "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10

@@ -129,6 +129,7 @@ def test_the_environment_has_the_tested_versions():
     assert not other, "requirements.txt and .venv differ; run make clean, then make test"
 
 
+@pytest.mark.slow
 def test_no_other_framework_is_imported_or_declared(declared):
     script = IMPORT_EVERYTHING.format(foreign=FOREIGN)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

@@ -208,6 +208,7 @@ def test_a_memory_model_reads_the_same_store_by_blanks(
     )
 
 
+@pytest.mark.slow
 def test_a_memory_model_on_a_frozen_encoder_reconstructs_by_its_autoencoder(
     workdir, chunks, expected, tmp_path
 ):

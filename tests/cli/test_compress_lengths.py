@@ -166,6 +166,7 @@ def run(capsys, *args):
     return " ".join("".join(capsys.readouterr()).split())
 
 
+@pytest.mark.slow
 def test_commands_write_and_read_it(elastic, tmp_path, capsys):
     path, book, out = elastic / "stages" / "reading", elastic.parent / "book.txt", tmp_path / "out"
     how = f"--chunk_length={OWN}", "--vectors=2", "--dtype=float32"

@@ -75,6 +75,7 @@ def test_prompts_of_one_batch_have_memories_of_as_many_vectors(models):
         generator.generate(prompts, 3, memories=[one, two])
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_reads_it(elastic, tmp_path, capsys):
     book, out = elastic.parent / "book.txt", tmp_path / "book.store"
     path = str(elastic / "stages" / "reading")

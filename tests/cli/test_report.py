@@ -3,6 +3,7 @@ wrong input as one line."""
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -14,15 +15,22 @@ BOOK = "A memory holds what the chunk said. The decoder reads it in place of wor
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
 
-@pytest.fixture
-def files(made, tmp_path, monkeypatch):
-    """The working folder, with a text, its store and a stage of another encoder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "book.txt").write_text(BOOK)
+@pytest.fixture(scope="module")
+def written(made, tmp_path_factory):
+    """A text, its store and a stage of another encoder."""
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "book.txt").write_text(BOOK)
     model = memjax.load(made, "autoencoder")
-    model.compress(tmp_path / "book.txt").save(tmp_path / "book.store")
-    model.untrained(1).save(tmp_path / "other")
-    return tmp_path
+    model.compress(folder / "book.txt").save(folder / "book.store")
+    model.untrained(1).save(folder / "other")
+    return folder
+
+
+@pytest.fixture
+def files(written, tmp_path, monkeypatch):
+    """A copy of it, the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 def stage(made):

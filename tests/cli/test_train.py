@@ -379,6 +379,7 @@ def test_a_truncated_row_file_is_named(
     assert contents(workdir / "stages") == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_collection")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_cut_short_falls_back_to_the_last_whole_one_and_says_so(

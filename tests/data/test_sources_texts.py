@@ -100,6 +100,7 @@ def test_python_docs_are_large_sorted_and_the_same_again(monkeypatch):
     assert list(python_docs.__wrapped__()) == first
 
 
+@pytest.mark.slow
 def test_python_docs_tell_a_paragraph_once():
     paragraphs = [
         p.strip()

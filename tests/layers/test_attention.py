@@ -163,6 +163,7 @@ def test_constant_addresses_are_looked_for_by_place_alone(quick, draw, kv_heads)
     assert not np.isclose(value, value_2).all(axis=(0, 3)).any()
 
 
+@pytest.mark.quick_cases("2")
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_vectors_of_a_memory_at_one_place_have_keys_of_their_own(quick, kv_heads):
     """In a place head the bias of one vector is that of one per memory; the others' lie below."""

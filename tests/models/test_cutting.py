@@ -148,6 +148,7 @@ def test_an_autoencoder_is_trained_on_padded_chunks(draw, quick):
     assert np.array_equal(trained["reconstruction"].weight.reshape(chunks.shape), real)
 
 
+@pytest.mark.quick_cases("2")
 @pytest.mark.parametrize("own", [2, 4])
 def test_a_padded_chunk_is_read_as_the_short_one(reader, quick, own):
     padded = jnp.asarray(cut_at(ROWS, own))
@@ -193,6 +194,7 @@ def test_a_token_changes_no_loss_before_it(reader, quick):
         assert differs[row, 2:, :own].any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_losses_without_the_dial_are_those_of_today_and_with_it_others(reader, quick):
     cases = [(None, KEY), (0, KEY), (LENGTH, KEY), (2, KEY), (None, None), (2, None)]
 

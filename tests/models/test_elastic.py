@@ -171,6 +171,7 @@ def test_a_decoder_reads_a_store_of_fewer_vectors_as_it_was_trained(reader, quic
         assert changed.tolist() == [[False] + [True] * (CHUNKS - 1)] * 2
 
 
+@pytest.mark.quick_cases("causal")
 def test_vectors_that_are_dropped_reach_no_state_and_have_no_gradient(reader, quick):
     module, variables = reader
     memories = np.random.default_rng(3).normal(size=(2, CHUNKS, VECTORS_OF, 8)).astype(np.float32)
@@ -185,7 +186,7 @@ def test_vectors_that_are_dropped_reach_no_state_and_have_no_gradient(reader, qu
     assert ((gradient[:, :-1] != 0).any(axis=(1, 3)) == read).all()
 
 
-@pytest.mark.quick_cases("blind-1", "causal-3")
+@pytest.mark.quick_cases("causal-3")
 @pytest.mark.parametrize("kept", [1, 3])
 def test_generation_from_memories_of_fewer_vectors_appends_as_many(reader, quick, kept):
     """A memory that is appended token by token is one that was there from the start."""
@@ -247,6 +248,7 @@ def test_slots_have_all_vectors():
     assert message.startswith("config.stages.main.dials.fewest_vectors: 1, expected 0 with config")
 
 
+@pytest.mark.quick_cases("causal")
 def test_stored_memories_are_dropped_as_those_of_the_encoder(reader, quick):
     module, variables = reader
     key = jax.random.key(3)

@@ -87,6 +87,7 @@ def tree(model):
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
+@pytest.mark.quick_cases("token-mixer-mixer", "add-mixer-transformer")
 @pytest.mark.parametrize("decoder", KINDS)
 @pytest.mark.parametrize("encoder", KINDS)
 @pytest.mark.parametrize("combine", ["token", "embedding", "add"])

@@ -156,6 +156,7 @@ def test_a_checkpoint_of_another_place_in_the_order_is_refused(
         check_origin(run, "autoencoder", meta | {key: value}, "folder/8")
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_ends_the_stage_with_the_name_of_the_file(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

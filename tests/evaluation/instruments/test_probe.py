@@ -214,6 +214,7 @@ def test_a_uniform_predictor_has_the_nats_of_the_vocabulary(sets):
     )
 
 
+@pytest.mark.quick_cases("transformer")
 @pytest.mark.parametrize("backbone", ["mixer", "transformer"])
 def test_an_autoregressive_decoder_sees_earlier_tokens_and_no_later_ones(
     sets, draw, quick, backbone

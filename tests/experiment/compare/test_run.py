@@ -21,6 +21,7 @@ def example(config):
     return jnp.zeros((1, config.chunks, config.model.chunk_length), jnp.int32)
 
 
+@pytest.mark.quick_cases("memory_model", "mplus", "lstm", "reading")
 @pytest.mark.parametrize("name", names())
 def test_every_row_meets_the_budget_and_has_a_valid_config(name):
     config, stage = setting(name, SMALL)
