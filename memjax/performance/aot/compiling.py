@@ -111,12 +111,10 @@ def compile_program(
         traced = jitted.trace(*arguments)
         counted = counted_flops(traced.jaxpr) if program != "generate" else 0
         try:
-            lowered = traced.lower()
-            compiled = lowered.compile()
+            compiled, text = _compile(traced.lower())
         except jax.errors.JaxRuntimeError as error:
             problem, needed = _too_large(error, config, stage)
             return report(problem=problem, peak=needed, seconds=time.monotonic() - began)
-        text = _text(lowered, compiled)
     seconds, parsed = time.monotonic() - began, hlo.parse(text)
     memory, found = compiled.memory_analysis(), collectives(parsed)
     traffic, moved = total(found), hbm_bytes(parsed)
@@ -188,17 +186,18 @@ def _model_flops(programs: StagePrograms, program: str) -> float:
     return {"train": needed.total, "evaluate": needed.forward}.get(program, 0.0)
 
 
-def _text(lowered: Any, compiled: Any) -> str:
-    """Return the compiled program as text."""
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        # libtpu 0.0.51 cannot return programs for v5p that look up tokens on a SparseCore. It can
-        # write them to files: the whole program, and the parts split from it.
-        with tempfile.TemporaryDirectory() as folder:
-            lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-            files = Path(folder).rglob("*.after_optimizations.txt")
-            return max(files, key=lambda file: file.stat().st_size).read_text(encoding="utf-8")
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """Return the compiled program, and its text.
+
+    libtpu 0.0.51 cannot return the text of programs for v5p that look up tokens on a SparseCore. It
+    can write it to files: that of the whole program, and those of parts split from it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        files = Path(folder).rglob("*.after_optimizations.txt")
+        text = max(files, key=lambda file: file.stat().st_size).read_text(encoding="utf-8")
+    return compiled, text
 
 
 def _too_large(error: Exception, config: Config, stage: Stage) -> tuple[str, int]:
