@@ -61,6 +61,8 @@ SLICES = {"v5e-256": "data=4,fsdp=64", "v5p-128": "fsdp"}
 PRETRAINED = ("lora", "bridge", "bridge_only", "all", "no_memory")
 """Variants of configs/pretrained.py, with the prefix of this word in the tables."""
 PRETRAINED_MICROBATCHES = 4
+SLOTS_OF_THEIR_OWN = {"0888ff2", "4067aa6"}
+"""Commits at which chunks shared no prefix."""
 
 
 def v5e(chips: int) -> str:
@@ -142,7 +144,8 @@ def write_page(found: dict[str, Any]) -> None:
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         tables=rows,
         tokens_per_chip=TOKENS_PER_CHIP,
-        commits=sorted({one["commit"] for one in found.values()}),
+        commits=sorted({one["commit"] for one in found.values()} - SLOTS_OF_THEIR_OWN),
+        before=sorted({one["commit"] for one in found.values()} & SLOTS_OF_THEIR_OWN),
         main=MAIN,
         weak=WEAK,
     )
