@@ -4,7 +4,7 @@
     python docs/make_peers.py FOLDER --only=NAME,...  measure missing runs of these names alone
     python docs/make_peers.py FOLDER --steps=1        try the command, at the tiny scale
     python docs/make_peers.py --list                  list all rows
-    python docs/make_peers.py --page                  write the pages from the stored runs
+    python docs/make_peers.py --page                  write pages and statuses from the stored runs
 
 Runs are kept in FOLDER, outside the repository. Every finished run is in docs/peers.json and is
 skipped by the next call, so the command can be stopped at any time. The status of a row goes to
@@ -116,11 +116,14 @@ def main() -> None:
             print(f"{key}: {'measured' if key in found else 'missing'}")
         return
 
-    def keep(found: Mapping[str, Any]) -> None:
-        write(found, given.data)
+    def publish(found: Mapping[str, Any]) -> None:
         write_pages(found, given.page, "tiny" if given.steps else SCALE)
         if given.data == DATA:
             write_status(found)
+
+    def keep(found: Mapping[str, Any]) -> None:
+        write(found, given.data)
+        publish(found)
 
     if not given.page_alone:
         missing = [(key, "a run") for key in wanted if key not in found]
@@ -130,7 +133,7 @@ def main() -> None:
         )
         if failed:
             sys.exit(f"failed: {', '.join(failed)}. The next call runs them again.")
-    write_pages(found, given.page, "tiny" if given.steps else SCALE)
+    publish(found)
 
 
 if __name__ == "__main__":

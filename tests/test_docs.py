@@ -248,12 +248,14 @@ def test_a_page_with_numbers_is_that_of_its_template(script, tmp_path, monkeypat
     """And not edited by hand: the next run of its script would lose that."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "memjax" / "models" / "peers").mkdir(parents=True)
     arguments = [] if script.stem == "make_reproduction" else ["--page"]
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
     monkeypatch.setattr(sys, "path", [*sys.path])
     found = runpy.run_path(str(tmp_path / "docs" / script.name), run_name="__main__")
-    page = found["PAGE"].read_text(encoding="utf-8")
-    assert page == text_of(found["PAGE"].relative_to(tmp_path))
+    for name in {"PAGE", "STATUS"} & found.keys():
+        written = found[name].read_text(encoding="utf-8")
+        assert written == text_of(found[name].relative_to(tmp_path))
 
 
 def test_three_seeds_decide_the_status_of_a_peer():
