@@ -58,8 +58,8 @@ SIZES = (*(f"{size}-512x8" for size in scaling.DECODERS), "350m-512x32")
 READING = ("350m-reading-512x32", "350m-reading-512x256")
 SLICES = {"v5e-256": "data=4,fsdp=64", "v5p-128": "fsdp"}
 """The slices of most tables, with the mesh on each: parameters are split over 64 chips."""
-PRETRAINED = ("lora", "bridge", "bridge_only", "all", "no_memory")
-"""Variants of configs/pretrained.py, with the prefix of this word in the tables."""
+PRETRAINED = tuple(f"pretrained:{name}" for name in pretrained.VARIANTS if name != "small")
+"""Variants of configs/pretrained.py at full size."""
 PRETRAINED_MICROBATCHES = 4
 SLOTS_OF_THEIR_OWN = {"0888ff2", "4067aa6"}
 """Commits at which chunks shared no prefix."""
@@ -88,11 +88,10 @@ def on_slices(variants: Sequence[str], slices: Mapping[str, str] = SLICES) -> li
 
 def tables() -> dict[str, list[Entry]]:
     """Return the entries of the page by table."""
-    pretrained = [f"pretrained:{variant}" for variant in PRETRAINED]
     return {
         "sizes": on_slices(SIZES),
         "reading": on_slices(READING),
-        "pretrained": on_slices(pretrained, {"v5e-8": "fsdp"} | SLICES),
+        "pretrained": on_slices(PRETRAINED, {"v5e-8": "fsdp"} | SLICES),
         "weak": weak_scaling(),
         "meshes": [Entry(MAIN, "v5e-256"), Entry(MAIN, "v5e-256", SLICES["v5e-256"])],
         "programs": [
